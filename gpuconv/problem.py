@@ -156,6 +156,9 @@ class PoolProblem:
     ``"max_unpool"``. Adaptive and fractional pools have windows of their own, so `stride`, `pad_lo`, `pad_hi` and
     `dilation` are neutral there; an adaptive pool's `kernel` is its largest window, for costs alone. For ``max_unpool``
     `input_size` is the small side and `output_size` the large one.
+
+    Indices that go in or out are torch's, int64 positions in the input's plane, or with `offsets` small integers: the
+    tap ``(t R + r) S + s`` of the window, in `offset_dtype`.
     """
 
     op: str
@@ -180,11 +183,23 @@ class PoolProblem:
     divisor_override: int | None = None
     norm_type: float = 0.0
     return_indices: bool = False
+    offsets: bool = False
 
     @property
     def ndim(self) -> int:
         """Number of spatial dimensions."""
         return len(self.kernel)
+
+    @property
+    def offset_dtype(self) -> str:
+        """Smallest signed integer that holds every tap of a window."""
+        taps = prod(self.kernel)
+        return "int8" if taps <= 2**7 else "int16" if taps <= 2**15 else "int32"
+
+    @property
+    def index_dtype(self) -> str:
+        """Type of the indices that go in or out."""
+        return self.offset_dtype if self.offsets else "int64"
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -218,9 +233,9 @@ class PoolProblem:
 
     @property
     def min_bytes(self) -> int:
-        """Bytes that must move at least: the input read once, the result (and its int64 indices) written once."""
+        """Bytes that must move at least: the input read once, the result (and its indices) written once."""
         moved = (prod(self.x_shape) + prod(self.y_shape)) * itemsize(self.dtype)
-        return moved + (8 * prod(self.y_shape) if self.return_indices else 0)
+        return moved + (itemsize(self.index_dtype) * prod(self.y_shape) if self.return_indices else 0)
 
     @property
     def index64(self) -> bool:
