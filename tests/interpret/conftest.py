@@ -4,8 +4,10 @@ The gate runs a fifth of the long lists of cases and mutants, another fifth for 
 else; ``GPUCONV_TEST_FULL=1`` (``make test-full``) runs all of them.
 """
 
+import json
 import os
 import zlib
+from collections import Counter
 
 import pytest
 
@@ -31,3 +33,45 @@ def pytest_collection_modifyitems(config, items):
         (kept if in_part or not long else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_configure(config):
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        config.pluginmanager.register(KernelsLaunched(), "gpuconv-kernels-launched")
+
+
+class KernelsLaunched:
+    """Gathers what the OpInfo tests launched, in every worker, and fails a complete run that left out a kernel."""
+
+    def __init__(self):
+        self.launches, self.convs = Counter(), set()
+
+    def pytest_runtest_logreport(self, report):
+        properties = dict(report.user_properties)
+        if report.when == "teardown" and "launches" in properties:
+            self.convs.add(properties["conv"])
+            for kind, kernel, count in json.loads(properties["launches"]):
+                self.launches[kind, kernel] += count
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session):
+        if hasattr(session.config, "workerinput") or not self.complete():
+            return
+        from launches import unlaunched
+
+        if unlaunched(self.launches) and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter):
+        if self.launches:
+            from launches import table
+
+            terminalreporter.section("kernels launched by OpInfo's samples")
+            for line in table(self.launches):
+                terminalreporter.line(line)
+
+    def complete(self):
+        """Tell whether all six convolutions ran: a selection of tests may leave kernels out."""
+        from conv_samples import NAMES
+
+        return self.convs == set(NAMES)

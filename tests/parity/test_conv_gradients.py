@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_conv_opinfo import NAMES, op_info, transposed_samples
+from conv_samples import NAMES, op_info, transposed_samples
 from torch.autograd import gradcheck, gradgradcheck
 
 import gpuconv

@@ -8,62 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from conv_samples import NAMES, Arguments, check_with_gradients, op_info, samples, tensor
 from referee import check_against
-from torch.testing._internal.common_methods_invocations import op_db
 
 import gpuconv
 from gpuconv.testing import forbid_aten
 
-NAMES = [f"{family}{ndim}d" for family in ("conv", "conv_transpose") for ndim in (1, 2, 3)]
 CONVS = [name for name in NAMES if "transpose" not in name]
 TRANSPOSED = [name for name in NAMES if "transpose" in name]
 DTYPES = (
     torch.float32, torch.float64, torch.complex64, torch.complex128, torch.int64, torch.bfloat16, torch.float16,
 )  # fmt: skip
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def op_info(name: str) -> Any:
-    (found,) = [op for op in op_db if op.name == f"nn.functional.{name}"]
-    return found
-
-
-def samples(name: str, dtype: torch.dtype) -> Iterator[Arguments]:
-    """Yield OpInfo's samples, then ours."""
-    for sample in op_info(name).sample_inputs("cpu", dtype):
-        yield (sample.input, *sample.args), sample.kwargs
-    if "transpose" in name:
-        yield from transposed_samples(int(name[-2]), dtype)
-
-
-def tensor(dtype: torch.dtype, *shape: int) -> torch.Tensor:
-    return torch.testing.make_tensor(shape, dtype=dtype, device="cpu", low=-5, high=5)
-
-
-def transposed_samples(ndim: int, dtype: torch.dtype) -> Iterator[Arguments]:
-    """What OpInfo leaves out: every option at once, unbatched, empty batch, dilation beyond stride, output padding."""
-    size = (4, 3, 5)[:ndim]
-    for groups, kwargs in [
-        (1, {}),
-        (1, {"stride": 2, "output_padding": 1}),
-        (
-            2,
-            {
-                "stride": (3, 1, 2)[:ndim],
-                "padding": (1, 2, 0)[:ndim],
-                "output_padding": (2, 0, 1)[:ndim],
-                "dilation": 2,
-            },
-        ),
-        (1, {"dilation": 3, "output_padding": 2}),
-        (4, {"stride": (2,), "padding": (1,), "dilation": (2,), "output_padding": (1,)}),
-    ]:
-        for batch in ((2,), (), (0,)):
-            x = tensor(dtype, *batch, 4, *size)
-            w = tensor(dtype, 4, 3, *(3, 2, 3)[:ndim])
-            yield (x, w, tensor(dtype, 3 * groups)), {**kwargs, "groups": groups}
-            yield (x, w), {**kwargs, "groups": groups}
 
 
 def products(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -86,6 +41,15 @@ def test_samples(name: str, dtype: torch.dtype) -> None:
         check_against(theirs, ours, args, kwargs, products(name, args, kwargs) + 1)
         seen += 1
     assert seen >= 8
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_of_samples(name: str, dtype: torch.dtype) -> None:
+    """Results and first derivatives by every tensor, within the tolerance rule; second ones are in test_conv_gradients."""
+    torch.manual_seed(0)
+    for args, kwargs in samples(name, dtype):
+        check_with_gradients(name, args, kwargs, "numpy")
 
 
 def raised(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> type[Exception] | None:

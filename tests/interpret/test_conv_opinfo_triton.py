@@ -1,0 +1,45 @@
+"""PyTorch's own samples (OpInfo) with gradients through our kernels; the run ends with the kernels of each pass.
+
+The gate takes a third of the samples of each dtype, other ones under another Triton, and leaves out those that take
+more than a few seconds; ``GPUCONV_TEST_FULL=1`` takes all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import Counter
+
+import pytest
+import torch
+import triton
+from conv_samples import NAMES, check_with_gradients, interpreted_steps, samples
+from launches import convolution_kernels, recorded_launches, table, unlaunched
+
+DTYPES = (torch.float32, torch.float64)
+PARTS = 3
+MOST_STEPS = 300
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_with_gradients(name, dtype, full, record_property):
+    torch.manual_seed(0)
+    chosen = (zlib.crc32(triton.__version__.encode()) + DTYPES.index(dtype)) % PARTS
+    seen = 0
+    with recorded_launches() as launches:
+        for number, (args, kwargs) in enumerate(samples(name, dtype)):
+            if full or (number % PARTS == chosen and interpreted_steps(name, args, kwargs) <= MOST_STEPS):
+                check_with_gradients(name, args, kwargs, "triton")
+                seen += 1
+    assert seen >= 3
+    record_property("conv", name)
+    record_property("launches", json.dumps([[*key, count] for key, count in sorted(launches.items())]))
+
+
+def test_a_kernel_that_was_not_launched_is_named():
+    kernels = sorted(convolution_kernels())
+    launches = Counter({("fprop", kernel): 1 for kernel in kernels[1:]})
+    assert unlaunched(launches) == {kernels[0]} and table(launches)[-1] == f"unlaunched: {kernels[0]}"
+    launches["wgrad", kernels[0]] += 1
+    assert not unlaunched(launches) and table(launches)[-1] == "unlaunched: none"
