@@ -14,7 +14,7 @@ import pytest
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_*.py"]
 
-LONG_LISTS = ("test_matches_reference", "test_mutant_is_noticed")
+LONG_LISTS = ("test_matches_reference", "test_mutant_is_noticed", "test_gradcheck")
 PARTS = 5
 
 

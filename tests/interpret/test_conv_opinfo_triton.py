@@ -1,6 +1,6 @@
 """PyTorch's own samples (OpInfo) with gradients through our kernels; the run ends with the kernels of each pass.
 
-The gate takes a third of the samples of each dtype, other ones under another Triton, and leaves out those that take
+The gate takes a fifth of the samples of each dtype, other ones under another Triton, and leaves out those that take
 more than a few seconds; ``GPUCONV_TEST_FULL=1`` takes all of them.
 """
 
@@ -17,8 +17,8 @@ from conv_samples import NAMES, check_with_gradients, interpreted_steps, samples
 from launches import convolution_kernels, recorded_launches, table, unlaunched
 
 DTYPES = (torch.float32, torch.float64)
-PARTS = 3
-MOST_STEPS = 300
+PARTS = 5
+MOST_STEPS = 100
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -32,7 +32,7 @@ def test_samples_with_gradients(name, dtype, full, record_property):
             if full or (number % PARTS == chosen and interpreted_steps(name, args, kwargs) <= MOST_STEPS):
                 check_with_gradients(name, args, kwargs, "triton")
                 seen += 1
-    assert seen >= 3
+    assert seen >= 2
     record_property("conv", name)
     record_property("launches", json.dumps([[*key, count] for key, count in sorted(launches.items())]))
 

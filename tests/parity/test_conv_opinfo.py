@@ -46,7 +46,7 @@ def test_samples(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_of_samples(name: str, dtype: torch.dtype) -> None:
-    """Results and first derivatives by every tensor, within the tolerance rule; second ones are in test_conv_gradients."""
+    """Results and first derivatives by every tensor, within the tolerance rule."""
     torch.manual_seed(0)
     for args, kwargs in samples(name, dtype):
         check_with_gradients(name, args, kwargs, "numpy")
