@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -162,6 +163,11 @@ def is_torch(array: object) -> bool:
     return torch is not None and isinstance(array, torch.Tensor)
 
 
+@lru_cache(maxsize=4096)
+def _new_strides(shape: tuple[int, ...], memory_format: str) -> tuple[int, ...]:
+    return channels_last_strides(shape) if memory_format == CHANNELS_LAST else contiguous_strides(shape)
+
+
 class _TorchKind(ArrayKind):
     name = "torch"
 
@@ -179,8 +185,10 @@ class _TorchKind(ArrayKind):
 
     def empty(self, shape: Sequence[int], dtype: str, device: str, memory_format: str) -> Any:
         torch = sys.modules["torch"]
-        strides = channels_last_strides(shape) if memory_format == CHANNELS_LAST else contiguous_strides(shape)
-        return torch.empty_strided(tuple(shape), strides, dtype=getattr(torch, dtype), device=device)
+        shape = tuple(shape)
+        return torch.empty_strided(
+            shape, _new_strides(shape, memory_format), dtype=getattr(torch, dtype), device=device
+        )
 
     def to_numpy(self, array: Any) -> np.ndarray:
         torch = sys.modules["torch"]

@@ -134,10 +134,15 @@ def explaining() -> bool:
 
 def run(call: Call) -> Any:
     """Run `call` and return its result (without the batch axis that was added to unbatched input)."""
-    backend = forced_backend(call.backend)
     if explaining():
-        return _explanation(call.problem, backend)
-    plan = select(call.problem, backend)
+        return _explanation(call.problem, forced_backend(call.backend))
+    prepared = call.prepared
+    if prepared is None:
+        plan = select(call.problem, forced_backend(call.backend))
+    else:
+        if prepared.plan is None:
+            prepared.plan = select(call.problem, forced_backend(call.backend))
+        plan = prepared.plan
     recorded = _record.get()
     if recorded is not None:
         recorded.append(plan)

@@ -11,7 +11,8 @@ from typing import Any
 
 from .arrays import is_torch
 from .dispatch import run
-from .normalize_conv import Extras, conv_call, conv_transpose_call
+from .normalize_conv import Extras
+from .plan_cache import conv_call, conv_transpose_call
 
 __all__ = [
     "conv1d",

@@ -11,7 +11,8 @@ from typing import Any
 from .arrays import is_torch
 from .dispatch import run
 from .functional import Array, Ints, Padding
-from .normalize_conv import Extras, input_grad_call, weight_grad_call
+from .normalize_conv import Extras
+from .plan_cache import input_grad_call, weight_grad_call
 
 __all__ = [
     "conv1d_input_grad",

@@ -35,6 +35,7 @@ __all__ = [
     "geometry_of",
     "input_grad_call",
     "pads_of",
+    "result_formats",
     "sizes_of",
     "transposed_sizes",
     "weight_grad_call",
@@ -210,19 +211,25 @@ def _with_batch(kind: ArrayKind, array: Any, unbatched: bool) -> Any:
     return kind.add_batch(array) if unbatched and array is not None else array
 
 
-def formats_of(kind: ArrayKind, first: Any, unbatched: bool, weight: Any) -> tuple[str, str, str]:
-    """Return the formats of the first operand, the weight, and the result.
+def result_formats(
+    first: tuple[int, ...], first_strides: tuple[int, ...], second: tuple[int, ...], second_strides: tuple[int, ...]
+) -> tuple[str, str, str]:
+    """Return the formats of two operands, given by shapes and strides, and of their result.
 
-    The result is channels-last if either is. In 1-D only the weight decides, as in torch, which makes 1-D input
-    contiguous before it looks (``aten/src/ATen/native/Convolution.cpp``, ``_convolution``).
+    The result is channels-last if either is. In 1-D only the second, the weight, decides, as in torch, which makes 1-D
+    input contiguous before it looks (``aten/src/ATen/native/Convolution.cpp``, ``_convolution``).
     """
+    ours, others = memory_format(first, first_strides), memory_format(second, second_strides)
+    deciding = (others,) if len(first) == 3 else (ours, others)
+    return ours, others, CHANNELS_LAST if CHANNELS_LAST in deciding else CONTIGUOUS
+
+
+def formats_of(kind: ArrayKind, first: Any, unbatched: bool, weight: Any) -> tuple[str, str, str]:
+    """Return the formats of the first operand, the weight, and the result: :func:`result_formats` of arrays."""
     shape = kind.shape(first)
     strides = batched_strides(shape, kind.strides(first), unbatched)
     shape = (1, *shape) if unbatched else shape
-    ours = memory_format(shape, strides)
-    weights = memory_format(kind.shape(weight), kind.strides(weight))
-    deciding = (weights,) if len(shape) == 3 else (ours, weights)
-    return ours, weights, CHANNELS_LAST if CHANNELS_LAST in deciding else CONTIGUOUS
+    return result_formats(shape, strides, kind.shape(weight), kind.strides(weight))
 
 
 def _check_epilogue(

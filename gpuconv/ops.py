@@ -20,10 +20,11 @@ from torch.autograd import forward_ad
 from . import ops_traced
 from .config import forced_backend
 from .dispatch import explaining, run
-from .normalize_conv import Extras, conv_call, conv_transpose_call, input_grad_call, weight_grad_call
+from .normalize_conv import Extras
 from .ops_autograd import OPERANDS, PLAIN, apply
 from .ops_epilogue import compose
 from .ops_library import autocast
+from .plan_cache import conv_call, conv_transpose_call, input_grad_call, weight_grad_call
 from .problem import Call, ConvProblem
 
 __all__ = ["convolution", "input_gradient", "transposed_convolution", "weight_gradient"]

@@ -26,7 +26,7 @@ from torch.autograd import forward_ad
 
 from .arrays import TORCH
 from .dispatch import run
-from .normalize_conv import formats_of
+from .normalize_conv import result_formats
 from .ops_epilogue import per_channel
 from .ops_library import geometry_of, reached, run_problem
 from .ops_vmap import fold
@@ -52,27 +52,23 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 @lru_cache(maxsize=4096)
 def _describe(
-    problem: ConvProblem, kind: str, n: int, c: int, k: int, groups: int, formats: tuple[str, str, str], bias: bool
-) -> ConvProblem:
-    x, w, y = formats
-    return replace(
-        problem, op=_NAMES[kind].format(problem.ndim), kind=kind, n=n, c=c, k=k, groups=groups,
-        x_format=x, w_format=w, y_format=y, bias=bias,
-    )  # fmt: skip
-
-
-def _problem(problem: ConvProblem, kind: str, first: Tensor, second: Tensor, groups: int, bias: bool) -> ConvProblem:
-    """Return the problem of pass `kind` on its operands, with the axis letters and the geometry of `problem`."""
+    problem: ConvProblem, kind: str, groups: int, bias: bool,
+    first: tuple[int, ...], first_strides: tuple[int, ...], second: tuple[int, ...], second_strides: tuple[int, ...],
+) -> ConvProblem:  # fmt: skip
+    """Return the problem of pass `kind` on operands of these shapes, with the geometry of `problem`."""
+    ours, others, results = result_formats(first, first_strides, second, second_strides)
     if kind == "fprop":
-        n, c, k = first.shape[0], first.shape[1], second.shape[0]
-        x, w, y = formats_of(TORCH, first, False, second)
+        c, k, formats = first[1], second[0], (ours, others, results)
     elif kind == "wgrad":
-        n, c, k = first.shape[0], first.shape[1], second.shape[1]
-        y, x, w = formats_of(TORCH, second, False, first)
+        # The output's gradient comes first where formats are decided, as in the function that a user calls.
+        ours, others, results = result_formats(second, second_strides, first, first_strides)
+        c, k, formats = first[1], second[1], (others, results, ours)
     else:
-        n, c, k = first.shape[0], second.shape[1] * groups, second.shape[0]
-        y, w, x = formats_of(TORCH, first, False, second)
-    return _describe(problem, kind, n, c, k, groups, (x, w, y), bias)
+        c, k, formats = second[1] * groups, second[0], (results, others, ours)
+    return replace(
+        problem, op=_NAMES[kind].format(problem.ndim), kind=kind, n=first[0], c=c, k=k, groups=groups,
+        x_format=formats[0], w_format=formats[1], y_format=formats[2], bias=bias,
+    )  # fmt: skip
 
 
 def bilinear(
@@ -89,8 +85,8 @@ def bilinear(
     `backend` is what the user forced, ``"auto"`` for nothing: context variables are lost on autograd's threads.
     """
     groups = problem.groups if groups is None else groups
-    described = _problem(problem, kind, first, second, groups, bias is not None)
-    return apply(described, backend, first, second, bias)
+    operands = (first.shape, first.stride(), second.shape, second.stride())
+    return apply(_describe(problem, kind, groups, bias is not None, *operands), backend, first, second, bias)
 
 
 def apply(problem: ConvProblem, backend: str, first: Tensor, second: Tensor, bias: Tensor | None) -> Tensor:

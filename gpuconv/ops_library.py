@@ -27,10 +27,11 @@ from torch.autograd.function import _SingleLevelFunction
 from . import shapes
 from .config import forced_backend
 from .dispatch import run
-from .normalize_conv import Extras, conv_call, conv_transpose_call, input_grad_call, weight_grad_call
+from .normalize_conv import Extras
 from .ops_epilogue import compose, per_channel, steps
 from .ops_fake import fake_dgrad, fake_fprop, fake_wgrad
 from .ops_vmap import fold
+from .plan_cache import conv_call, conv_transpose_call, input_grad_call, weight_grad_call
 from .problem import ConvProblem
 
 __all__ = ["Geometry", "autocast", "dgrad", "fprop", "geometry_of", "reached", "records", "run_problem", "wgrad"]

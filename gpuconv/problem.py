@@ -9,18 +9,21 @@ result is ``x``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Any
 
 from .arrays import ArrayKind
 
-__all__ = ["Call", "ConvProblem", "PoolProblem", "Problem", "itemsize"]
+__all__ = ["Call", "ConvProblem", "PoolProblem", "Prepared", "Problem", "itemsize"]
 
 _ITEMSIZE = {
     "bool": 1, "uint8": 1, "int8": 1, "int16": 2, "uint16": 2, "float16": 2, "bfloat16": 2, "int32": 4, "uint32": 4,
     "float32": 4, "complex32": 4, "int64": 8, "uint64": 8, "float64": 8, "complex64": 8, "complex128": 16,
 }  # fmt: skip
+
+
+_RESULTS = {"fprop": "y", "dgrad": "x", "wgrad": "w", "transposed": "x"}
 
 
 def itemsize(dtype: str) -> int:
@@ -63,6 +66,15 @@ class ConvProblem:
     scale: bool = False
     shift: bool = False
     precision: str = "ieee"
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Problems are keys of caches on the path of every call, and most of the cost of a look-up is this number.
+        values = tuple([getattr(self, f.name) for f in fields(self) if f.compare])
+        object.__setattr__(self, "_hash", hash(values))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def ndim(self) -> int:
@@ -87,12 +99,13 @@ class ConvProblem:
     @property
     def result(self) -> str:
         """Which of ``x``, ``w`` and ``y`` this pass computes."""
-        return {"fprop": "y", "dgrad": "x", "wgrad": "w", "transposed": "x"}[self.kind]
+        return _RESULTS[self.kind]
 
     @property
     def result_shape(self) -> tuple[int, ...]:
         """Shape of the result."""
-        return {"y": self.y_shape, "x": self.x_shape, "w": self.w_shape}[self.result]
+        result = self.result
+        return self.y_shape if result == "y" else self.x_shape if result == "x" else self.w_shape
 
     @property
     def result_format(self) -> str:
@@ -265,6 +278,22 @@ Problem = ConvProblem | PoolProblem
 
 
 @dataclass(slots=True)
+class Prepared:
+    """What the plan cache keeps of a call: all but its arrays.
+
+    `plan` is put in by the dispatcher when the call runs first, `memo` is for the plan's solver: what it derives from
+    the strides of the arrays, for example.
+    """
+
+    problem: Problem
+    kind: ArrayKind
+    unbatched: bool
+    backend: str
+    plan: Any = None
+    memo: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Call:
     """One call on its way: the problem, its arrays (with a batch axis, by name) and how to hand the result back.
 
@@ -278,6 +307,7 @@ class Call:
     unbatched: bool = False
     backend: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    prepared: Prepared | None = None
 
 
 def _dims(sizes: tuple[int, ...]) -> str:

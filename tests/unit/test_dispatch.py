@@ -16,6 +16,7 @@ import torch
 import gpuconv
 from gpuconv import dispatch
 from gpuconv.backends.base import Backend, Plan, Solver
+from gpuconv.plan_cache import CACHE
 from gpuconv.problem import Call, ConvProblem, Problem
 
 REPO = Path(__file__).resolve().parents[2]
@@ -154,12 +155,14 @@ class FakeBackend(Backend):
 def install(monkeypatch: pytest.MonkeyPatch) -> Iterator:
     """Replace the backends for one test."""
     dispatch._plan.cache_clear()
+    CACHE.clear()
 
     def replace(*backends: FakeBackend) -> None:
         monkeypatch.setattr(dispatch, "backends", lambda: {backend.name: backend for backend in backends})
 
     yield replace
     dispatch._plan.cache_clear()
+    CACHE.clear()
 
 
 def test_lowest_estimate_of_the_first_backend_wins(install) -> None:
