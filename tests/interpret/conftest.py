@@ -49,7 +49,7 @@ class KernelsLaunched:
     def pytest_runtest_logreport(self, report):
         properties = dict(report.user_properties)
         if report.when == "teardown" and "launches" in properties:
-            self.convs.add(properties["conv"])
+            self.convs.add(properties.get("conv"))
             for kind, kernel, count in json.loads(properties["launches"]):
                 self.launches[kind, kernel] += count
 
@@ -74,4 +74,4 @@ class KernelsLaunched:
         """Tell whether all six convolutions ran: a selection of tests may leave kernels out."""
         from conv_samples import NAMES
 
-        return self.convs == set(NAMES)
+        return self.convs >= set(NAMES)

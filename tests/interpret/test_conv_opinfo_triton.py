@@ -37,6 +37,26 @@ def test_samples_with_gradients(name, dtype, full, record_property):
     record_property("launches", json.dumps([[*key, count] for key, count in sorted(launches.items())]))
 
 
+SIXTEEN_BITS = {"conv2d": (16, 8), "conv_transpose2d": (16, 8), "conv3d": (8, 16)}
+
+
+@pytest.mark.parametrize("last", (False, True), ids=("contiguous", "channels_last"))
+@pytest.mark.parametrize("name", SIXTEEN_BITS)
+def test_sixteen_bit_sample_with_gradients(name, last, record_property, torch_rng):
+    """OpInfo's samples have few channels: these have as many as 16-bit paths of their own ask for."""
+    ndim = int(name[-2])
+    first, second = SIXTEEN_BITS[name]
+    x = torch.randn(1, first, *(4,) * ndim, generator=torch_rng).half()
+    w = torch.randn(
+        *((first, second) if "transpose" in name else (second, first)), *(3, 2, 2)[:ndim], generator=torch_rng
+    ).half()
+    if last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    with recorded_launches() as launches:
+        check_with_gradients(name, (x, w, torch.ones(second).half()), {"padding": 1}, "triton")
+    record_property("launches", json.dumps([[*key, count] for key, count in sorted(launches.items())]))
+
+
 def test_a_kernel_that_was_not_launched_is_named():
     kernels = sorted(convolution_kernels())
     launches = Counter({("fprop", kernel): 1 for kernel in kernels[1:]})
