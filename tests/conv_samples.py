@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -75,24 +75,24 @@ def interpreted_steps(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _with_gradients(
-    fn: Callable[..., torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[..., torch.Tensor]
+    fn: Callable[..., torch.Tensor], args: Sequence[Any], kwargs: dict[str, Any], change: Callable[..., torch.Tensor]
 ) -> list[torch.Tensor]:
     """Return the result and its gradient by each tensor, of operands and of a result gradient that `change` maps."""
     leaves = [change(a).detach().requires_grad_() if isinstance(a, torch.Tensor) else a for a in args]
     y = fn(*leaves, **kwargs)
-    seed = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).to(args[0].dtype).reshape(y.shape)
+    seed = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).to(args[0].dtype).to(y.device).reshape(y.shape)
     inputs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     return [y.detach(), *torch.autograd.grad(y, inputs, change(seed))]
 
 
-def check_with_gradients(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], backend: str) -> None:
+def check_with_gradients(name: str, args: Sequence[Any], kwargs: dict[str, Any], backend: str, **extra: Any) -> None:
     """Check the result and its gradients by every tensor against torch's own in float64, by the tolerance rule.
 
     Ours run on `backend` and nothing else, with every aten convolution forbidden.
     """
     ours = getattr(gpuconv, name)
     with forbid_aten(), record_plans() as plans:
-        found = _with_gradients(ours, args, {**kwargs, "backend": backend}, torch.clone)
+        found = _with_gradients(ours, args, {**kwargs, **extra, "backend": backend}, torch.clone)
     lengths = {plan.problem.kind: plan.problem.reduction_length for plan in plans}
     forward, by_input = ("transposed", "fprop") if "transpose" in name else ("fprop", "dgrad")
     assert set(lengths) == {forward, by_input, "wgrad"}
@@ -100,8 +100,9 @@ def check_with_gradients(name: str, args: tuple[Any, ...], kwargs: dict[str, Any
     y = found[0]
     products = [lengths[forward] + 1, lengths[by_input], lengths["wgrad"], y.numel()]
     theirs = getattr(torch.nn.functional, name)
+    args = [arg.cpu() if isinstance(arg, torch.Tensor) else arg for arg in args]
     reference = _with_gradients(theirs, args, kwargs, torch.Tensor.double)
     magnitude = _with_gradients(theirs, args, kwargs, lambda t: t.double().abs())
     dtype = str(args[0].dtype).removeprefix("torch.")
     for actual, expected, size, length in zip(found, reference, magnitude, products):
-        numerics.assert_close(actual.numpy(), expected.numpy(), size.numpy(), dtype, length)
+        numerics.assert_close(*(t.cpu().numpy() for t in (actual, expected, size)), dtype, length)
