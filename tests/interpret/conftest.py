@@ -14,7 +14,13 @@ import pytest
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_*.py"]
 
-LONG_LISTS = ("test_matches_reference", "test_mutant_is_noticed", "test_gradcheck")
+LONG_LISTS = (
+    "test_matches_reference",
+    "test_mutant_is_noticed",
+    "test_gradcheck",
+    "test_gradcheck_of_padding_modes",
+    "test_gradcheck_in_full",
+)
 PARTS = 5
 
 
