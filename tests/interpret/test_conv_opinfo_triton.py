@@ -18,7 +18,7 @@ from launches import convolution_kernels, recorded_launches, table, unlaunched
 
 DTYPES = (torch.float32, torch.float64)
 PARTS = 5
-MOST_STEPS = 100
+MOST_STEPS = 250
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -37,23 +37,24 @@ def test_samples_with_gradients(name, dtype, full, record_property):
     record_property("launches", json.dumps([[*key, count] for key, count in sorted(launches.items())]))
 
 
-SIXTEEN_BITS = {"conv2d": (16, 8), "conv_transpose2d": (16, 8), "conv3d": (8, 16)}
+SIXTEEN_BITS = {
+    "conv1d": ((8, 16, 82), (8, 16, 17)),  # long enough that both reductions are split
+    "conv2d": ((1, 16, 4, 4), (8, 16, 3, 2)),
+    "conv_transpose2d": ((1, 16, 4, 4), (16, 8, 3, 2)),
+    "conv3d": ((1, 8, 4, 4, 4), (16, 8, 3, 2, 2)),
+}
 
 
 @pytest.mark.parametrize("last", (False, True), ids=("contiguous", "channels_last"))
 @pytest.mark.parametrize("name", SIXTEEN_BITS)
 def test_sixteen_bit_sample_with_gradients(name, last, record_property, torch_rng):
-    """OpInfo's samples have few channels: these have as many as 16-bit paths of their own ask for."""
-    ndim = int(name[-2])
-    first, second = SIXTEEN_BITS[name]
-    x = torch.randn(1, first, *(4,) * ndim, generator=torch_rng).half()
-    w = torch.randn(
-        *((first, second) if "transpose" in name else (second, first)), *(3, 2, 2)[:ndim], generator=torch_rng
-    ).half()
+    """OpInfo's samples are small: these have as many channels as 16-bit paths of their own ask for."""
+    x, w = (torch.randn(shape, generator=torch_rng).half() for shape in SIXTEEN_BITS[name])
+    bias = torch.ones(w.shape[1 if "transpose" in name else 0]).half()
     if last:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     with recorded_launches() as launches:
-        check_with_gradients(name, (x, w, torch.ones(second).half()), {"padding": 1}, "triton")
+        check_with_gradients(name, (x, w, bias), {"padding": 1}, "triton")
     record_property("launches", json.dumps([[*key, count] for key, count in sorted(launches.items())]))
 
 
