@@ -36,6 +36,7 @@ __all__ = [
     "packed_weights",
     "partial_sums",
     "reach",
+    "workspace_parts",
 ]
 
 _PROGRAMS = 132
@@ -68,15 +69,25 @@ def _bytes(part: tuple[str, int]) -> int:
     return itemsize(dtype) * elements
 
 
+def workspace_parts(problem: ConvProblem, config: Mapping[str, int]) -> dict[str, tuple[str, int]]:
+    """Return dtype and number of elements of each tensor that the workspace consists of, by name."""
+    parts = {"packed": packed_weights(problem)} if config.get("packed") else {}
+    splits = config.get("splits", 1)
+    return parts | ({"partial": partial_sums(problem, splits)} if splits > 1 else {})
+
+
 def _packs(problem: ConvProblem) -> bool:
     """Tell whether weights are packed: 16-bit ones that would be read 2 bytes at a time, and packed, 16.
 
-    Weights of one tap lie K x C/G already. Where C/G is no multiple of 8, rows of packed weights start anywhere.
+    Weights of one tap lie K x C/G already. Where C/G is no multiple of 8, rows of packed weights start anywhere; where
+    it is not one of 16, what the compiler knows of it (see :func:`divide_by_eight`) depends on x too.
     """
     c = problem.c // problem.groups
     in_rows = problem.w_format == CHANNELS_LAST or prod(problem.kernel) == 1
-    fits = _bytes(packed_weights(problem)) <= workspace_limit()
-    return itemsize(problem.dtype) == 2 and not in_rows and c > 0 and c % 8 == 0 and fits
+    if itemsize(problem.dtype) != 2 or in_rows or c == 0:
+        return False
+    unit = 8 if problem.x_format == CHANNELS_LAST else 16
+    return c % unit == 0 and _bytes(packed_weights(problem)) <= workspace_limit()
 
 
 def _tile(problem: ConvProblem, packed: bool) -> dict[str, int]:
@@ -85,7 +96,9 @@ def _tile(problem: ConvProblem, packed: bool) -> dict[str, int]:
     w_rows = packed or problem.w_format == CHANNELS_LAST or prod(problem.kernel) == 1
     innermost = problem.x_format == problem.y_format == CHANNELS_LAST and w_rows
     vector = innermost and c % 8 == 0 and k % 8 == 0
-    return choose_tile(problem, (problem.n * prod(problem.output_size), k, c), vector)
+    tile = choose_tile(problem, (problem.n * prod(problem.output_size), k, c), vector)
+    # Only weights are copied asynchronously then; x comes through registers, which a third stage would take.
+    return tile | {"num_stages": 2} if packed and not innermost else tile
 
 
 def _steps(problem: ConvProblem, config: Mapping[str, int]) -> int:
@@ -165,7 +178,6 @@ def fprop_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
         "PADDING_MODE": problem.padding_mode,
         "INDEX64": bool(config.get("INDEX64")) or wide,
         "TAP_BITS": problem.padding_mode == "zeros" and prod(problem.kernel) <= 32,
-        "CHANNEL_OUTER": bool(config.get("channel_outer")),
     }
     _units(arguments)
     return arguments | {name: config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M")}
@@ -203,7 +215,7 @@ def fprop_sum_arguments(problem: ConvProblem, strides: Strides, config: Mapping[
 class FpropImplicitGemm(TritonConv):
     """General forward convolution: pointer loads, any strides, every floating dtype.
 
-    Its plan may have up to three launches: weights packed, the GEMM, and the sum of its splits.
+    A plan is one launch, to which two small ones may come: before it, weights are packed; after it, splits are added.
     """
 
     id = "triton.conv.fprop.implicit_gemm"
@@ -212,16 +224,16 @@ class FpropImplicitGemm(TritonConv):
     def plan(self, problem: Problem) -> Plan:
         assert isinstance(problem, ConvProblem)
         packed = _packs(problem)
-        config = _tile(problem, packed) | {"packed": packed, "channel_outer": prod(problem.kernel) > 1}
+        config: dict[str, int] = _tile(problem, packed) | {"packed": packed}
         room = workspace_limit() - (_bytes(packed_weights(problem)) if packed else 0)
         config["splits"] = _splits(problem, config, room)
         planned = fprop_arguments(problem, format_strides(problem), config)
         config |= {"unit_c": planned["UNIT_C"], "unit_k": planned["UNIT_K"]}
-        return Plan(self, problem, sum(map(_bytes, _parts(problem, config).values())), config)
+        return Plan(self, problem, sum(map(_bytes, workspace_parts(problem, config).values())), config)
 
     def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:
         assert isinstance(plan.problem, ConvProblem)
-        return _parts(plan.problem, plan.config)
+        return workspace_parts(plan.problem, plan.config)
 
     def launch(self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int]) -> None:
         from ..kernels.tl import conv_fprop
@@ -260,12 +272,6 @@ class FpropImplicitGemm(TritonConv):
         pointers = {name: tensors[name] for name in ("partial", "y", *VECTORS, "residual")}
         grid = (-(-arguments["rows"] // arguments["BLOCK_M"]) * -(-problem.k // arguments["BLOCK_N"]),)
         launch_kernel(problem, kernel, grid, pointers, arguments, _SMALL_PASS)
-
-
-def _parts(problem: ConvProblem, config: Mapping[str, int]) -> dict[str, tuple[str, int]]:
-    """Return dtype and number of elements of each tensor in the workspace, by name."""
-    parts = {"packed": packed_weights(problem)} if config["packed"] else {}
-    return parts | ({"partial": partial_sums(problem, config["splits"])} if config["splits"] > 1 else {})
 
 
 SOLVERS: tuple[Solver, ...] = (FpropImplicitGemm(),)

@@ -11,8 +11,7 @@ def _repr(specialization):
     c = specialization.constants
     taps = f"{c['T']}x{c['R']}x{c['S']}"
     tile = f"{c['BLOCK_M']}x{c['BLOCK_N']}x{c['BLOCK_K']}"
-    order = "_channel_outer" if c["CHANNEL_OUTER"] else ""
-    return f"_conv_fprop_implicit_gemm_kernel_{taps}_{tile}{order}_i{64 if c['INDEX64'] else 32}"
+    return f"_conv_fprop_implicit_gemm_kernel_{taps}_{tile}_i{64 if c['INDEX64'] else 32}"
 
 
 def _launch_metadata(grid, kernel, args):
@@ -84,7 +83,6 @@ def _conv_fprop_implicit_gemm_kernel(
     ACC_DTYPE: tl.constexpr,
     INDEX64: tl.constexpr,
     TAP_BITS: tl.constexpr,
-    CHANNEL_OUTER: tl.constexpr,
     UNIT_C: tl.constexpr,
     UNIT_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -94,9 +92,9 @@ def _conv_fprop_implicit_gemm_kernel(
 ):
     """Compute y = activation((conv(x, w) + bias) * scale + shift + residual), or one partial sum of conv per split.
 
-    GEMM view, for each group: rows M = N O P Q, columns N = K/G, reduction T R S C/G in that order, or with
-    CHANNEL_OUTER in chunks of BLOCK_K channels and all taps of one chunk before the next. The reduction is cut into
-    consecutive splits of `steps_per_split` steps, a step being BLOCK_K channels of one tap.
+    GEMM view, for each group: rows M = N O P Q, columns N = K/G, reduction C/G T R S in steps of BLOCK_K channels of
+    one tap. All taps of a chunk of channels come before the next chunk: they read much the same of x, and a step is
+    taken apart by constants. Splits are consecutive runs of `steps_per_split` steps.
     Tensors: x [N, C, D, H, W], w [K, C/G, T, R, S], y [splits, N, K, O, P, Q], residual [N, K, O, P, Q], each by
     strides in elements (1-D and 2-D have leading axes of size 1); bias, scale, shift [K] or None. Dtypes: x, w and
     vectors of one floating type; products are summed in ACC_DTYPE and rounded once, at the store, to the type of y,
@@ -159,12 +157,8 @@ def _conv_fprop_implicit_gemm_kernel(
 
     accumulator = tl.zeros([BLOCK_M, BLOCK_N], ACC_DTYPE)
     for step in range(first, last):
-        if CHANNEL_OUTER:
-            chunk = step // (T * R * S)
-            tap = step - chunk * (T * R * S)
-        else:
-            tap = step // chunks
-            chunk = step - tap * chunks
+        chunk = step // (T * R * S)
+        tap = step - chunk * (T * R * S)
         channels = chunk * BLOCK_K + depth  # [BLOCK_K]
         t = tap // (R * S)
         r = tap // S % R

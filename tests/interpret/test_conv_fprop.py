@@ -14,6 +14,7 @@ from fprop_cases import (
     all_cases,
     as_numpy,
     check_case,
+    config_of,
     launch,
     orders_of,
     tiles,
@@ -42,7 +43,7 @@ def test_cases_have_several_ragged_tiles():
     """At least three tiles of rows, three of columns (or groups) and three reduction steps; 1x1 has its steps in C."""
     for case in CASES:
         problem = Inputs(case).problem()
-        rows, columns, steps = tiles(problem, case.option("index64", False))
+        rows, columns, steps = tiles(problem, config_of(case))
         assert rows >= 3 and columns >= 3 and steps >= 3, (case.id, rows, columns, steps)
     assert {order for case in CASES for order in orders_of(case)} == {"forward", "reversed", "shuffled"}
     ragged = sum(Inputs(case).problem().k % 16 != 0 for case in CASES)
