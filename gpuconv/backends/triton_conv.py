@@ -45,7 +45,7 @@ _PROGRAMS = 132
 _LEAST_STEPS = 8
 """Reduction steps of a split at least: they read about twice what its partial sums cost to write and read again."""
 
-_PACK_ELEMENTS = 1024
+_PACK_ELEMENTS = 512
 """Elements of one program of the pass that packs weights."""
 
 _SUM_TILE = {"BLOCK_M": 16, "BLOCK_N": 64}
@@ -187,7 +187,7 @@ def fprop_pack_arguments(problem: ConvProblem, strides: Strides, config: Mapping
     """Return every argument of the kernel that packs weights but its pointers, as :func:`fprop_arguments`."""
     used = ("c_per_group", *(f"w_stride_{axis}" for axis in "kctrs"), "T", "R", "S")
     arguments = conv_arguments(problem, strides)
-    taps = min(power_of_two(prod(problem.kernel)), 64)
+    taps = min(power_of_two(prod(problem.kernel)), 32)
     return {name: arguments[name] for name in used} | {
         "INDEX64": bool(config.get("INDEX64")) or index64(problem, strides, 0),
         "BLOCK_T": taps,
@@ -200,7 +200,7 @@ def fprop_sum_arguments(problem: ConvProblem, strides: Strides, config: Mapping[
     used = ("o", "p", "q", *(f"{tensor}_stride_{axis}" for tensor in ("y", "residual") for axis in "nkopq"))
     arguments = conv_arguments(problem, strides)
     elements = prod(problem.y_shape)
-    wide = index64(problem, strides, config["splits"] * elements + _PACK_ELEMENTS * problem.k)
+    wide = index64(problem, strides, config["splits"] * elements + _SUM_TILE["BLOCK_M"] * problem.k)
     return {name: arguments[name] for name in used} | {
         "splits": config["splits"],
         "elements": elements,
