@@ -133,9 +133,9 @@ def epilogue_pointers(problem: ConvProblem) -> dict[str, str | None]:
 
 
 def fprop_pass_arguments(name: str, problem: ConvProblem, config: Mapping[str, int]) -> dict[str, Any]:
-    """Return every argument of the "pack" or "sum" pass of a forward convolution, pointers as types."""
+    """Return every argument of the pass "fprop_pack" or "fprop_sum", pointers as types."""
     pointer, strides = POINTERS[problem.dtype], format_strides(problem)
-    if name == "pack":
+    if name == "fprop_pack":
         return {"w_ptr": pointer, "packed_ptr": pointer} | fprop_pack_arguments(problem, strides, config)
     pointers = {"partial_ptr": partial_pointer(problem), "y_ptr": pointer} | epilogue_pointers(problem)
     return pointers | fprop_sum_arguments(problem, strides, config)
