@@ -115,7 +115,8 @@ def _tiles(problem: ConvProblem, config: Mapping[str, int]) -> tuple[int, int]:
 def _splits(problem: ConvProblem, config: Mapping[str, int], room: int) -> int:
     """Return how many splits fill one wave of programs, none too short and all with partial sums within `room` bytes.
 
-    With no more than half a wave of tiles, and 2 * _LEAST_STEPS reduction steps, there are two at least.
+    With no more than half a wave of tiles, and 2 * _LEAST_STEPS reduction steps, there are two at least. Splits times
+    tiles are one wave at most: their partial sums take no more than the accumulators of that many programs.
     """
     steps = _steps(problem, config)
     wave = _PROGRAMS // max(problem.groups * prod(_tiles(problem, config)), 1)
@@ -159,8 +160,7 @@ def fprop_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
         The tile and the steps, see :meth:`FpropImplicitGemm.plan`; ``INDEX64`` in it forces the 64-bit variant.
     """
     rows, splits = problem.n * prod(problem.output_size), config.get("splits", 1)
-    strides, partial = dict(strides), 0
-    plain = problem
+    strides, plain, partial = dict(strides), problem, 0
     if config.get("packed"):
         strides["w"] = channels_last_strides(problem.w_shape)
     if splits > 1:
