@@ -127,23 +127,32 @@ def _splits(problem: ConvProblem, config: Mapping[str, int], room: int) -> int:
     return -(-steps // -(-steps // wanted))
 
 
-def _units(arguments: dict[str, Any]) -> None:
-    """Give channel counts and strides in units of 8 where that helps, and add the units to `arguments`.
+_IN_UNITS: dict[str, dict[str, str | None]] = {
+    "c_per_group": {
+        "x_stride_n": "n", "x_stride_d": "d", "x_stride_h": "h", "x_stride_w": "w",
+        "w_stride_k": None, "w_stride_t": "T", "w_stride_r": "R", "w_stride_s": "S",
+    },
+    "k_per_group": {
+        "y_stride_split": None, "y_stride_n": "n", "y_stride_o": "o", "y_stride_p": "p", "y_stride_q": "q",
+        "residual_stride_n": "n", "residual_stride_o": "o", "residual_stride_p": "p", "residual_stride_q": "q",
+    },
+}  # fmt: skip
+"""Strides that share a unit with a number of channels, and the size of their axis (or None: of any size)."""
+
+
+def _unit(arguments: dict[str, Any], channels: str) -> int:
+    """Give `channels` and the strides beside it in units of 8 where that helps; return the unit.
 
     The stride of an axis of size 1 is never used: 0, a multiple of every unit, takes its place.
     """
-    axes = {"x": "ndhw", "w": "kTRS", "y": "nopq", "residual": "nopq"}
-    sizes = arguments | {"k": arguments["k_per_group"] * arguments["groups"]}
-    for tensor, letters in axes.items():
-        arguments |= {f"{tensor}_stride_{axis.lower()}": 0 for axis in letters if sizes[axis] == 1}
-    names = {
-        tensor: [f"{tensor}_stride_{axis.lower()}" for axis in letters if sizes[axis] != 1]
-        for tensor, letters in axes.items()
-    }
-    of_c = ["c_per_group", *names["x"], *names["w"]]
-    of_k = ["k_per_group", "y_stride_split", *names["y"], *names["residual"]]
-    arguments["UNIT_C"] = divide_by_eight(arguments, of_c)
-    arguments["UNIT_K"] = divide_by_eight(arguments, of_k)
+    if arguments[channels] % 16 != 8:
+        return 1
+    strides = _IN_UNITS[channels]
+    used = [name for name, size in strides.items() if size is None or arguments[size] != 1]
+    unit = divide_by_eight(arguments, [channels, *used])
+    if unit > 1:
+        arguments.update({name: 0 for name in strides if name not in used})
+    return unit
 
 
 def fprop_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, int]) -> dict[str, Any]:
@@ -179,7 +188,8 @@ def fprop_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
         "INDEX64": bool(config.get("INDEX64")) or wide,
         "TAP_BITS": problem.padding_mode == "zeros" and prod(problem.kernel) <= 32,
     }
-    _units(arguments)
+    arguments["UNIT_C"] = _unit(arguments, "c_per_group")
+    arguments["UNIT_K"] = _unit(arguments, "k_per_group")
     return arguments | {name: config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M")}
 
 
