@@ -72,8 +72,8 @@ BRANCHES: dict[str, dict[str, Any]] = {
         "activation": "silu", "size": {1: 30, 2: 6, 3: 4}, "pads": (0, 1),
     },
     "packed, many taps": {
-        "packed": True, "size": {1: 70, 2: 7, 3: 3}, "kernel": {1: 33, 2: 6, 3: 4},
-        "pads": {1: (4, 5), 2: (2, 2), 3: (1, 1)}, "n": {1: 1, 2: 1, 3: 2}, "c": 24,
+        "packed": True, "size": {1: 40, 2: 7, 3: 3}, "kernel": {1: 33, 2: 6, 3: 3},
+        "pads": {1: (4, 5), 2: (2, 2), 3: (0, 1)}, "n": {1: 2, 2: 1, 3: 2}, "c": 24,
     },
     "one by one": {"kernel": 1, "c": 40},
     "one by one strided": {"kernel": 1, "c": 40, "stride": 2, "size": {1: 99, 2: 17, 3: 8}},
