@@ -17,8 +17,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gpuconv.arrays import CHANNELS_LAST, channels_last_strides, contiguous_strides
-from gpuconv.backends.triton_conv import fprop_arguments
+from gpuconv.backends.triton_common import format_strides
+from gpuconv.backends.triton_conv import fprop_arguments, fprop_pack_arguments, fprop_sum_arguments
 from gpuconv.backends.triton_conv_grad import dgrad_arguments, wgrad_arguments, wgrad_sum_arguments
 from gpuconv.problem import ConvProblem
 
@@ -110,24 +110,9 @@ def _dump(flag: str, cubin: Path) -> str:
     return subprocess.run([CUOBJDUMP, flag, cubin], capture_output=True, text=True, check=True).stdout
 
 
-def default_strides(problem: ConvProblem) -> dict[str, tuple[int, ...]]:
-    """Return the strides of each tensor in the memory formats of the problem."""
-    tensors = {
-        "x": (problem.x_shape, problem.x_format),
-        "w": (problem.w_shape, problem.w_format),
-        "y": (problem.y_shape, problem.y_format),
-    }
-    if problem.residual:
-        tensors["residual"] = (problem.result_shape, problem.result_format)
-    return {
-        name: channels_last_strides(shape) if layout == CHANNELS_LAST else contiguous_strides(shape)
-        for name, (shape, layout) in tensors.items()
-    }
-
-
 def launch_arguments(problem: ConvProblem, config: Mapping[str, int]) -> dict[str, Any]:
     """Return every argument of the general kernel of the pass of `problem`, pointers as types."""
-    pointer, strides = POINTERS[problem.dtype], default_strides(problem)
+    pointer, strides = POINTERS[problem.dtype], format_strides(problem)
     pointers: dict[str, str | None] = {f"{name}_ptr": pointer for name in "xwy"}
     if problem.kind == "wgrad":
         arguments = wgrad_arguments(problem, strides, config)
@@ -135,15 +120,31 @@ def launch_arguments(problem: ConvProblem, config: Mapping[str, int]) -> dict[st
     else:
         describe = fprop_arguments if problem.kind == "fprop" else dgrad_arguments
         arguments = describe(problem, strides, config)
-        given = {"bias": problem.bias, "scale": problem.scale, "shift": problem.shift, "residual": problem.residual}
-        pointers |= {f"{name}_ptr": pointer if there else None for name, there in given.items()}
+        pointers |= epilogue_pointers(problem)
+        if config.get("splits", 1) > 1:
+            pointers |= dict.fromkeys(epilogue_pointers(problem)) | {"y_ptr": partial_pointer(problem)}
     return pointers | arguments | {"ACC_DTYPE": tl.float64 if problem.dtype == "float64" else tl.float32}
+
+
+def epilogue_pointers(problem: ConvProblem) -> dict[str, str | None]:
+    """Return the types of the pointers of the epilogue, None where the problem has no such tensor."""
+    given = {"bias": problem.bias, "scale": problem.scale, "shift": problem.shift, "residual": problem.residual}
+    return {f"{name}_ptr": POINTERS[problem.dtype] if there else None for name, there in given.items()}
+
+
+def fprop_pass_arguments(name: str, problem: ConvProblem, config: Mapping[str, int]) -> dict[str, Any]:
+    """Return every argument of the pass "fprop_pack" or "fprop_sum", pointers as types."""
+    pointer, strides = POINTERS[problem.dtype], format_strides(problem)
+    if name == "fprop_pack":
+        return {"w_ptr": pointer, "packed_ptr": pointer} | fprop_pack_arguments(problem, strides, config)
+    pointers = {"partial_ptr": partial_pointer(problem), "y_ptr": pointer} | epilogue_pointers(problem)
+    return pointers | fprop_sum_arguments(problem, strides, config)
 
 
 def sum_arguments(problem: ConvProblem, config: Mapping[str, int]) -> dict[str, Any]:
     """Return every argument of the kernel that adds the splits of a weight gradient, pointers as types."""
     pointers = {"partial_ptr": partial_pointer(problem), "w_ptr": POINTERS[problem.dtype]}
-    return pointers | wgrad_sum_arguments(problem, default_strides(problem), config)
+    return pointers | wgrad_sum_arguments(problem, format_strides(problem), config)
 
 
 def partial_pointer(problem: ConvProblem) -> str:

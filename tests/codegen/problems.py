@@ -96,12 +96,44 @@ def awkward_problems() -> Iterator[tuple[str, ConvProblem]]:
     yield "conv3d contiguous", conv_problem((2, 32, 16, 28, 28), (64, 32, 3, 3, 3), "float16", CONTIGUOUS, padding=1)
     yield "conv3d", conv_problem((2, 32, 16, 28, 28), (64, 32, 3, 3, 3), padding=1)
     yield "1x1", conv_problem((8, 256, 14, 14), (64, 256, 1, 1))
-    yield "batch 1, 7x7 map", conv_problem((1, 512, 7, 7), (512, 512, 3, 3), **same)
+    for channels, filters_out in ((8, 24), (24, 24), (40, 40), (24, 100)):
+        name = f"{channels} channels, {filters_out} filters"
+        yield name, conv_problem((8, channels, 28, 28), (filters_out, channels, 3, 3), "bfloat16", **same)
+    yield "24 channels 1x1", conv_problem((8, 24, 56, 56), (144, 24, 1, 1))
+    yield "4 groups of 24", conv_problem((8, 96, 28, 28), (96, 24, 3, 3), groups=4, **same)
+    for channels in (24, 64):
+        problem = conv_problem((8, channels, 28, 28), (96, channels, 3, 3), **same)
+        yield f"{channels} channels, contiguous weights", replace(problem, w_format=CONTIGUOUS)
+    yield "1x1, contiguous weights", replace(conv_problem((8, 256, 14, 14), (64, 256, 1, 1)), w_format=CONTIGUOUS)
+    for dtype in ("float16", "float32", "float64"):
+        for formats in (CHANNELS_LAST, CONTIGUOUS):
+            name = f"batch 1, 7x7 map {dtype} {formats}"
+            yield name, conv_problem((1, 512, 7, 7), (512, 512, 3, 3), dtype, formats, **same)
+    yield "batch 1, 7x7 map epilogue", conv_problem((1, 520, 7, 7), (40, 520, 3, 3), activation="gelu", **every, **same)
     yield "64-bit", conv_problem((512, 64, 320, 320), (64, 64, 3, 3), **same)
     yield (
         "64-bit contiguous conv3d",
         conv_problem((1, 16, 600, 600, 600), (16, 16, 3, 3, 3), "float32", CONTIGUOUS, padding=1),
     )
+
+
+def fprop_pass_problems() -> Iterator[tuple[str, ConvProblem]]:
+    """Yield problems whose weights are packed, or whose splits are added, named after the pass."""
+    few, filters = (1, 512, 7, 7), (512, 512, 3, 3)
+    every = {"bias": True, "scale": True, "shift": True, "residual": True, "activation": "gelu"}
+    for dtype in ("float16", "bfloat16"):
+        yield f"fprop_pack/{dtype} 3x3", conv_problem(few, filters, dtype, CONTIGUOUS, padding=1)
+    yield (
+        "fprop_pack/float16 3x3x3",
+        conv_problem((1, 48, 7, 7, 7), (64, 48, 3, 3, 3), "float16", CONTIGUOUS, padding=1),
+    )
+    for dtype in ("float16", "float32", "float64"):
+        for formats in (CHANNELS_LAST, CONTIGUOUS):
+            yield f"fprop_sum/{dtype} {formats}", conv_problem(few, filters, dtype, formats, padding=1)
+            yield (
+                f"fprop_sum/{dtype} {formats} epilogue",
+                conv_problem(few, filters, dtype, formats, padding=1, **every),
+            )
 
 
 def transposed_problems() -> Iterator[tuple[str, ConvProblem]]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from aot import compile_for, launch_arguments, specialise, sum_arguments
-from problems import awkward_problems, gradient_problems, transposed_problems, workload_problems
+from aot import compile_for, fprop_pass_arguments, launch_arguments, specialise, sum_arguments
+from problems import awkward_problems, fprop_pass_problems, gradient_problems, transposed_problems, workload_problems
 
 from gpuconv.backends.triton_conv import FpropImplicitGemm
 from gpuconv.backends.triton_conv_grad import DgradImplicitGemm, WgradSplitK
@@ -38,7 +38,16 @@ SOLVERS = {
     "wgrad": WgradSplitK(),
 }
 
+PASSES = ("fprop_pack", "fprop_sum", "wgrad_sum")
+"""First words of the entries that stand for a small pass before or after the GEMM of their problem."""
+
 Rows = dict[str, dict[str, Any]]
+
+
+def small_pass(name: str) -> str | None:
+    """Return which of `PASSES` an entry stands for, or None for a GEMM."""
+    word = name.partition("/")[0]
+    return word if word in PASSES else None
 
 
 def source_hashes() -> dict[str, str]:
@@ -55,6 +64,11 @@ def launch(name: str, problem: ConvProblem) -> tuple[Any, dict[str, Any]]:
         arguments = sum_arguments(problem, config)
         config = {"BLOCK_M": arguments["BLOCK"], "BLOCK_N": 1, "BLOCK_K": 1, "num_warps": 4, "num_stages": 3}
         return specialise(conv_wgrad._conv_wgrad_sum_kernel, arguments), config
+    if small_pass(name):
+        arguments = fprop_pass_arguments(small_pass(name), problem, config)
+        tile = [arguments[side] for side in arguments if side.startswith("BLOCK_")]
+        config = {"BLOCK_M": tile[0], "BLOCK_N": tile[1], "BLOCK_K": 1, "num_warps": 4, "num_stages": 3}
+        return specialise(getattr(conv_fprop, f"_conv_{small_pass(name)}_kernel"), arguments), config
     kernel = {
         "conv_fprop": conv_fprop._conv_fprop_implicit_gemm_kernel,
         "conv_dgrad": conv_dgrad._conv_dgrad_implicit_gemm_kernel,
@@ -70,7 +84,8 @@ def entries() -> dict[str, ConvProblem]:
     dilations, and heights or widths that happen to be 1 or multiples of 16 change constants and a few instructions.
     """
     seen: dict[tuple[Any, ...], tuple[str, ConvProblem]] = {}
-    for name, problem in (*awkward_problems(), *workload_problems(), *transposed_problems(), *gradient_problems()):
+    forward = (*awkward_problems(), *workload_problems(), *fprop_pass_problems())
+    for name, problem in (*forward, *transposed_problems(), *gradient_problems()):
         config = dict(SOLVERS[problem.kind].plan(problem).config)
         config["splits"] = config.get("splits", 1) > 1
         config.pop("phases", None)
@@ -79,7 +94,7 @@ def entries() -> dict[str, ConvProblem]:
         modes = (problem.padding_mode, problem.dtype, problem.precision, problem.x_format, problem.index64)
         # The taps of a phase depend on the stride, and the sums of splits have no tile of their own.
         phases = problem.kind in ("dgrad", "transposed") and max(problem.stride) > 1
-        which = (problem.kind, name.startswith("wgrad_sum/"), phases)
+        which = (problem.kind, small_pass(name), phases)
         kind = (which, problem.kernel, *sorted(config.items()), aligned, epilogue, modes)
         seen.setdefault(kind, (name, problem))
     return dict(seen.values())

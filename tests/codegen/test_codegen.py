@@ -6,7 +6,7 @@ import os
 import random
 
 import pytest
-from table import ARCHITECTURES, VERSION, entries, load, measure, source_hashes
+from table import ARCHITECTURES, SOLVERS, VERSION, entries, load, measure, small_pass, source_hashes
 
 pytestmark = pytest.mark.codegen
 
@@ -57,7 +57,7 @@ def test_no_kernel_spills():
 def test_sixteen_bit_kernels_use_the_tensor_cores():
     found = 0
     for arch, name, row in _rows():
-        if ENTRIES[name].dtype in ("float16", "bfloat16") and not name.startswith("wgrad_sum/"):
+        if ENTRIES[name].dtype in ("float16", "bfloat16") and not small_pass(name):
             instruction = TENSOR_CORE[arch] if int(row["tile"].split("x")[0]) >= 64 else "HMMA"
             assert row["counts"].get(instruction, 0) > 0, (arch, name)
             found += instruction != "HMMA"
@@ -69,13 +69,36 @@ def test_aligned_channels_last_kernels_copy_16_bytes_asynchronously():
     found = 0
     for arch, name, row in _rows():
         problem = ENTRIES[name]
-        innermost = problem.x_format == problem.w_format == "channels_last"
-        if name.startswith("wgrad_sum/") or (problem.kind == "wgrad" and problem.precision == "tf32"):
+        packed = SOLVERS[problem.kind].plan(problem).config.get("packed")
+        innermost = problem.x_format == "channels_last" and (problem.w_format == "channels_last" or packed)
+        unit = 8 if problem.kind == "fprop" else 16
+        if small_pass(name) or (problem.kind == "wgrad" and problem.precision == "tf32"):
             continue  # no products; 32-bit operands of the tensor cores are transposed on their way, 4 bytes at a time
-        if innermost and problem.c // problem.groups % 16 == 0 and problem.k // problem.groups % 16 == 0:
+        if innermost and problem.c // problem.groups % unit == 0 and problem.k // problem.groups % unit == 0:
             assert row["wide_async"] > 0, (arch, name)
             found += 1
     assert found >= 3 * 15
+
+
+@needs_table
+def test_packed_weights_are_copied_16_bytes_at_a_time():
+    found = set()
+    for arch, name, row in _rows():
+        problem = ENTRIES[name]
+        if problem.kind == "fprop" and not small_pass(name) and SOLVERS["fprop"].plan(problem).config["packed"]:
+            assert row["wide_async"] > 0, (arch, name)
+            found.add((arch, problem.x_format, problem.ndim))
+    assert found >= {(arch, layout, 2) for arch in ARCHITECTURES for layout in ("channels_last", "contiguous")}
+
+
+def test_forward_splits_packs_and_units_have_entries():
+    """Problems with few tiles are in the table split, with and without packing, and channels in units of 8."""
+    plans = [SOLVERS["fprop"].plan(problem) for problem in ENTRIES.values() if problem.kind == "fprop"]
+    seen = {
+        (plan.problem.dtype, plan.config["splits"] > 1, plan.config["packed"], plan.config["unit_c"]) for plan in plans
+    }
+    assert seen >= {("float16", True, False, 1), ("float16", True, True, 1), ("float64", True, False, 1)}
+    assert seen >= {("float16", False, True, 1), ("float16", False, True, 8), ("bfloat16", False, False, 8)}
 
 
 @needs_table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from harness import ORDERS, Guarded, guard_input, guard_output, program_order
 import gpuconv
 from gpuconv import numerics
 from gpuconv.backends import triton_conv
-from gpuconv.backends.triton_conv import FpropImplicitGemm
+from gpuconv.backends.triton_conv import FpropImplicitGemm, workspace_parts
 from gpuconv.problem import ConvProblem
 
 TILE = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2, "num_warps": 4, "num_stages": 2}
@@ -21,7 +22,8 @@ TILE = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2, "num_warps": 
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-LAYOUTS = ("contiguous", "channels_last", "mixed", "strided")
+LAYOUTS = ("contiguous", "channels_last", "mixed", "contiguous weights", "strided")
+"""Of x and w: "mixed" has w alone channels-last, "contiguous weights" x alone."""
 
 BRANCHES: dict[str, dict[str, Any]] = {
     "plain": {"c": 18},
@@ -49,6 +51,30 @@ BRANCHES: dict[str, dict[str, Any]] = {
     },
     "64-bit": {"index64": True, "pads": (0, 1)},
     "64-bit grouped": {"index64": True, "groups": 2, "c": 6, "k": 70, "padding_mode": "replicate", "pads": (0, 1)},
+    "three splits": {
+        "splits": 3, "kernel": {1: 4, 2: 2, 3: 2}, "c": {1: 18, 2: 18, 3: 13}, "bias": True, "scale": True,
+        "shift": True, "residual": True, "activation": "gelu", "size": {1: 30, 2: 6, 3: 4}, "pads": (0, 1),
+    },
+    "three splits, grouped": {
+        "splits": 3, "kernel": {1: 4, 2: 2, 3: 2}, "groups": 2, "c": {1: 36, 2: 36, 3: 26}, "k": 70, "stride": 2,
+        "pads": (1, 1), "n": 3, "index64": True, "residual": True, "size": {1: 30, 2: 7, 3: 6},
+    },
+    "8 channels": {"c": 8, "k": 40, "pads": (1, 1), "residual": True},
+    "24 channels": {"c": 24, "k": 40, "pads": (0, 1), "bias": True},
+    "40 channels": {"c": 40, "k": 56, "kernel": 2, "pads": (1, 0), "index64": True},
+    "8 channels, grouped, reflect": {
+        "c": 24, "groups": 3, "k": 72, "padding_mode": "reflect", "pads": {1: (2, 3), 2: (2, 1), 3: (1, 1)},
+    },
+    "packed": {"packed": True, "c": 24, "pads": (1, 0)},
+    "packed, grouped": {"packed": True, "groups": 2, "c": {1: 64, 2: 32, 3: 32}, "k": 70, "index64": True},
+    "packed, three splits": {
+        "packed": True, "splits": 3, "kernel": {1: 4, 2: 2, 3: 2}, "c": {1: 24, 2: 24, 3: 8}, "k": 40,
+        "activation": "silu", "size": {1: 30, 2: 6, 3: 4}, "pads": (0, 1),
+    },
+    "packed, many taps": {
+        "packed": True, "size": {1: 40, 2: 7, 3: 3}, "kernel": {1: 33, 2: 6, 3: 3},
+        "pads": {1: (4, 5), 2: (2, 2), 3: (0, 1)}, "n": {1: 2, 2: 1, 3: 2}, "c": 24,
+    },
     "one by one": {"kernel": 1, "c": 40},
     "one by one strided": {"kernel": 1, "c": 40, "stride": 2, "size": {1: 99, 2: 17, 3: 8}},
 }  # fmt: skip
@@ -74,13 +100,29 @@ class Case:
         return value[self.ndim] if isinstance(value, dict) else value
 
 
+SIXTEEN_BIT = {
+    "channels_last": ("8 channels", "24 channels", "40 channels", "8 channels, grouped, reflect"),
+    "contiguous weights": ("packed", "packed, three splits", "packed, many taps"),
+    "contiguous": ("packed, grouped",),
+}
+"""Branches of what 16-bit problems alone are planned with, in a layout that they are planned for."""
+
+
 def all_cases() -> list[Case]:
-    """Return every (dims, layout, dtype) with three branches in rotation, so that all branches meet all of them."""
+    """Return the cases, all distinct.
+
+    Every (dims, layout, dtype) has three branches in rotation, so that all branches meet all of them; those of
+    SIXTEEN_BIT come with their layout in every number of dims besides.
+    """
     names = list(BRANCHES)
     cases = []
     for number, (ndim, layout, dtype) in enumerate(product((1, 2, 3), LAYOUTS, DTYPES)):
         cases += [Case(ndim, layout, dtype, names[(3 * number + number // 6 + step) % len(names)]) for step in range(3)]
-    return cases
+    for number, (layout, ndim) in enumerate(product(SIXTEEN_BIT, (1, 2, 3))):
+        dtypes = ("float16", "bfloat16") if number % 2 else ("bfloat16", "float16")
+        pairs = zip(dtypes * 2, SIXTEEN_BIT[layout], strict=False)
+        cases += [Case(ndim, layout, dtype, branch) for dtype, branch in pairs]
+    return list(dict.fromkeys(cases))
 
 
 def with_layout(values: torch.Tensor, layout: str) -> torch.Tensor:
@@ -111,7 +153,8 @@ class Inputs:
                 return torch.randint(-3, 4, shape, generator=generator).to(DTYPES[case.dtype])
             return torch.randn(*shape, generator=generator, dtype=torch.float64).to(DTYPES[case.dtype])
 
-        self.x = with_layout(draw(n, c, *(size + axis for axis in range(ndim))), case.layout)
+        x_layout = "channels_last" if case.layout == "contiguous weights" else case.layout
+        self.x = with_layout(draw(n, c, *(size + axis for axis in range(ndim))), x_layout)
         weight_layout = "channels_last" if case.layout == "mixed" else case.layout
         self.w = with_layout(draw(k, c // groups, *(kernel,) * ndim), weight_layout)
         self.vectors = {name: draw(k) for name in ("bias", "scale", "shift") if case.option(name, False)}
@@ -172,11 +215,16 @@ class Inputs:
         return reference, magnitude * (1.5 if self.activation else 1.0)
 
 
-def tiles(problem: ConvProblem, index64: bool) -> tuple[int, int, int]:
+def config_of(case: Case) -> dict[str, int]:
+    """Return the configuration that the case launches with."""
+    given = {name: case.option(name, 0) for name in ("splits", "packed")}
+    return TILE | {name: value for name, value in given.items() if value} | {"INDEX64": case.option("index64", False)}
+
+
+def tiles(problem: ConvProblem, config: dict[str, int]) -> tuple[int, int, int]:
     """Return how many tiles of rows, tiles of columns, and reduction steps the case has."""
-    config = {**TILE, "INDEX64": index64}
     arguments = triton_conv.fprop_arguments(problem, _strides(problem), config)
-    steps = arguments["T"] * arguments["R"] * arguments["S"] * -(-arguments["c_per_group"] // TILE["BLOCK_K"])
+    steps = prod(problem.kernel) * -(-(problem.c // problem.groups) // TILE["BLOCK_K"])
     return arguments["tiles_m"], arguments["tiles_n"] * arguments["groups"], steps
 
 
@@ -195,13 +243,16 @@ def launch(inputs: Inputs, problem: ConvProblem, order: str) -> torch.Tensor:
     guarded: dict[str, Guarded] = {name: guard_input(tensor) for name, tensor in given.items()}
     layout = channels_last_strides if problem.y_format == CHANNELS_LAST else contiguous_strides
     guarded["y"] = guard_output(problem.y_shape, layout(problem.y_shape), DTYPES[problem.dtype])
+    config = config_of(inputs.case)
+    for name, (dtype, elements) in workspace_parts(problem, config).items():
+        guarded[name] = guard_output((elements,), (1,), DTYPES[dtype])
+    written = {"y", *workspace_parts(problem, config)}
     tensors: dict[str, torch.Tensor | None] = dict.fromkeys(("bias", "scale", "shift", "residual"))
     tensors.update({name: placed.tensor for name, placed in guarded.items()})
-    config = TILE | ({"INDEX64": True} if inputs.case.option("index64", False) else {})
     with program_order(order):
         FpropImplicitGemm().launch(problem, tensors, config)
     for name, placed in guarded.items():
-        placed.check(name, written=name == "y")
+        placed.check(name, written=name in written)
     return guarded["y"].tensor
 
 

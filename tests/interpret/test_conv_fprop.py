@@ -9,11 +9,13 @@ from fprop_cases import (
     BRANCHES,
     DTYPES,
     LAYOUTS,
+    SIXTEEN_BIT,
     Case,
     Inputs,
     all_cases,
     as_numpy,
     check_case,
+    config_of,
     launch,
     orders_of,
     tiles,
@@ -42,17 +44,32 @@ def test_cases_have_several_ragged_tiles():
     """At least three tiles of rows, three of columns (or groups) and three reduction steps; 1x1 has its steps in C."""
     for case in CASES:
         problem = Inputs(case).problem()
-        rows, columns, steps = tiles(problem, case.option("index64", False))
+        rows, columns, steps = tiles(problem, config_of(case))
         assert rows >= 3 and columns >= 3 and steps >= 3, (case.id, rows, columns, steps)
     assert {order for case in CASES for order in orders_of(case)} == {"forward", "reversed", "shuffled"}
     ragged = sum(Inputs(case).problem().k % 16 != 0 for case in CASES)
     assert ragged >= len(CASES) // 2
 
 
+def test_sixteen_bit_cases_are_planned_as_they_run():
+    """Channels that are multiples of 8 come in units of 8, and weights are packed where the case packs them."""
+    for layout, branches in SIXTEEN_BIT.items():
+        chosen = [case for case in CASES if case.layout == layout and case.branch in branches]
+        chosen = [case for case in chosen if case.dtype in ("float16", "bfloat16")]
+        assert {(case.ndim, case.branch) for case in chosen} == {(n, branch) for n in (1, 2, 3) for branch in branches}
+        for case in chosen:
+            config = FpropImplicitGemm().plan(Inputs(case).problem()).config
+            assert config["packed"] == case.option("packed", False), case.id
+            assert (config["unit_c"] == 8) == (layout != "contiguous"), case.id
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("ndim", (1, 2, 3))
-def test_small_integers_are_exact(ndim, dtype):
-    inputs = Inputs(Case(ndim, "mixed", dtype, "grouped"), integers=True)
+@pytest.mark.parametrize(
+    ("ndim", "branch"), ((1, "grouped"), (2, "grouped"), (3, "grouped"), (1, "packed, three splits"))
+)
+def test_small_integers_are_exact(ndim, branch, dtype):
+    inputs = Inputs(Case(ndim, "mixed", dtype, branch), integers=True)
+    inputs.activation = inputs.activation and "relu"
     expected = inputs.call("numpy", torch.float64)
     result = launch(inputs, inputs.problem(), "forward")
     assert torch.equal(result.double(), expected.to(result.dtype).double())
@@ -83,6 +100,37 @@ def test_public_function_runs_the_kernel(monkeypatch, ndim, dtype):
     assert result.dtype == expected.dtype and result.stride() == expected.stride()
     reference, magnitude = inputs.reference()
     gpuconv.numerics.assert_close(as_numpy(result), reference, magnitude, dtype, inputs.problem().reduction_length)
+
+
+def test_public_function_packs_and_splits(monkeypatch):
+    """Through the dispatcher, all that the library allocates poisoned: the result and the stated workspace, no more."""
+    sizes = []
+    empty = torch.empty
+
+    def poisoned(*args, **options):
+        tensor = empty(*args, **options).fill_(float("nan"))
+        sizes.append(tensor.nbytes)
+        return tensor
+
+    x, w = torch.randn(1, 64, 5, 6).to(torch.float16), torch.randn(20, 64, 3, 3).to(torch.float16)
+    residual = torch.randn(1, 20, 5, 6).to(torch.float16)
+    bias = torch.randn(20).to(torch.float16)
+
+    def call(cast, backend):
+        options = {"padding": 1, "activation": "relu", "backend": backend}
+        return gpuconv.conv2d(cast(x), cast(w), cast(bias), residual=cast(residual), **options)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    with record_plans() as plans:
+        result = call(lambda tensor: tensor, "triton")
+    monkeypatch.undo()
+    packed, partial = w.nbytes, 2 * 4 * result.numel()
+    assert plans[0].config["packed"] and plans[0].config["splits"] == 2
+    assert sizes == [packed, partial] and plans[0].workspace == packed + partial
+    reference = call(torch.Tensor.double, "numpy").numpy()
+    magnitude = gpuconv.conv2d(x.double().abs(), w.double().abs(), bias.double().abs(), padding=1, backend="numpy")
+    magnitude = (magnitude + residual.double().abs()).numpy()
+    gpuconv.numerics.assert_close(as_numpy(result), reference, magnitude, "float16", 64 * 9)
 
 
 @pytest.mark.parametrize("shape", ((0, 4, 9, 9), (2, 4, 9, 9)))

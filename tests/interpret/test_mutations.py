@@ -1,14 +1,14 @@
-"""The suite must notice a broken kernel: each mutant of the forward kernel fails at least one case."""
+"""The suite must notice a broken kernel: each mutant of the forward kernels fails at least one case."""
 
 from __future__ import annotations
 
 import pytest
 from fprop_cases import Case, check_case
-from mutants import mutant
+from mutants import mutant_module
 
 from gpuconv.kernels.tl import conv_fprop
 
-KERNEL = "_conv_fprop_implicit_gemm_kernel"
+KERNELS = ("_conv_fprop_implicit_gemm_kernel", "_conv_fprop_pack_kernel", "_conv_fprop_sum_kernel")
 
 PROBES = (
     Case(2, "strided", "float32", "grouped"),
@@ -20,6 +20,13 @@ PROBES = (
     Case(3, "contiguous", "float32", "relu"),
     Case(3, "contiguous", "float32", "64-bit"),
     Case(2, "contiguous", "float32", "circular twice"),
+    Case(2, "strided", "float32", "three splits"),
+    Case(2, "strided", "float32", "three splits, grouped"),
+    Case(2, "channels_last", "float32", "8 channels"),
+    Case(1, "channels_last", "float32", "8 channels, grouped, reflect"),
+    Case(2, "strided", "float32", "packed, three splits"),
+    Case(2, "contiguous", "float32", "packed, grouped"),
+    Case(2, "contiguous weights", "float32", "packed, many taps"),
 )
 
 MUTANTS = {
@@ -36,15 +43,87 @@ MUTANTS = {
         "<< ((tap_t * R + tap_s) * S + tap_r)",
     ),
     "tap shifted in x": ("conv_fprop.py", "h0 = row_p * STRIDE_H - pad_h", "h0 = row_p * STRIDE_H - pad_h + 1"),
-    "tap shifted in w": ("conv_fprop.py", "s = tap % S\n", "s = (tap + 1) % S\n"),
+    "tap shifted in w": ("conv_fprop.py", "        s = tap % S\n", "        s = (tap + 1) % S\n"),
     "dilation ignored": ("conv_fprop.py", "r * DILATION_H * x_stride_h + s", "r * x_stride_h + s"),
     "upper bound off by one": ("conv_fprop.py", "(w0 + tap_s * DILATION_W < w)", "(w0 + tap_s * DILATION_W <= w)"),
     "lower bound off by one": ("conv_fprop.py", "(d0 + tap_t * DILATION_D >= 0)", "(d0 + tap_t * DILATION_D >= -1)"),
     "computed bound dropped": ("conv_fprop.py", "& (hi >= 0) & (hi < h) & (wi >= 0)", "& (hi < h) & (wi >= 0)"),
-    "last reduction step skipped": (
+    "last reduction step skipped": ("conv_fprop.py", "range(first, last)", "range(first, last - 1)"),
+    "chunk of channels skipped": (
         "conv_fprop.py",
-        "range(0, T * R * S * chunks)",
-        "range(0, T * R * S * chunks - 1)",
+        "channels = chunk * BLOCK_K + depth",
+        "channels = tl.maximum(chunk, 1) * BLOCK_K + depth",
+    ),
+    "split skipped": (
+        "conv_fprop.py",
+        "first = split * steps_per_split",
+        "first = tl.maximum(split, 1) * steps_per_split",
+    ),
+    "ragged split cut off": (
+        "conv_fprop.py",
+        "tl.minimum(first + steps_per_split, T",
+        "tl.minimum(first + steps_per_split - 1, T",
+    ),
+    "partial sums overwrite each other": ("conv_fprop.py", " + split * y_stride_split\n", "\n"),
+    "group of the wrong split": ("conv_fprop.py", "group = pid // tiles % groups", "group = pid // tiles"),
+    "unit of w forgotten": ("conv_fprop.py", "columns) * w_stride_k * UNIT_C", "columns) * w_stride_k"),
+    "unit of a tap of w forgotten": ("conv_fprop.py", "s * w_stride_s) * UNIT_C", "s * w_stride_s)"),
+    "unit of x forgotten": ("conv_fprop.py", "row_n * x_stride_n * UNIT_C", "row_n * x_stride_n"),
+    "unit of a tap of x forgotten": ("conv_fprop.py", "x_corner + tap_offset * UNIT_C", "x_corner + tap_offset"),
+    "unit of a computed position forgotten": (
+        "conv_fprop.py",
+        "(di * x_stride_d + hi * x_stride_h + wi * x_stride_w) * UNIT_C",
+        "(di * x_stride_d + hi * x_stride_h + wi * x_stride_w)",
+    ),
+    "unit of y forgotten": ("conv_fprop.py", "(y_row * UNIT_K)", "y_row"),
+    "unit of the residual forgotten": ("conv_fprop.py", "(residual_row * UNIT_K)", "residual_row"),
+    "unit of channels forgotten": ("conv_fprop.py", "c_per_group = c_per_group * UNIT_C", "c_per_group = c_per_group"),
+    "unit of filters forgotten": ("conv_fprop.py", "k_per_group = k_per_group * UNIT_K", "k_per_group = k_per_group"),
+    "packed tap shifted": (
+        "conv_fprop.py",
+        "inside = (tap < T * R * S)[:, None]",
+        "inside = (tap < T * R * S - 1)[:, None]",
+    ),
+    "packed taps transposed": (
+        "conv_fprop.py",
+        "    s = tap % S\n    r = tap // S % R\n",
+        "    r = tap % R\n    s = tap // R % S\n",
+    ),
+    "packed channels swapped": (
+        "conv_fprop.py",
+        "packed_tap[:, None] + c[None, :], values",
+        "packed_tap[:, None] + (c_per_group - 1 - c)[None, :], values",
+    ),
+    "packed filter shifted": ("conv_fprop.py", "packed_ptr + (k * (T * R * S) + tap)", "packed_ptr + (k + tap)"),
+    "packed channels unmasked": (
+        "conv_fprop.py",
+        "(c < c_per_group)[None, :]\n    s = tap",
+        "(c >= 0)[None, :]\n    s = tap",
+    ),
+    "second block of taps lost": (
+        "conv_fprop.py",
+        "pid // tiles_c % tiles_t * BLOCK_T",
+        "pid // tiles_c % tiles_t * 0",
+    ),
+    "second block of channels lost": ("conv_fprop.py", "c = pid % tiles_c * BLOCK_C", "c = pid % tiles_c * 0"),
+    "sum misses the last split": ("conv_fprop.py", "range(0, splits)", "range(0, splits - 1)"),
+    "sum reads one split only": ("conv_fprop.py", "partial += elements", "partial += 0"),
+    "sum forgets the epilogue": ("conv_fprop.py", "total = epilogue(total, bias_ptr", "epilogue(total, bias_ptr"),
+    "sum reads the residual elsewhere": (
+        "conv_fprop.py",
+        "        residual_tile = residual_ptr + (residual_row[:, None] +",
+        "        residual_tile = residual_ptr + (row_n[:, None] +",
+    ),
+    "sum writes rows past the end": ("conv_fprop.py", "inside = (row < rows)", "inside = (row <= rows)"),
+    "sum writes channels past the end": (
+        "conv_fprop.py",
+        "channel_inside = channel < k\n",
+        "channel_inside = channel >= 0\n",
+    ),
+    "sum loses a tile of channels": (
+        "conv_fprop.py",
+        "channel = pid % tiles_n * BLOCK_N",
+        "channel = pid % tiles_n * 0",
     ),
     "accumulator replaced": (
         "conv_fprop.py",
@@ -104,5 +183,7 @@ def test_probes_pass_on_the_real_kernel():
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_noticed(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(conv_fprop, KERNEL, mutant(tmp_path, name, "conv_fprop", KERNEL, *MUTANTS[name]))
+    module = mutant_module(tmp_path, name, "conv_fprop", *MUTANTS[name])
+    for kernel in KERNELS:
+        monkeypatch.setattr(conv_fprop, kernel, getattr(module, kernel))
     assert _noticed(), f"no probe noticed the mutation {name!r}"
