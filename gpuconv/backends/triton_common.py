@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from ..arrays import CONTIGUOUS
 from ..problem import Call, ConvProblem, Problem, itemsize
 from .base import Plan, Solver
 from .triton_interpreter import interpreting, repair_interpreter
@@ -153,16 +154,21 @@ class TritonConv(Solver):
         problem = plan.problem
         assert isinstance(problem, ConvProblem)
         result = call.kind.empty(problem.result_shape, problem.dtype, problem.device, problem.result_format)
+        of_bias = None
+        if problem.kind == "wgrad" and problem.bias:
+            of_bias = call.kind.empty((problem.k,), problem.dtype, problem.device, CONTIGUOUS)
         if 0 in problem.result_shape:
-            return result
+            return result if of_bias is None else (result, of_bias)
         tensors = {name: _tensor(torch, array) for name, array in call.arrays.items()}
         tensors[problem.result] = _tensor(torch, result)
+        if of_bias is not None:
+            tensors["bias"] = _tensor(torch, of_bias)
         if plan.workspace:
             sums = torch.float64 if problem.dtype == "float64" else torch.float32
             elements = plan.workspace // sums.itemsize
             tensors["workspace"] = torch.empty(elements, dtype=sums, device=problem.device)
         self.launch(problem, tensors, plan.config)
-        return result
+        return result if of_bias is None else (result, of_bias)
 
     def launch(self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int]) -> None:
         """Launch on torch tensors by name: ``x w y``, what the epilogue has (or None), and ``workspace`` if planned."""

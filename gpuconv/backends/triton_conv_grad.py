@@ -183,9 +183,14 @@ def _wgrad_tiles(problem: ConvProblem, config: Mapping[str, int]) -> tuple[int, 
     return -(-k // config["BLOCK_M"]), taps * -(-c // block) if config["ONE_TAP"] else -(-taps * c // block)
 
 
+def _partial_elements(problem: ConvProblem) -> int:
+    """Return how many partial sums one split has: those of the weight and, behind them, those of the bias."""
+    return prod(problem.w_shape) + (problem.k if problem.bias else 0)
+
+
 def _partial_bytes(problem: ConvProblem) -> int:
     """Return the bytes of the partial sums of one split."""
-    return prod(problem.w_shape) * (8 if problem.dtype == "float64" else 4)
+    return _partial_elements(problem) * (8 if problem.dtype == "float64" else 4)
 
 
 def _splits(problem: ConvProblem, config: Mapping[str, int]) -> int:
@@ -212,7 +217,7 @@ def wgrad_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
     config
         The tile and the splits, see :meth:`WgradSplitK.plan`; ``INDEX64`` in it forces the 64-bit variant.
     """
-    splits, elements = config["splits"], prod(problem.w_shape)
+    splits, elements = config["splits"], _partial_elements(problem)
     pixels = problem.n * prod(problem.output_size)
     steps = -(-pixels // config["BLOCK_K"])
     per_split = -(-steps // splits) * config["BLOCK_K"]
@@ -239,19 +244,23 @@ def wgrad_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
 
 def wgrad_sum_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, int]) -> dict[str, Any]:
     """Return every argument of the kernel that adds the splits but its pointers, as :func:`wgrad_arguments`."""
-    elements = prod(problem.w_shape)
+    elements = _partial_elements(problem)
     used = ("c_per_group", *(f"w_stride_{axis}" for axis in "kctrs"), "T", "R", "S")
     arguments = conv_arguments(problem, strides)
     return {name: arguments[name] for name in used} | {
         "splits": config["splits"],
         "elements": elements,
+        "weights": prod(problem.w_shape),
         "INDEX64": bool(config.get("INDEX64")) or index64(problem, strides, (config["splits"] + 1) * elements),
         "BLOCK": _SUM_BLOCK,
     }
 
 
 class WgradSplitK(TritonConv):
-    """General weight gradient: the reduction over pixels in splits, whose partial sums a second pass adds in order."""
+    """General weight gradient: the reduction over pixels in splits, whose partial sums a second pass adds in order.
+
+    The bias gradient rides along: the sums of ``y`` come from the tiles that the products read.
+    """
 
     id = "triton.conv.wgrad.split_k"
     kinds = ("wgrad",)
@@ -271,12 +280,13 @@ class WgradSplitK(TritonConv):
         splits = config["splits"]
         grid = (splits * arguments["groups"] * arguments["tiles_m"] * arguments["tiles_n"],)
         arguments["ACC_DTYPE"] = accumulator_type(problem)
-        pointers = {name: tensors[name] for name in "xyw"}
+        pointers = {name: tensors[name] for name in "xyw"} | {"bias": tensors.get("bias")}
         if splits > 1:
             pointers["w"] = tensors["workspace"]
+            pointers["bias"] = tensors["workspace"][prod(problem.w_shape) :] if problem.bias else None
         launch_kernel(problem, conv_wgrad._conv_wgrad_split_k_kernel, grid, pointers, arguments, config)
         if splits > 1:
-            pointers = {"partial": pointers["w"], "w": tensors["w"]}
+            pointers = {"partial": pointers["w"], "w": tensors["w"], "bias": tensors.get("bias")}
             arguments = wgrad_sum_arguments(problem, strides, config)
             grid = (-(-arguments["elements"] // _SUM_BLOCK),)
             options = {"num_warps": 4, "num_stages": 3}

@@ -64,8 +64,11 @@ def test_small_integers_are_exact(ndim, kind, dtype):
     branch = "strided" if kind == "wgrad" else "stride 2 dilation 3"
     inputs = GradInputs(GradCase(kind, ndim, "mixed", dtype, branch), integers=True)
     expected = inputs.call("numpy", torch.float64)
-    result = launch(inputs, inputs.problem(), "forward")
+    result, *of_bias = launch(inputs, inputs.problem(), "forward")
     assert torch.equal(result.double(), expected.to(result.dtype).double())
+    assert len(of_bias) == (kind == "wgrad")
+    for exact in of_bias:
+        assert exact.double().tolist() == inputs.bias_reference()[0].tolist()
 
 
 @pytest.mark.parametrize("branch", ("stride 2", "stride 4 dilation 6", "stride 3 dilation 2", "stride over kernel"))
