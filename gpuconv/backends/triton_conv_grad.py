@@ -22,6 +22,7 @@ from .triton_common import (
     strides_of,
     three,
 )
+from .triton_units import UNIT, in_units
 
 __all__ = [
     "SOLVERS",
@@ -42,10 +43,19 @@ _SUM_BLOCK = 1024
 """Elements of one program of the pass that adds the splits."""
 
 
+_UNITS_X = (("x_stride_c",), ("c_per_group", *(f"x_stride_{axis}" for axis in "ndhw")))
+_UNITS_Y = (("y_stride_k",), ("k_per_group", *(f"y_stride_{axis}" for axis in "nopq")))
+"""What a load of 16 bytes along the channels of x, or of y, needs to be multiples, see :func:`.in_units`."""
+
+
 def _channels_in_runs(problem: ConvProblem) -> bool:
-    """Tell whether x, w and y lie channels innermost in runs of 16, the one divisor that the JIT looks for."""
+    """Tell whether x, w and y lie channels innermost in runs that kernels read 16 bytes at a time.
+
+    The JIT looks for multiples of 16; 16-bit problems can be told in units of 8.
+    """
     innermost = problem.x_format == problem.w_format == problem.y_format == CHANNELS_LAST
-    return innermost and problem.c // problem.groups % 16 == 0 and problem.k // problem.groups % 16 == 0
+    run = UNIT if itemsize(problem.dtype) == 2 and not problem.index64 else 16
+    return innermost and problem.c // problem.groups % run == 0 and problem.k // problem.groups % run == 0
 
 
 def _phase_rows(problem: ConvProblem) -> int:
@@ -112,6 +122,8 @@ def dgrad_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
     arguments |= zip(("pad_high_d", "pad_high_h", "pad_high_w"), three(problem.pad_hi, 0), strict=True)
     arguments |= zip(("STEP_D", "STEP_H", "STEP_W"), three(steps, 1), strict=True)
     arguments |= zip(("INVERSE_D", "INVERSE_H", "INVERSE_W"), three(inverses, 0), strict=True)
+    of_c = (("x_stride_c", "w_stride_c"), (*_UNITS_X[1], *(f"w_stride_{axis}" for axis in "ktrs")))
+    arguments = in_units(arguments, {"UNIT_C": of_c, "UNIT_K": _UNITS_Y})
     return arguments | {name: config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M")}
 
 
@@ -156,7 +168,7 @@ def _dgrad_tile(problem: ConvProblem, sizes: tuple[int, int, int]) -> dict[str, 
     if itemsize(problem.dtype) == 2 and tile["BLOCK_N"] == 64 and not _tap_bits(problem):
         # Bounds computed for each row and step leave fewer registers.
         tile |= {"BLOCK_M": min(tile["BLOCK_M"], 64), "BLOCK_K": min(tile["BLOCK_K"], 32)}
-    if problem.k // problem.groups % 16:
+    if problem.k // problem.groups % 16 and not _channels_in_runs(problem):
         return tile | {"num_warps": 4}
     return _with_warps(problem, tile) if itemsize(problem.dtype) != 2 or problem.index64 else tile
 
@@ -172,6 +184,8 @@ def _wgrad_tile(problem: ConvProblem) -> dict[str, int]:
         if problem.dtype == "float32" and problem.precision == "ieee" and tile["BLOCK_M"] * tile["BLOCK_N"] >= 64 * 64:
             # On the plain cores each thread holds what it multiplies: a shorter step leaves room for it.
             return tile | {"BLOCK_K": min(tile["BLOCK_K"], 16), "num_warps": 4, "ONE_TAP": 1}
+        if tile["BLOCK_M"] * tile["BLOCK_N"] < 64 * 32:
+            tile["num_warps"] = 4
         return _with_warps(problem, tile) | {"ONE_TAP": 1}
     return _with_warps(problem, choose_tile(problem, (k, taps * c, pixels), vector=False)) | {"ONE_TAP": 0}
 
@@ -234,6 +248,7 @@ def wgrad_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
         "ONE_TAP": bool(config["ONE_TAP"]),
     }
     del arguments["n"]  # pixels say it
+    arguments = in_units(arguments, {"UNIT_C": _UNITS_X, "UNIT_K": _UNITS_Y})
     if splits > 1:
         c = problem.c // problem.groups
         t, r, s = three(problem.kernel, 1)

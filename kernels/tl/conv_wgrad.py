@@ -106,10 +106,11 @@ def _repr(specialization):
 
 def _launch_metadata(grid, kernel, args):
     """Report FLOPs to a profiler (Triton's proton)."""
-    channels = args["k_per_group"] * args["groups"]
+    channels = args["k_per_group"] * args["UNIT_K"] * args["groups"]
+    columns = args["c_per_group"] * args["UNIT_C"]
     return {
         "name": kernel.name,
-        "flops": 2 * args["pixels"] * channels * args["c_per_group"] * args["T"] * args["R"] * args["S"],
+        "flops": 2 * args["pixels"] * channels * columns * args["T"] * args["R"] * args["S"],
     }
 
 
@@ -165,6 +166,8 @@ def _conv_wgrad_split_k_kernel(
     ACC_DTYPE: tl.constexpr,
     INDEX64: tl.constexpr,
     ONE_TAP: tl.constexpr,
+    UNIT_C: tl.constexpr,
+    UNIT_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -182,7 +185,19 @@ def _conv_wgrad_split_k_kernel(
     channels of a single tap, tiles_n = T R S cdiv(C/G, BLOCK_N), so that masks have one row; without it, for few
     channels, columns run over taps and channels alike, tiles_n = cdiv(T R S C/G, BLOCK_N). INDEX64 computes pixels and
     offsets in 64 bits. `pad_*` are the low pads.
+    The JIT marks multiples of 16 alone. UNIT_C = 8 says that c_per_group and the strides of x but that of the channel
+    come divided by 8, which 16-byte loads of 16-bit types must know; UNIT_K likewise for k_per_group and y.
     """
+    c_per_group *= UNIT_C
+    x_stride_n *= UNIT_C
+    x_stride_d *= UNIT_C
+    x_stride_h *= UNIT_C
+    x_stride_w *= UNIT_C
+    k_per_group *= UNIT_K
+    y_stride_n *= UNIT_K
+    y_stride_o *= UNIT_K
+    y_stride_p *= UNIT_K
+    y_stride_q *= UNIT_K
     pid = tl.program_id(0)
     tiles = tiles_m * tiles_n
     split = pid // (groups * tiles)

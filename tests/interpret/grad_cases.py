@@ -68,6 +68,11 @@ _PHASES: Branches = {
         "index64": True, "stride": {1: 2, 2: (1, 2), 3: 1}, "pads": (0, 1), "size": {1: 75, 2: (6, 13), 3: (3, 3, 4)},
     },
     "one by one": {"kernel": 1, "k": 40},
+    "units of 8": {"c": 40, "k": 24, "pads": (1, 0)},
+    "units of 8, grouped, stride 2": {
+        "c": 48, "k": 16, "groups": 2, "stride": 2, "pads": (1, 1), "size": {1: 75, 2: 12, 3: (6, 7, 7)}, "bias": True,
+        "residual": True,
+    },
     "one by one stride 2": {"kernel": 1, "k": 40, "stride": 2, "size": {1: 75, 2: 12, 3: (6, 7, 7)}, "bias": True},
     "wide stride": {
         "stride": {1: 9, 2: (9, 1), 3: (9, 1, 1)}, "size": {1: 40, 2: (12, 6), 3: (11, 3, 3)},
@@ -152,6 +157,8 @@ BRANCHES: dict[str, Branches] = {
             "index64": True, "groups": 2, "c": 12, "k": 70, "padding_mode": "replicate", "splits": 1, "bias": True,
         },
         "one by one": {"kernel": 1, "c": 40, "bias": True},
+        "units of 8": {"c": {1: 24, 2: 8, 3: 8}, "k": 40, "pads": (1, 0), "bias": True},
+        "units of 8, one tap": {"c": 16, "k": 80, "groups": 2, "one_tap": True, "kernel": {1: 3, 2: 2, 3: (2, 1, 2)}},
         "one by one strided": {
             "kernel": 1, "c": 40, "stride": 2, "one_tap": True, "size": {1: 90, 2: 14, 3: (8, 7, 8)},
         },

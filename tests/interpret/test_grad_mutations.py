@@ -23,6 +23,7 @@ PROBES = {
         GradCase("dgrad", 1, "contiguous", "float32", "replicate"),
         GradCase("dgrad", 1, "contiguous", "float32", "circular twice"),
         GradCase("dgrad", 2, "contiguous", "float32", "stride 2"),
+        GradCase("dgrad", 3, "channels_last", "float32", "units of 8"),
     ),
     "conv_wgrad": (
         GradCase("wgrad", 2, "strided", "float32", "grouped"),
@@ -32,6 +33,7 @@ PROBES = {
         GradCase("wgrad", 2, "contiguous", "float32", "one split"),
         GradCase("wgrad", 3, "contiguous", "float32", "reflect"),
         GradCase("wgrad", 2, "contiguous", "float32", "kernel over input"),
+        GradCase("wgrad", 3, "channels_last", "float32", "units of 8"),
     ),
 }
 
@@ -73,6 +75,16 @@ MUTANTS = {
     ),
     "one wrap missing": (DGRAD, "wraps = (pad_hi + size - 1) // size", "wraps = pad_hi // size"),
     "reflection about the edge": (DGRAD, "2 * (size - 1) - i, i))", "2 * size - 1 - i, i))"),
+    "unit of c ignored": (DGRAD, "c_per_group *= UNIT_C", "c_per_group *= 1"),
+    "unit of k ignored": (DGRAD, "k_per_group *= UNIT_K", "k_per_group *= 1"),
+    "unit of a stride of x ignored": (DGRAD, "x_stride_h *= UNIT_C", "x_stride_h *= 1"),
+    "unit of a stride of w ignored": (DGRAD, "w_stride_k *= UNIT_C", "w_stride_k *= 1"),
+    "unit of a stride of y ignored": (DGRAD, "y_stride_q *= UNIT_K", "y_stride_q *= 1"),
+    "unit of the other side": (DGRAD, "w_stride_t *= UNIT_C", "w_stride_t *= UNIT_C * UNIT_C"),
+    "wgrad unit of c ignored": (WGRAD, "c_per_group *= UNIT_C", "c_per_group *= 1"),
+    "wgrad unit of k ignored": (WGRAD, "k_per_group *= UNIT_K", "k_per_group *= 1"),
+    "wgrad unit of a stride of x ignored": (WGRAD, "x_stride_w *= UNIT_C", "x_stride_w *= 1"),
+    "wgrad unit of a stride of y ignored": (WGRAD, "y_stride_o *= UNIT_K", "y_stride_o *= 1"),
     "wgrad row mask dropped": (WGRAD, "row_inside = rows < k_per_group", "row_inside = rows >= 0"),
     "wgrad columns masked by one tap": (
         WGRAD, "column_inside = column_c < c_per_group", "column_inside = column_c >= 0",
