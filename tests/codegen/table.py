@@ -84,8 +84,8 @@ def kind_of_launch(problem: ConvProblem, source: Any, config: dict[str, Any]) ->
     unrolled = not one_loop and (phases or problem.groups in (problem.c, problem.k))
     for name in names:
         value, kind_of_value = source.constants.get((names.index(name),)), source.signature[name]
-        if name.startswith("DILATION") and not phases:
-            kind.append(max(problem.dilation) > 1)
+        if name.startswith(("DILATION", "STRIDE")) and not phases:
+            kind.append(min(value, 2))
         elif name in ("T", "R", "S") and not unrolled:
             kind.append(max(problem.kernel) > 1 if one_loop else min(value, 2))
         elif name.isupper() or name.endswith("_ptr"):
