@@ -187,7 +187,11 @@ def _wgrad_tile(problem: ConvProblem) -> dict[str, int]:
         if tile["BLOCK_M"] * tile["BLOCK_N"] < 64 * 32:
             tile["num_warps"] = 4
         return _with_warps(problem, tile) | {"ONE_TAP": 1}
-    return _with_warps(problem, choose_tile(problem, (k, taps * c, pixels), vector=False)) | {"ONE_TAP": 0}
+    tile = _with_warps(problem, choose_tile(problem, (k, taps * c, pixels), vector=False))
+    if problem.bias and problem.ndim == 3 and tile["BLOCK_M"] * tile["BLOCK_N"] == 16 * 64:
+        # A tap for each column, of three coordinates, and the sums of the bias: four warps spill.
+        tile["num_warps"] = 8
+    return tile | {"ONE_TAP": 0}
 
 
 def _wgrad_tiles(problem: ConvProblem, config: Mapping[str, int]) -> tuple[int, int]:
