@@ -117,6 +117,22 @@ def _launch(problem: ConvProblem, backend: str, first: Tensor, second: Tensor, b
     return run(Call(problem, arrays, TORCH, False, backend))
 
 
+def _weight_and_bias(problem: ConvProblem, backend: str, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the gradients by weight and by bias of a convolution from one launch, where nothing differentiates them.
+
+    None where something does, or wants to see operators: they have one result.
+    """
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0 or not (problem.c and problem.k):
+        return None
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    if transformed or needs_operator(x, dy) or is_batched(x) or is_batched(dy):
+        return None
+    described = _describe(problem, "wgrad", problem.groups, True, x.shape, x.stride(), dy.shape, dy.stride())
+    result: tuple[Tensor, Tensor] = run(Call(described, {"x": x, "y": dy}, TORCH, False, backend))
+    return result
+
+
 def _of_derivatives(backend: str) -> str:
     """Return what a forced backend or solver forces for the derivatives: a solver solves one pass, its backend all."""
     return backend.partition(".")[0]
@@ -149,6 +165,9 @@ class _Bilinear(torch.autograd.Function):
         by_first = by_second = by_bias = None
         if problem.kind == "fprop":
             by_first = bilinear(problem, "dgrad", *common, grad, second) if wanted[0] else None
+            both = _weight_and_bias(problem, *common, first, grad) if wanted[1] and wanted[2] else None
+            if both is not None:
+                return by_first, *both, None, None
             by_second = bilinear(problem, "wgrad", *common, first, grad) if wanted[1] else None
         elif problem.kind == "dgrad":
             by_first = bilinear(problem, "fprop", *common, grad, second) if wanted[0] else None

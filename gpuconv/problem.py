@@ -37,7 +37,8 @@ class ConvProblem:
 
     `kind` is ``"fprop"`` (x, w -> y), ``"dgrad"`` (y, w -> x), ``"wgrad"`` (x, y -> w) or ``"transposed"`` (dgrad as an
     operation of its own, with bias and epilogue). The epilogue of fprop and transposed is
-    ``activation((conv + bias) * scale + shift + residual)``, with bias, scale and shift per channel.
+    ``activation((conv + bias) * scale + shift + residual)``, with bias, scale and shift per channel. A ``wgrad`` with
+    bias has two results, the gradients of the weight and of the bias: the sum of ``y`` over images and positions.
     """
 
     op: str
@@ -131,7 +132,7 @@ class ConvProblem:
     def min_bytes(self) -> int:
         """Bytes that must move at least: every operand read once, the result written once."""
         elements = prod(self.x_shape) + prod(self.w_shape) + prod(self.y_shape)
-        channels = self.k if self.kind == "fprop" else self.c
+        channels = self.k if self.kind in ("fprop", "wgrad") else self.c
         elements += channels * (self.bias + self.scale + self.shift) + (prod(self.result_shape) if self.residual else 0)
         return elements * itemsize(self.dtype)
 

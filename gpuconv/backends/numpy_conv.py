@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import CHANNELS_LAST
+from ..arrays import CHANNELS_LAST, CONTIGUOUS
 from ..config import workspace_limit
 from ..problem import Call, ConvProblem, Problem
 from .base import Plan, Solver
@@ -73,13 +73,20 @@ class _NumpyConv(Solver):
         assert isinstance(problem, ConvProblem)
         result = kind.empty(problem.result_shape, problem.dtype, problem.device, problem.result_format)
         arrays = {name: None if a is None else kind.to_numpy(a) for name, a in call.arrays.items()}
+        of_bias = None
+        if problem.kind == "wgrad" and problem.bias:
+            of_bias = kind.empty((problem.k,), problem.dtype, problem.device, CONTIGUOUS)
+            arrays["bias"] = kind.to_numpy(of_bias)
         if prod(problem.result_shape):
             with np.errstate(all="ignore"):
                 self.compute(problem, arrays, kind.to_numpy(result))
-        return result
+        return result if of_bias is None else (result, of_bias)
 
     def compute(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
-        """Write the result of `problem` to `out`, of the problem's element type (bfloat16 as its bits)."""
+        """Write the result of `problem` to `out`, of the problem's element type (bfloat16 as its bits).
+
+        A weight gradient with bias writes the gradient of the bias to ``arrays["bias"]``.
+        """
         raise NotImplementedError
 
 
@@ -187,15 +194,20 @@ class Im2colWgrad(_Columns):
 
     def compute(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
         count, _, _ = _column_chunk(problem, workspace_limit())
+        of_bias = np.zeros(problem.k, compute_dtype(problem.dtype))
         for of_x, of_y in _groups(problem):
             total = np.zeros(problem.w_shape[1:], compute_dtype(problem.dtype)).reshape(1, -1)
             total = np.repeat(total, of_y.stop - of_y.start, 0)
             for n in range(problem.n):
                 for positions in boxes(problem.output_size, count):
                     columns = columns_of(problem, arrays["x"][n, of_x], positions, False)
-                    dy = widen(arrays["y"][(n, of_y, *box_slices(positions))], problem.dtype)
-                    total += dy.reshape(len(dy), -1) @ _gradient_factor(problem, columns).T
+                    dy = widen(arrays["y"][(n, of_y, *box_slices(positions))], problem.dtype).reshape(len(total), -1)
+                    total += dy @ _gradient_factor(problem, columns).T
+                    if problem.bias:
+                        of_bias[of_y] += dy.sum(1)
             narrow(total.reshape(-1, *problem.w_shape[1:]), problem.dtype, out[of_y])
+        if problem.bias:
+            narrow(of_bias, problem.dtype, arrays["bias"])
 
 
 def _gradient_factor(problem: ConvProblem, values: np.ndarray) -> np.ndarray:
@@ -365,11 +377,14 @@ class TapsWgrad(_Taps):
         spatial = tuple(range(1, problem.ndim + 1))
         blocks, cells = _channel_blocks(problem)
         total = np.zeros(problem.w_shape, compute_dtype(problem.dtype))
+        of_bias = np.zeros(problem.k, total.dtype)
         for of_x, of_y in blocks:
             for n in range(problem.n):
                 for positions in boxes(problem.output_size, cells):
                     source, origin = source_of(problem, arrays["x"][n, of_x], positions)
                     dy = widen(arrays["y"][(n, of_y, *box_slices(positions))], problem.dtype)
+                    if problem.bias:
+                        of_bias[of_y] += dy.sum(axis=spatial)
                     for tap, inside, read in tap_views(problem, positions, origin, source.shape[1:]):
                         seen = _gradient_factor(problem, widen(source[(slice(None), *read)], problem.dtype))
                         for m in range(multiplier):
@@ -377,6 +392,8 @@ class TapsWgrad(_Taps):
                             place: Index = (slice(of_y.start + m, of_y.stop, multiplier), 0, *tap)
                             total[place] += products.sum(axis=spatial)
         narrow(total, problem.dtype, out)
+        if problem.bias:
+            narrow(of_bias, problem.dtype, arrays["bias"])
 
 
 SOLVERS: tuple[Solver, ...] = (Im2colFprop(), TapsFprop(), Col2imDgrad(), TapsDgrad(), Im2colWgrad(), TapsWgrad())

@@ -84,7 +84,7 @@ def wgrad_bytes(problem: ConvProblem, groups: int, positions: int) -> int:
     conjugated = problem.dtype.startswith("complex")
     columns = (2 + conjugated) * c * prod(problem.kernel) * prod(extents) * size  # a tap's products are less
     dy = 2 * k * prod(extents) * (size + _widening(problem))
-    sums = prod(problem.w_shape) * (size + _storing(problem, False))
+    sums = (prod(problem.w_shape) + problem.k) * (size + _storing(problem, False))
     return _OVERHEAD + _slab(problem, c, extents) + columns + dy + sums
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from ..arrays import CHANNELS_LAST, channels_last_strides, contiguous_strides
+from ..arrays import CHANNELS_LAST, CONTIGUOUS, channels_last_strides, contiguous_strides
 from ..problem import Call, ConvProblem, Problem, itemsize
 from .base import Plan, Solver
 from .triton_interpreter import interpreting, repair_interpreter
@@ -19,7 +19,6 @@ __all__ = [
     "accumulator_type",
     "choose_tile",
     "conv_arguments",
-    "divide_by_eight",
     "format_strides",
     "index64",
     "launch_kernel",
@@ -135,19 +134,6 @@ def format_strides(problem: ConvProblem) -> Strides:
     }
 
 
-def divide_by_eight(arguments: dict[str, Any], names: Sequence[str]) -> int:
-    """Divide the integers `names` by 8 where that tells the compiler more; return the unit, 8 or 1.
-
-    The JIT marks multiples of 16 and no others. Where all are multiples of 8 but not all of 16, a kernel that
-    multiplies by a constant 8 lets the compiler move 16-bit elements 16 bytes at a time.
-    """
-    values = [arguments[name] for name in names]
-    if any(value % 8 for value in values) or not any(value % 16 for value in values):
-        return 1
-    arguments.update({name: arguments[name] // 8 for name in names})
-    return 8
-
-
 def _device_guard(problem: Problem) -> AbstractContextManager[object]:
     if not problem.device.startswith("cuda"):
         return nullcontext()
@@ -184,14 +170,19 @@ class TritonConv(Solver):
         problem = plan.problem
         assert isinstance(problem, ConvProblem)
         result = call.kind.empty(problem.result_shape, problem.dtype, problem.device, problem.result_format)
+        of_bias = None
+        if problem.kind == "wgrad" and problem.bias:
+            of_bias = call.kind.empty((problem.k,), problem.dtype, problem.device, CONTIGUOUS)
         if 0 in problem.result_shape:
-            return result
+            return result if of_bias is None else (result, of_bias)
         tensors = {name: _tensor(torch, array) for name, array in call.arrays.items()}
         tensors[problem.result] = _tensor(torch, result)
+        if of_bias is not None:
+            tensors["bias"] = _tensor(torch, of_bias)
         for name, (dtype, elements) in self.parts(plan).items():
             tensors[name] = torch.empty(elements, dtype=getattr(torch, dtype), device=problem.device)
         self.launch(problem, tensors, plan.config)
-        return result
+        return result if of_bias is None else (result, of_bias)
 
     def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:
         """Return the dtype and the number of elements of each tensor that the workspace consists of, by name."""

@@ -18,7 +18,6 @@ from .triton_common import (
     accumulator_type,
     choose_tile,
     conv_arguments,
-    divide_by_eight,
     format_strides,
     index64,
     launch_kernel,
@@ -26,6 +25,7 @@ from .triton_common import (
     reach,
     strides_of,
 )
+from .triton_units import divide_by_eight
 
 __all__ = [
     "SOLVERS",

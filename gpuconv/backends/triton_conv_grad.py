@@ -22,6 +22,7 @@ from .triton_common import (
     strides_of,
     three,
 )
+from .triton_units import UNIT, in_units
 
 __all__ = [
     "SOLVERS",
@@ -42,10 +43,19 @@ _SUM_BLOCK = 1024
 """Elements of one program of the pass that adds the splits."""
 
 
+_UNITS_X = (("x_stride_c",), ("c_per_group", *(f"x_stride_{axis}" for axis in "ndhw")))
+_UNITS_Y = (("y_stride_k",), ("k_per_group", *(f"y_stride_{axis}" for axis in "nopq")))
+"""What a load of 16 bytes along the channels of x, or of y, needs to be multiples, see :func:`.in_units`."""
+
+
 def _channels_in_runs(problem: ConvProblem) -> bool:
-    """Tell whether x, w and y lie channels innermost in runs of 16, the one divisor that the JIT looks for."""
+    """Tell whether x, w and y lie channels innermost in runs that kernels read 16 bytes at a time.
+
+    The JIT looks for multiples of 16; 16-bit problems can be told in units of 8.
+    """
     innermost = problem.x_format == problem.w_format == problem.y_format == CHANNELS_LAST
-    return innermost and problem.c // problem.groups % 16 == 0 and problem.k // problem.groups % 16 == 0
+    run = UNIT if itemsize(problem.dtype) == 2 and not problem.index64 else 16
+    return innermost and problem.c // problem.groups % run == 0 and problem.k // problem.groups % run == 0
 
 
 def _phase_rows(problem: ConvProblem) -> int:
@@ -112,6 +122,8 @@ def dgrad_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
     arguments |= zip(("pad_high_d", "pad_high_h", "pad_high_w"), three(problem.pad_hi, 0), strict=True)
     arguments |= zip(("STEP_D", "STEP_H", "STEP_W"), three(steps, 1), strict=True)
     arguments |= zip(("INVERSE_D", "INVERSE_H", "INVERSE_W"), three(inverses, 0), strict=True)
+    of_c = (("x_stride_c", "w_stride_c"), (*_UNITS_X[1], *(f"w_stride_{axis}" for axis in "ktrs")))
+    arguments = in_units(arguments, {"UNIT_C": of_c, "UNIT_K": _UNITS_Y})
     return arguments | {name: config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M")}
 
 
@@ -156,7 +168,10 @@ def _dgrad_tile(problem: ConvProblem, sizes: tuple[int, int, int]) -> dict[str, 
     if itemsize(problem.dtype) == 2 and tile["BLOCK_N"] == 64 and not _tap_bits(problem):
         # Bounds computed for each row and step leave fewer registers.
         tile |= {"BLOCK_M": min(tile["BLOCK_M"], 64), "BLOCK_K": min(tile["BLOCK_K"], 32)}
-    if problem.k // problem.groups % 16:
+    if problem.dtype == "float32" and problem.precision == "ieee" and tile["BLOCK_N"] == 64:
+        # The plain cores hold what they multiply in registers, and ptxas spills one of 64 x 64 whatever the warps.
+        return tile | {"BLOCK_N": 32, "num_warps": 4}
+    if problem.k // problem.groups % 16 and not _channels_in_runs(problem):
         return tile | {"num_warps": 4}
     return _with_warps(problem, tile) if itemsize(problem.dtype) != 2 or problem.index64 else tile
 
@@ -172,8 +187,14 @@ def _wgrad_tile(problem: ConvProblem) -> dict[str, int]:
         if problem.dtype == "float32" and problem.precision == "ieee" and tile["BLOCK_M"] * tile["BLOCK_N"] >= 64 * 64:
             # On the plain cores each thread holds what it multiplies: a shorter step leaves room for it.
             return tile | {"BLOCK_K": min(tile["BLOCK_K"], 16), "num_warps": 4, "ONE_TAP": 1}
+        if tile["BLOCK_M"] * tile["BLOCK_N"] < 64 * 32:
+            tile["num_warps"] = 4
         return _with_warps(problem, tile) | {"ONE_TAP": 1}
-    return _with_warps(problem, choose_tile(problem, (k, taps * c, pixels), vector=False)) | {"ONE_TAP": 0}
+    tile = _with_warps(problem, choose_tile(problem, (k, taps * c, pixels), vector=False))
+    if problem.bias and problem.ndim == 3 and tile["BLOCK_M"] * tile["BLOCK_N"] == 16 * 64:
+        # A tap for each column, of three coordinates, and the sums of the bias: four warps spill.
+        tile["num_warps"] = 8
+    return tile | {"ONE_TAP": 0}
 
 
 def _wgrad_tiles(problem: ConvProblem, config: Mapping[str, int]) -> tuple[int, int]:
@@ -183,9 +204,14 @@ def _wgrad_tiles(problem: ConvProblem, config: Mapping[str, int]) -> tuple[int, 
     return -(-k // config["BLOCK_M"]), taps * -(-c // block) if config["ONE_TAP"] else -(-taps * c // block)
 
 
+def _partial_elements(problem: ConvProblem) -> int:
+    """Return how many partial sums one split has: those of the weight and, behind them, those of the bias."""
+    return prod(problem.w_shape) + (problem.k if problem.bias else 0)
+
+
 def _partial_bytes(problem: ConvProblem) -> int:
     """Return the bytes of the partial sums of one split."""
-    return prod(problem.w_shape) * (8 if problem.dtype == "float64" else 4)
+    return _partial_elements(problem) * (8 if problem.dtype == "float64" else 4)
 
 
 def _splits(problem: ConvProblem, config: Mapping[str, int]) -> int:
@@ -212,7 +238,7 @@ def wgrad_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
     config
         The tile and the splits, see :meth:`WgradSplitK.plan`; ``INDEX64`` in it forces the 64-bit variant.
     """
-    splits, elements = config["splits"], prod(problem.w_shape)
+    splits, elements = config["splits"], _partial_elements(problem)
     pixels = problem.n * prod(problem.output_size)
     steps = -(-pixels // config["BLOCK_K"])
     per_split = -(-steps // splits) * config["BLOCK_K"]
@@ -229,6 +255,7 @@ def wgrad_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
         "ONE_TAP": bool(config["ONE_TAP"]),
     }
     del arguments["n"]  # pixels say it
+    arguments = in_units(arguments, {"UNIT_C": _UNITS_X, "UNIT_K": _UNITS_Y})
     if splits > 1:
         c = problem.c // problem.groups
         t, r, s = three(problem.kernel, 1)
@@ -239,19 +266,23 @@ def wgrad_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
 
 def wgrad_sum_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, int]) -> dict[str, Any]:
     """Return every argument of the kernel that adds the splits but its pointers, as :func:`wgrad_arguments`."""
-    elements = prod(problem.w_shape)
+    elements = _partial_elements(problem)
     used = ("c_per_group", *(f"w_stride_{axis}" for axis in "kctrs"), "T", "R", "S")
     arguments = conv_arguments(problem, strides)
     return {name: arguments[name] for name in used} | {
         "splits": config["splits"],
         "elements": elements,
+        "weights": prod(problem.w_shape),
         "INDEX64": bool(config.get("INDEX64")) or index64(problem, strides, (config["splits"] + 1) * elements),
         "BLOCK": _SUM_BLOCK,
     }
 
 
 class WgradSplitK(TritonConv):
-    """General weight gradient: the reduction over pixels in splits, whose partial sums a second pass adds in order."""
+    """General weight gradient: the reduction over pixels in splits, whose partial sums a second pass adds in order.
+
+    The bias gradient rides along: the sums of ``y`` come from the tiles that the products read.
+    """
 
     id = "triton.conv.wgrad.split_k"
     kinds = ("wgrad",)
@@ -271,12 +302,13 @@ class WgradSplitK(TritonConv):
         splits = config["splits"]
         grid = (splits * arguments["groups"] * arguments["tiles_m"] * arguments["tiles_n"],)
         arguments["ACC_DTYPE"] = accumulator_type(problem)
-        pointers = {name: tensors[name] for name in "xyw"}
+        pointers = {name: tensors[name] for name in "xyw"} | {"bias": tensors.get("bias")}
         if splits > 1:
             pointers["w"] = tensors["workspace"]
+            pointers["bias"] = tensors["workspace"][prod(problem.w_shape) :] if problem.bias else None
         launch_kernel(problem, conv_wgrad._conv_wgrad_split_k_kernel, grid, pointers, arguments, config)
         if splits > 1:
-            pointers = {"partial": pointers["w"], "w": tensors["w"]}
+            pointers = {"partial": pointers["w"], "w": tensors["w"], "bias": tensors.get("bias")}
             arguments = wgrad_sum_arguments(problem, strides, config)
             grid = (-(-arguments["elements"] // _SUM_BLOCK),)
             options = {"num_warps": 4, "num_stages": 3}

@@ -91,10 +91,10 @@ def _repr(specialization):
 def _launch_metadata(grid, kernel, args):
     """Report FLOPs to a profiler (Triton's proton)."""
     pixels = args["n"] * args["o"] * args["p"] * args["q"]
-    channels = args["k_per_group"] * args["groups"]
+    channels = args["k_per_group"] * args["UNIT_K"] * args["groups"]
     return {
         "name": kernel.name,
-        "flops": 2 * pixels * channels * args["c_per_group"] * args["T"] * args["R"] * args["S"],
+        "flops": 2 * pixels * channels * args["c_per_group"] * args["UNIT_C"] * args["T"] * args["R"] * args["S"],
     }
 
 
@@ -169,6 +169,8 @@ def _conv_dgrad_implicit_gemm_kernel(
     ACC_DTYPE: tl.constexpr,
     INDEX64: tl.constexpr,
     TAP_BITS: tl.constexpr,
+    UNIT_C: tl.constexpr,
+    UNIT_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -189,7 +191,23 @@ def _conv_dgrad_implicit_gemm_kernel(
     `images_w` those along one axis (all 1 for zeros). STEP and INVERSE: see `phase_positions` and `image_taps`.
     TAP_BITS keeps, for each row, one bit per tap of its phase that tells whether it reads inside y: it needs zero
     padding and phases of at most 32 taps.
+    The JIT marks multiples of 16 alone. UNIT_C = 8 says that c_per_group and the strides of x and w but those of the
+    channel come divided by 8, which 16-byte loads of 16-bit types must know; UNIT_K likewise for k_per_group and y.
     """
+    c_per_group *= UNIT_C
+    x_stride_n *= UNIT_C
+    x_stride_d *= UNIT_C
+    x_stride_h *= UNIT_C
+    x_stride_w *= UNIT_C
+    w_stride_k *= UNIT_C
+    w_stride_t *= UNIT_C
+    w_stride_r *= UNIT_C
+    w_stride_s *= UNIT_C
+    k_per_group *= UNIT_K
+    y_stride_n *= UNIT_K
+    y_stride_o *= UNIT_K
+    y_stride_p *= UNIT_K
+    y_stride_q *= UNIT_K
     pid = tl.program_id(0)
     tiles = tiles_m * tiles_n
     phase = pid // (groups * tiles)

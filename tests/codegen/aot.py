@@ -117,6 +117,7 @@ def launch_arguments(problem: ConvProblem, config: Mapping[str, int]) -> dict[st
     if problem.kind == "wgrad":
         arguments = wgrad_arguments(problem, strides, config)
         pointers["w_ptr"] = pointer if config["splits"] == 1 else partial_pointer(problem)
+        pointers["bias_ptr"] = pointers["w_ptr"] if problem.bias else None
     else:
         describe = fprop_arguments if problem.kind == "fprop" else dgrad_arguments
         arguments = describe(problem, strides, config)
@@ -144,6 +145,7 @@ def fprop_pass_arguments(name: str, problem: ConvProblem, config: Mapping[str, i
 def sum_arguments(problem: ConvProblem, config: Mapping[str, int]) -> dict[str, Any]:
     """Return every argument of the kernel that adds the splits of a weight gradient, pointers as types."""
     pointers = {"partial_ptr": partial_pointer(problem), "w_ptr": POINTERS[problem.dtype]}
+    pointers["bias_ptr"] = pointers["w_ptr"] if problem.bias else None
     return pointers | wgrad_sum_arguments(problem, format_strides(problem), config)
 
 

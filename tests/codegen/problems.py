@@ -14,9 +14,6 @@ from gpuconv.problem import ConvProblem
 
 WORKLOADS = Path(__file__).parents[2] / "bench" / "workloads"
 
-NETWORKS = ("convnext_tiny", "mobilenet_v2", "resnet50", "unet3d")
-"""Workloads that the table has so far."""
-
 BATCH = 32
 
 
@@ -48,21 +45,20 @@ def conv_problem(
 
 
 def workload_problems() -> Iterator[tuple[str, ConvProblem]]:
-    """Yield the forward convolutions of `NETWORKS`, at batch 32 in channels-last float16."""
-    for path in (WORKLOADS / f"{network}.json" for network in NETWORKS):
+    """Yield every layer of every workload that convolves, at batch 32 in channels-last float16, as a forward pass."""
+    for path in sorted(WORKLOADS.glob("*.json")):
         for layer in json.loads(path.read_text())["layers"]:
-            if layer["op"] not in ("conv1d", "conv2d", "conv3d"):
+            if not layer["op"].startswith("conv"):
                 continue
+            transposed = layer["op"].startswith("conv_transpose")
             problem = conv_problem(
-                (BATCH, *layer["input"]), layer["weight"], stride=layer["stride"], padding=layer["padding"],
-                dilation=layer["dilation"], groups=layer["groups"], bias=layer["bias"],
+                (BATCH, *layer["output" if transposed else "input"]), layer["weight"], stride=layer["stride"],
+                padding=layer["padding"], dilation=layer["dilation"], groups=layer["groups"], bias=layer["bias"],
             )  # fmt: skip
-            sizes = "x".join(map(str, layer["input"]))
-            filters = "x".join(map(str, layer["weight"]))
-            yield (
-                f"{path.stem} {layer['op']} {sizes} * {filters} s{layer['stride'][0]} d{layer['dilation'][0]}",
-                problem,
-            )
+            assert problem.output_size == tuple(layer["input" if transposed else "output"][1:]), (path, layer)
+            sizes, filters = ("x".join(map(str, layer[key])) for key in ("input", "weight"))
+            name = f"{path.stem} {layer['op']} {sizes} * {filters} s{layer['stride'][0]} d{layer['dilation'][0]}"
+            yield (f"transposed/{name}", replace(problem, kind="transposed")) if transposed else (name, problem)
 
 
 def awkward_problems() -> Iterator[tuple[str, ConvProblem]]:
@@ -137,19 +133,7 @@ def fprop_pass_problems() -> Iterator[tuple[str, ConvProblem]]:
 
 
 def transposed_problems() -> Iterator[tuple[str, ConvProblem]]:
-    """Yield the transposed convolutions of every workload, at batch 32 in channels-last float16, and awkward ones."""
-    for path in sorted(WORKLOADS.glob("*.json")):
-        for layer in json.loads(path.read_text())["layers"]:
-            if not layer["op"].startswith("conv_transpose"):
-                continue
-            problem = conv_problem(
-                (BATCH, *layer["output"]), layer["weight"], stride=layer["stride"], padding=layer["padding"],
-                dilation=layer["dilation"], groups=layer["groups"], bias=layer["bias"],
-            )  # fmt: skip
-            assert problem.output_size == tuple(layer["input"][1:]), (path, layer)
-            sizes, filters = ("x".join(map(str, layer[key])) for key in ("input", "weight"))
-            name = f"transposed/{path.stem} {layer['op']} {sizes} * {filters} s{layer['stride'][0]}"
-            yield name, replace(problem, kind="transposed")
+    """Yield awkward transposed convolutions."""
     square, filters = (8, 64, 56, 56), (96, 64, 4, 4)
     every = {"bias": True, "scale": True, "shift": True, "residual": True, "activation": "gelu"}
     for dtype in ("float16", "float32", "float64"):
@@ -159,8 +143,8 @@ def transposed_problems() -> Iterator[tuple[str, ConvProblem]]:
 
 
 def gradient_problems() -> Iterator[tuple[str, ConvProblem]]:
-    """Yield the gradients of ResNet-50's layers and of awkward problems, named after the kernel that computes them."""
-    layers = [(name, problem) for name, problem in workload_problems() if name.startswith("resnet50")]
+    """Yield the gradients of every workload and of awkward problems, named after the kernel that computes them."""
+    layers: list[tuple[str, ConvProblem]] = []
     square, filters, strided = (8, 64, 56, 56), (96, 64, 3, 3), {"stride": 2, "padding": 1}
     for dtype in ("float16", "bfloat16", "float64"):
         for formats in (CHANNELS_LAST, CONTIGUOUS):
@@ -195,8 +179,21 @@ def gradient_problems() -> Iterator[tuple[str, ConvProblem]]:
             conv_problem((1, 16, 600, 600, 600), (16, 16, 3, 3, 3), "float32", CONTIGUOUS, padding=1),
         ),
     ]
-    for name, problem in layers:
-        yield f"dgrad/{name}", replace(problem, kind="dgrad")
-        yield f"wgrad/{name}", replace(problem, kind="wgrad")
+    for channels, filters_out in ((24, 96), (96, 24), (40, 240), (8, 8)):
+        problem = conv_problem((8, channels, 28, 28), (filters_out, channels, 3, 3), padding=1, bias=True)
+        layers.append((f"{channels} channels {filters_out} filters", problem))
+    for precision in ("ieee", "tf32", "tf32x3"):
+        problem = conv_problem(square, filters, "float32", precision=precision, padding=1, bias=True)
+        layers.append((f"float32 {precision} bias", problem))
+    layers.append(("float64 bias", conv_problem(square, filters, "float64", padding=1, bias=True)))
+    for name, problem in (*layers, *workload_problems()):
+        bare = name.removeprefix("transposed/")
+        if problem.kind == "transposed":
+            yield f"fprop/{bare}", replace(problem, kind="fprop", bias=False)
+            yield f"wgrad/{bare}", replace(problem, kind="wgrad", bias=False)
+        else:
+            yield f"dgrad/{bare}", replace(problem, kind="dgrad", bias=False)
+            yield f"wgrad/{bare}", replace(problem, kind="wgrad")
     yield "wgrad_sum/float16", replace(conv_problem(square, filters, **strided), kind="wgrad")
+    yield "wgrad_sum/float16 bias", replace(conv_problem(square, filters, bias=True, **strided), kind="wgrad")
     yield "wgrad_sum/float64", replace(conv_problem(square, filters, "float64", **strided), kind="wgrad")

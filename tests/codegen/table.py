@@ -1,15 +1,18 @@
 """The codegen table: what each kernel compiles to, per Triton version and GPU architecture.
 
-``python tests/codegen/table.py`` recompiles with the installed Triton every entry whose kernel or configuration changed
-(``--all``: every entry) and rewrites its part of ``table.json`` and the page ``TABLE.md``. The test lane checks the
-committed rows against budgets, and recompiles a sample of them.
+``python tests/codegen/table.py`` recompiles every entry whose kernel or launch changed (``--all``: every entry) and
+rewrites ``table.json`` and the page ``TABLE.md``, with the installed Triton and then with that of the repository's
+other environment (``--triton-only current``: not with that). The test lane checks the committed rows against budgets,
+and recompiles a sample of them.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
+import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,6 +28,7 @@ from gpuconv.kernels.tl import common, conv_dgrad, conv_fprop, conv_wgrad
 from gpuconv.problem import ConvProblem
 
 HERE = Path(__file__).parent
+REPO = HERE.parents[1]
 TABLE = HERE / "table.json"
 PAGE = HERE / "TABLE.md"
 ARCHITECTURES = (80, 90, 100)
@@ -77,44 +81,70 @@ def launch(name: str, problem: ConvProblem) -> tuple[Any, dict[str, Any]]:
     return specialise(kernel, launch_arguments(problem, config)), config
 
 
-def entries() -> dict[str, ConvProblem]:
-    """Return the problems of which each stands for a kind of launch, by name.
+def kind_of_launch(problem: ConvProblem, source: Any, config: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what of a launch changes the code that is generated, beyond constants and a few instructions.
 
-    A kind is told by kernel size, tile, dtype, formats, epilogue, and whether channels are multiples of 16. Strides,
-    dilations, and heights or widths that happen to be 1 or multiples of 16 change constants and a few instructions.
+    That is all that the JIT specialises for, less what only enters divisions and bounds: sizes of axes, pads and
+    numbers of tiles that happen to be 1 or multiples of 16, how far taps are apart and how many there are along an axis
+    (where stride phases or single channels do not unroll loops over them). Strides of a tensor count together, as its
+    loads need all of them, but that of the channel, which says whether channels are innermost.
     """
+    names = source.fn.arg_names
+    multiples = {names[place] for (place,) in source.attrs}
+    kind: list[Any] = [source.fn.__name__, config["num_warps"], config["num_stages"]]
+    of_tensor: dict[str, bool] = {}
+    phases = problem.kind in ("dgrad", "transposed") and max(problem.stride) > 1
+    one_loop = problem.kind == "wgrad"  # whatever the taps
+    unrolled = not one_loop and (phases or problem.groups in (problem.c, problem.k))
+    for name in names:
+        value, kind_of_value = source.constants.get((names.index(name),)), source.signature[name]
+        if name.startswith(("DILATION", "STRIDE")) and not phases:
+            kind.append(min(value, 2))
+        elif name in ("T", "R", "S") and not unrolled:
+            kind.append(max(problem.kernel) > 1 if one_loop else min(value, 2))
+        elif name.isupper() or name.endswith("_ptr"):
+            kind.append((name, kind_of_value, str(value)))
+        elif name in ("c_per_group", "k_per_group") or name.endswith(("stride_c", "stride_k")):
+            kind.append((name, kind_of_value, name in multiples))
+        elif "_stride_" in name:
+            tensor = name.partition("_")[0]
+            of_tensor[tensor] = of_tensor.get(tensor, True) and name in multiples
+            kind.append(kind_of_value == "i64")
+    return *kind, *sorted(of_tensor.items())
+
+
+def signature_of(source: Any, config: dict[str, Any]) -> str:
+    """Return a hash of everything of a launch that the compiler sees beside the kernel's source."""
+    constants = sorted((str(place), str(value)) for place, value in source.constants.items())
+    seen = (source.fn.__name__, list(source.signature.items()), constants, sorted(source.attrs), config["num_warps"])
+    return hashlib.sha256(repr((seen, config["num_stages"])).encode()).hexdigest()[:12]
+
+
+def entries() -> dict[str, ConvProblem]:
+    """Return the problems of which each stands for a kind of launch, by name. See :func:`kind_of_launch`."""
     seen: dict[tuple[Any, ...], tuple[str, ConvProblem]] = {}
     forward = (*awkward_problems(), *workload_problems(), *fprop_pass_problems())
     for name, problem in (*forward, *transposed_problems(), *gradient_problems()):
-        config = dict(SOLVERS[problem.kind].plan(problem).config)
-        config["splits"] = config.get("splits", 1) > 1
-        config.pop("phases", None)
-        aligned = tuple(channels // problem.groups % 16 == 0 for channels in (problem.c, problem.k))
-        epilogue = (problem.bias, problem.scale, problem.shift, problem.residual, problem.activation)
-        modes = (problem.padding_mode, problem.dtype, problem.precision, problem.x_format, problem.index64)
-        # The taps of a phase depend on the stride, and the sums of splits have no tile of their own.
-        phases = problem.kind in ("dgrad", "transposed") and max(problem.stride) > 1
-        which = (problem.kind, small_pass(name), phases)
-        kind = (which, problem.kernel, *sorted(config.items()), aligned, epilogue, modes)
-        seen.setdefault(kind, (name, problem))
+        seen.setdefault(kind_of_launch(problem, *launch(name, problem)), (name, problem))
     return dict(seen.values())
 
 
 def measure(job: tuple[str, int]) -> tuple[str, int, dict[str, Any]]:
     """Compile entry `job` (its name and an architecture) and return its row."""
     name, capability = job
-    problem = _ENTRIES[name]
-    source, config = launch(name, problem)
-    return name, capability, _planned(config) | compile_for(source, capability, config).row()
+    source, config = launch(name, ENTRIES[name])
+    return name, capability, planned(name) | compile_for(source, capability, config).row()
 
 
-def _planned(config: dict[str, Any]) -> dict[str, Any]:
+def planned(name: str) -> dict[str, Any]:
     """Return the part of a row that the plan decides."""
+    source, config = launch(name, ENTRIES[name])
     tile = "x".join(str(config[side]) for side in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
-    return {"tile": tile, "warps": config["num_warps"], "stages": config["num_stages"]}
+    signature = signature_of(source, config)
+    return {"signature": signature, "tile": tile, "warps": config["num_warps"], "stages": config["num_stages"]}
 
 
-_ENTRIES = entries()
+ENTRIES = entries()
 
 
 def load() -> dict[str, Any]:
@@ -123,7 +153,7 @@ def load() -> dict[str, Any]:
 
 
 def _write(table: dict[str, Any]) -> None:
-    """Write the table with one row per line, so that a diff shows what changed."""
+    """Write the table with one row per line, so that a diff shows what changed, and the page."""
     lines = ["{"]
     for number, (version, part) in enumerate(sorted(table.items())):
         lines += [f' "{version}": {{', f'  "sources": {json.dumps(part["sources"])},', '  "rows": {']
@@ -132,6 +162,7 @@ def _write(table: dict[str, Any]) -> None:
             lines += [f'   "{arch}": {{', ",\n".join(body), "   }" + ("," if place + 1 < len(part["rows"]) else "")]
         lines += ["  }", " }" + ("," if number + 1 < len(table) else "")]
     TABLE.write_text("\n".join([*lines, "}"]) + "\n")
+    PAGE.write_text(_page(table))
 
 
 def _page(table: dict[str, Any]) -> str:
@@ -148,52 +179,70 @@ def _page(table: dict[str, Any]) -> str:
         text += ["", f"## Triton {version}", ""]
         text += ["| problem | tile | warps | registers | stack | shared | instructions | HGMMA | wide |"]
         text += ["|---|---|---|---|---|---|---|---|---|"]
-        for name, row in sorted(part["rows"]["90"].items()):
-            cells = [
-                name,
-                row["tile"],
-                row["warps"],
-                row["registers"],
-                row["stack"],
-                row["shared"],
-                row["instructions"],
-            ]
-            cells += [row["counts"].get("HGMMA", 0), row["wide_async"]]
+        for name, row in sorted(part["rows"].get("90", {}).items()):
+            columns = ("tile", "warps", "registers", "stack", "shared", "instructions")
+            cells = [name, *(row[column] for column in columns), row["counts"].get("HGMMA", 0), row["wide_async"]]
             text.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(text) + "\n"
 
 
-def _stale(part: dict[str, Any]) -> list[tuple[str, int]]:
-    """Return the entries whose row in `part` is missing, or of another source or configuration."""
-    hashes = source_hashes()
-    changed = {module for module in MODULES if part["sources"].get(module) != hashes[module]}
-    jobs = []
-    for name, problem in _ENTRIES.items():
-        planned = _planned(launch(name, problem)[1])
-        for arch in ARCHITECTURES:
-            row = part["rows"].get(str(arch), {}).get(name, {})
-            if MODULE_OF[problem.kind] in changed or not planned.items() <= row.items():
-                jobs.append((name, arch))
-    return jobs
+def _reusable(part: dict[str, Any]) -> dict[str, Rows]:
+    """Return the rows that a compilation would give again, under the names of today: same source, same signature."""
+    hashes, found = source_hashes(), {str(arch): Rows() for arch in ARCHITECTURES}
+    expected = {name: planned(name) for name in ENTRIES}
+    for arch, rows in found.items():
+        old = part["rows"].get(arch, {})
+        by_signature = {row["signature"]: row for row in old.values() if "signature" in row}
+        for name, problem in ENTRIES.items():
+            module = MODULE_OF[problem.kind]
+            row = by_signature.get(expected[name]["signature"])
+            if (
+                row is not None
+                and part["sources"].get(module) == hashes[module]
+                and expected[name].items() <= row.items()
+            ):
+                rows[name] = row
+    return found
 
 
-def refresh(everything: bool) -> None:
-    """Recompile with the installed Triton what changed, or everything, and rewrite the table and its page."""
+def refresh(everything: bool, workers: int | None = None) -> None:
+    """Recompile with the installed Triton what changed, or everything, and rewrite the table and its page.
+
+    What was compiled is kept when an interruption or a failure ends this.
+    """
     table = load()
-    old = {"sources": {}, "rows": {}} if everything else table.get(VERSION, {"sources": {}, "rows": {}})
-    jobs = _stale(old)
-    kept = {str(arch): old["rows"].get(str(arch), {}) for arch in ARCHITECTURES}
-    rows: dict[str, Rows] = {
-        arch: {name: part[name] for name in _ENTRIES if name in part} for arch, part in kept.items()
-    }
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for done, (name, arch, row) in enumerate(pool.map(measure, jobs, chunksize=4), 1):
-            rows[str(arch)][name] = row
-            print(f"\r{done}/{len(jobs)}", end="", file=sys.stderr, flush=True)
+    empty = {"sources": {}, "rows": {}}
+    rows = _reusable(empty if everything else table.get(VERSION, empty))
+    jobs = [(name, arch) for arch in ARCHITECTURES for name in ENTRIES if name not in rows[str(arch)]]
+    total = len(ENTRIES) * len(ARCHITECTURES)
+    print(f"triton {VERSION}: {len(ENTRIES)} entries, {total - len(jobs)} rows kept, {len(jobs)} to compile")
     table[VERSION] = {"sources": source_hashes(), "rows": rows}
-    _write(table)
-    PAGE.write_text(_page(table))
+    try:
+        with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+            for done, (name, arch, row) in enumerate(pool.map(measure, jobs, chunksize=4), 1):
+                rows[str(arch)][name] = row
+                print(f"\r{done}/{len(jobs)}", end="", file=sys.stderr, flush=True)
+    finally:
+        _write(table)
+
+
+def _elsewhere() -> list[Path]:
+    """Return the interpreters of the repository's environments that may have another Triton."""
+    pythons = [REPO / folder / "bin" / "python" for folder in (".venv", ".venv-triton36")]
+    return [python for python in pythons if python.exists() and python.parent.parent != Path(sys.prefix)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Refresh the codegen table.")
+    parser.add_argument("--all", action="store_true", help="recompile every entry, not those that changed alone")
+    parser.add_argument("--triton-only", choices=("current",), help="leave the rows of the other environment's Triton")
+    parser.add_argument("--workers", type=int, help="processes that compile; default: one for each core")
+    arguments = parser.parse_args()
+    refresh(arguments.all, arguments.workers)
+    for python in [] if arguments.triton_only else _elsewhere():
+        command = [str(python), __file__, "--triton-only", "current", *(["--all"] if arguments.all else [])]
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(REPO)})
 
 
 if __name__ == "__main__":
-    refresh("--all" in sys.argv[1:])
+    main()

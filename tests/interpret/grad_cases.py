@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import Any
@@ -68,6 +68,11 @@ _PHASES: Branches = {
         "index64": True, "stride": {1: 2, 2: (1, 2), 3: 1}, "pads": (0, 1), "size": {1: 75, 2: (6, 13), 3: (3, 3, 4)},
     },
     "one by one": {"kernel": 1, "k": 40},
+    "units of 8": {"c": 40, "k": 24, "pads": (1, 0)},
+    "units of 8, grouped, stride 2": {
+        "c": 48, "k": 16, "groups": 2, "stride": 2, "pads": (1, 1), "size": {1: 75, 2: 12, 3: (6, 7, 7)}, "bias": True,
+        "residual": True,
+    },
     "one by one stride 2": {"kernel": 1, "k": 40, "stride": 2, "size": {1: 75, 2: 12, 3: (6, 7, 7)}, "bias": True},
     "wide stride": {
         "stride": {1: 9, 2: (9, 1), 3: (9, 1, 1)}, "size": {1: 40, 2: (12, 6), 3: (11, 3, 3)},
@@ -117,28 +122,28 @@ BRANCHES: dict[str, Branches] = {
     },
     "wgrad": {
         "plain": {"pads": (1, 0)},
-        "one split": {"splits": 1, "pads": (0, 1)},
-        "one tap": {"one_tap": True, "c": 20, "kernel": {1: 3, 2: 2, 3: (2, 1, 2)}},
+        "one split": {"splits": 1, "pads": (0, 1), "bias": True},
+        "one tap": {"bias": True, "one_tap": True, "c": 20, "kernel": {1: 3, 2: 2, 3: (2, 1, 2)}},
         "one tap strided": {
             "one_tap": True, "c": 20, "stride": 2, "kernel": {1: 3, 2: 2, 3: (1, 2, 2)}, "pads": (1, 1),
             "size": {1: 90, 2: 14, 3: (8, 7, 8)},
         },
-        "strided": {"stride": 2, "dilation": 2, "pads": (2, 3), "size": {1: 90, 2: 14, 3: (8, 7, 8)}},
+        "strided": {"bias": True, "stride": 2, "dilation": 2, "pads": (2, 3), "size": {1: 90, 2: 14, 3: (8, 7, 8)}},
         "stride over kernel": {
             "stride": 4, "kernel": 2, "pads": (0, 1), "c": {1: 20, 2: 10, 3: 5},
             "size": {1: 170, 2: 26, 3: (14, 13, 14)},
         },
         "stride 3 dilation 2": {"stride": 3, "dilation": 2, "pads": (1, 3), "size": {1: 130, 2: 20, 3: (11, 11, 10)}},
-        "grouped": {"groups": 3, "c": 15, "k": 102, "pads": (1, 0)},
-        "grouped, one split": {"groups": 3, "c": 15, "k": 102, "pads": (1, 0), "splits": 1},
+        "grouped": {"groups": 3, "c": 15, "k": 102, "pads": (1, 0), "bias": True},
+        "grouped, one split": {"groups": 3, "c": 15, "k": 102, "pads": (1, 0), "splits": 1, "bias": True},
         "depthwise": {
-            "groups": 3, "c": 3, "k": 105, "kernel": {1: 40, 2: 6, 3: (3, 4, 3)},
+            "bias": True, "groups": 3, "c": 3, "k": 105, "kernel": {1: 40, 2: 6, 3: (3, 4, 3)},
             "pads": {1: (20, 20), 2: (3, 3), 3: (2, 2)},
         },
         "many taps": {"c": 1, "kernel": {1: 40, 2: 6, 3: (3, 4, 3)}, "pads": {1: (20, 20), 2: (3, 2), 3: (2, 1)}},
         "kernel over input": {
             "size": {1: 9, 2: 4, 3: 2}, "kernel": {1: 15, 2: 7, 3: 3}, "pads": {1: (9, 9), 2: (5, 3), 3: (2, 1)},
-            "n": {1: 5, 2: 3, 3: 4}, "c": {1: 4, 2: 1, 3: 2},
+            "n": {1: 5, 2: 3, 3: 4}, "c": {1: 4, 2: 1, 3: 2}, "bias": True,
         },
         "reflect": {"padding_mode": "reflect", "pads": {1: (2, 3), 2: (2, 1), 3: (1, 1)}},
         "replicate": {"padding_mode": "replicate", "pads": (1, 4), "stride": 2, "size": {1: 90, 2: 14, 3: (8, 7, 8)}},
@@ -147,9 +152,13 @@ BRANCHES: dict[str, Branches] = {
             "padding_mode": "circular", "size": {1: 5, 2: (5, 4), 3: 2}, "pads": {1: (13, 17), 2: (7, 9), 3: (3, 4)},
             "stride": {1: 1, 2: (2, 1), 3: (2, 1, 1)}, "n": {1: 2, 2: 1, 3: 2},
         },
-        "64-bit": {"index64": True, "pads": (0, 1)},
-        "64-bit, one split": {"index64": True, "groups": 2, "c": 12, "k": 70, "padding_mode": "replicate", "splits": 1},
-        "one by one": {"kernel": 1, "c": 40},
+        "64-bit": {"index64": True, "pads": (0, 1), "bias": True},
+        "64-bit, one split": {
+            "index64": True, "groups": 2, "c": 12, "k": 70, "padding_mode": "replicate", "splits": 1, "bias": True,
+        },
+        "one by one": {"kernel": 1, "c": 40, "bias": True},
+        "units of 8": {"c": {1: 24, 2: 8, 3: 8}, "k": 40, "pads": (1, 0), "bias": True},
+        "units of 8, one tap": {"c": 16, "k": 80, "groups": 2, "one_tap": True, "kernel": {1: 3, 2: 2, 3: (2, 1, 2)}},
         "one by one strided": {
             "kernel": 1, "c": 40, "stride": 2, "one_tap": True, "size": {1: 90, 2: 14, 3: (8, 7, 8)},
         },
@@ -267,7 +276,15 @@ class GradInputs:
         """Return the problem of the case."""
         explanation = self._apply(gpuconv.explain, "triton")
         assert explanation.solver == _SOLVERS[self.case.kind].id, explanation
-        return explanation.problem
+        problem: ConvProblem = explanation.problem
+        if self.case.kind == "wgrad":
+            return replace(problem, bias=self.case.option("bias", False))
+        return problem
+
+    def bias_reference(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the float64 gradient of the bias, which a weight gradient may have beside it, and its magnitude."""
+        y = self.tensors["y"].double().transpose(0, 1).flatten(1)
+        return y.sum(1).numpy(), y.abs().sum(1).numpy()
 
     def reference(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the float64 result of the NumPy backend and the magnitude of the tolerance rule.
@@ -315,24 +332,32 @@ def taps_of_phases(problem: ConvProblem) -> Iterator[tuple[tuple[int, ...], list
         )
 
 
-def launch(inputs: GradInputs, problem: ConvProblem, order: str) -> torch.Tensor:
-    """Launch the kernel on guarded copies of the inputs, programs in `order`; check the guards; return the result."""
+def launch(inputs: GradInputs, problem: ConvProblem, order: str) -> tuple[torch.Tensor, ...]:
+    """Launch the kernel on guarded copies of the inputs, programs in `order`; check the guards; return the results.
+
+    There is one, and the gradient of the bias after it where a weight gradient has one.
+    """
     guarded: dict[str, Guarded] = {name: guard_input(tensor) for name, tensor in inputs.tensors.items()}
     config = config_of(inputs.case)
     layout = channels_last_strides if problem.result_format == CHANNELS_LAST else contiguous_strides
     shape = problem.result_shape
     guarded[problem.result] = guard_output(shape, layout(shape), DTYPES[problem.dtype])
-    written = {problem.result, "workspace"}
+    results = [problem.result]
+    if problem.kind == "wgrad" and problem.bias:
+        guarded["bias"] = guard_output((problem.k,), (1,), DTYPES[problem.dtype])
+        results.append("bias")
+    written = {*results, "workspace"}
     if config.get("splits", 1) > 1:
         sums = torch.float64 if problem.dtype == "float64" else torch.float32
-        guarded["workspace"] = guard_output((config["splits"] * prod(shape),), (1,), sums)
+        of_split = prod(shape) + (problem.k if problem.bias else 0)
+        guarded["workspace"] = guard_output((config["splits"] * of_split,), (1,), sums)
     tensors: dict[str, torch.Tensor | None] = dict.fromkeys(("bias", "scale", "shift", "residual"))
     tensors.update({name: placed.tensor for name, placed in guarded.items()})
     with program_order(order):
         _SOLVERS[problem.kind]().launch(problem, tensors, config)
     for name, placed in guarded.items():
         placed.check(name, written=name in written)
-    return guarded[problem.result].tensor
+    return tuple(guarded[name].tensor for name in results)
 
 
 def orders_of(case: GradCase) -> tuple[str, ...]:
@@ -345,14 +370,16 @@ def check_case(case: GradCase, orders: tuple[str, ...]) -> None:
     """Assert that the kernel computes `case` within tolerance, the same bits in every program order."""
     inputs = GradInputs(case)
     problem = inputs.problem()
-    reference, magnitude = inputs.reference()
-    first: torch.Tensor | None = None
+    references = (inputs.reference(), inputs.bias_reference())
+    first: tuple[torch.Tensor, ...] = ()
     for order in orders:
-        result = launch(inputs, problem, order)
-        if first is None:
-            first = result
-            numerics.assert_close(as_numpy(result), reference, magnitude, case.dtype, problem.reduction_length)
-        assert torch.equal(first.contiguous().view(torch.uint8), result.contiguous().view(torch.uint8)), order
+        results = launch(inputs, problem, order)
+        if not first:
+            first = results
+            for result, expected in zip(results, references):
+                numerics.assert_close(as_numpy(result), *expected, case.dtype, problem.reduction_length)
+        for one, other in zip(first, results, strict=True):
+            assert torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)), order
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from grad_cases import (
     GradInputs,
     all_cases,
     as_numpy,
+    check_case,
     config_of,
     counted_products,
     launch,
@@ -24,6 +25,7 @@ from grad_cases import (
 )
 
 import gpuconv
+from gpuconv.backends import triton_conv_grad
 from gpuconv.backends.triton_conv_grad import DgradImplicitGemm, WgradSplitK
 from gpuconv.backends.triton_interpreter import repair_interpreter
 from gpuconv.dispatch import record_plans
@@ -64,8 +66,30 @@ def test_small_integers_are_exact(ndim, kind, dtype):
     branch = "strided" if kind == "wgrad" else "stride 2 dilation 3"
     inputs = GradInputs(GradCase(kind, ndim, "mixed", dtype, branch), integers=True)
     expected = inputs.call("numpy", torch.float64)
-    result = launch(inputs, inputs.problem(), "forward")
+    result, *of_bias = launch(inputs, inputs.problem(), "forward")
     assert torch.equal(result.double(), expected.to(result.dtype).double())
+    assert len(of_bias) == (kind == "wgrad")
+    for exact in of_bias:
+        assert exact.double().tolist() == inputs.bias_reference()[0].tolist()
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_channels_in_runs_of_8(monkeypatch, kind):
+    """Sizes and strides that 8 divides and 16 does not come in units of 8."""
+    launches = []
+    original = triton_conv_grad.launch_kernel
+
+    def recording(*args):
+        launches.append(args[4])
+        original(*args)
+
+    monkeypatch.setattr(triton_conv_grad, "launch_kernel", recording)
+    grouped = "units of 8, one tap" if kind == "wgrad" else "units of 8, grouped, stride 2"
+    for ndim, dtype, branch in ((1, "bfloat16", grouped), (2, "float16", "units of 8"), (3, "float32", grouped)):
+        launches.clear()
+        case = GradCase(kind, ndim, "channels_last", dtype, branch)
+        check_case(case, orders=("forward",))
+        assert launches[0]["UNIT_C"] == launches[0]["UNIT_K"] == 8, case.id
 
 
 @pytest.mark.parametrize("branch", ("stride 2", "stride 4 dilation 6", "stride 3 dilation 2", "stride over kernel"))

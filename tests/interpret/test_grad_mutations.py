@@ -23,6 +23,7 @@ PROBES = {
         GradCase("dgrad", 1, "contiguous", "float32", "replicate"),
         GradCase("dgrad", 1, "contiguous", "float32", "circular twice"),
         GradCase("dgrad", 2, "contiguous", "float32", "stride 2"),
+        GradCase("dgrad", 3, "channels_last", "float32", "units of 8"),
     ),
     "conv_wgrad": (
         GradCase("wgrad", 2, "strided", "float32", "grouped"),
@@ -32,6 +33,7 @@ PROBES = {
         GradCase("wgrad", 2, "contiguous", "float32", "one split"),
         GradCase("wgrad", 3, "contiguous", "float32", "reflect"),
         GradCase("wgrad", 2, "contiguous", "float32", "kernel over input"),
+        GradCase("wgrad", 3, "channels_last", "float32", "units of 8"),
     ),
 }
 
@@ -73,6 +75,16 @@ MUTANTS = {
     ),
     "one wrap missing": (DGRAD, "wraps = (pad_hi + size - 1) // size", "wraps = pad_hi // size"),
     "reflection about the edge": (DGRAD, "2 * (size - 1) - i, i))", "2 * size - 1 - i, i))"),
+    "unit of c ignored": (DGRAD, "c_per_group *= UNIT_C", "c_per_group *= 1"),
+    "unit of k ignored": (DGRAD, "k_per_group *= UNIT_K", "k_per_group *= 1"),
+    "unit of a stride of x ignored": (DGRAD, "x_stride_h *= UNIT_C", "x_stride_h *= 1"),
+    "unit of a stride of w ignored": (DGRAD, "w_stride_k *= UNIT_C", "w_stride_k *= 1"),
+    "unit of a stride of y ignored": (DGRAD, "y_stride_q *= UNIT_K", "y_stride_q *= 1"),
+    "unit of the other side": (DGRAD, "w_stride_t *= UNIT_C", "w_stride_t *= UNIT_C * UNIT_C"),
+    "wgrad unit of c ignored": (WGRAD, "c_per_group *= UNIT_C", "c_per_group *= 1"),
+    "wgrad unit of k ignored": (WGRAD, "k_per_group *= UNIT_K", "k_per_group *= 1"),
+    "wgrad unit of a stride of x ignored": (WGRAD, "x_stride_w *= UNIT_C", "x_stride_w *= 1"),
+    "wgrad unit of a stride of y ignored": (WGRAD, "y_stride_o *= UNIT_K", "y_stride_o *= 1"),
     "wgrad row mask dropped": (WGRAD, "row_inside = rows < k_per_group", "row_inside = rows >= 0"),
     "wgrad columns masked by one tap": (
         WGRAD, "column_inside = column_c < c_per_group", "column_inside = column_c >= 0",
@@ -98,6 +110,20 @@ MUTANTS = {
     "wgrad group offset of y dropped": (WGRAD, "y_ptr + (group * k_per_group + rows)", "y_ptr + (rows)"),
     "partial sums overwrite each other": (WGRAD, "split * w_stride_split + (group", "(group"),
     "wgrad mode ignored": (WGRAD, "hi = source_index(hi, h, PADDING_MODE)", "hi = source_index(hi, h, \"replicate\")"),
+    "bias never summed": (WGRAD, "if (tile_n == 0) if bias_ptr", "if (tile_n < 0) if bias_ptr"),
+    "bias sums restart each step": (WGRAD, "tl.dot(a, ones, sums,", "tl.dot(a, ones, sums * 0,"),
+    "bias summed twice": (WGRAD, "tl.dot(a, ones, sums,", "tl.dot(a, ones + ones, sums,"),
+    "bias sums of all columns": (WGRAD, "tl.arange(0, 16)[None, :] == 0, sums", "tl.arange(0, 16)[None, :] >= 0, sums"),
+    "bias of splits overwrite each other": (
+        WGRAD, "bias_ptr + (split * w_stride_split + group", "bias_ptr + (group",
+    ),
+    "bias group offset dropped": (
+        WGRAD, "(split * w_stride_split + group * k_per_group + rows)", "(split * w_stride_split + rows)",
+    ),
+    "bias row mask dropped": (WGRAD, "element_ty), mask=row_inside)", "element_ty), mask=rows >= 0)"),
+    "bias sum misses the first channel": (SUM, "inside & (element >= weights)", "inside & (element > weights)"),
+    "bias sum one channel late": (SUM, "bias_ptr + (element - weights)", "bias_ptr + (element - weights + 1)"),
+    "sum writes the bias to w": (SUM, "of_weight = element < weights", "of_weight = inside"),
     "sum misses the last split": (SUM, "for _ in range(0, splits):", "for _ in range(0, splits - 1):"),
     "sum reads one split only": (SUM, "partial += elements", "partial += 0"),
     "sum writes past the end": (SUM, "inside = element < elements", "inside = element <= elements"),
@@ -105,8 +131,10 @@ MUTANTS = {
 }  # fmt: skip
 
 
-def _noticed(module: str) -> bool:
-    for case in PROBES[module]:
+def _noticed(module: str, name: str = "") -> bool:
+    # Those that a mutant of the units of 8 changes go first: interpreting takes seconds each.
+    first = [case for case in PROBES[module] if case.branch.startswith("units") == ("unit of" in name)]
+    for case in first + [case for case in PROBES[module] if case not in first]:
         try:
             check_case(case, orders=("forward",))
         except Exception:  # any failure counts: wrong values, a broken guard band, an access outside of memory
@@ -125,4 +153,4 @@ def test_mutant_is_noticed(name, tmp_path, monkeypatch):
     module = "conv_dgrad" if kernel == DGRAD else "conv_wgrad"
     target = importlib.import_module(f"gpuconv.kernels.tl.{module}")
     monkeypatch.setattr(target, kernel, mutant(tmp_path, name, module, kernel, f"{module}.py", old, new))
-    assert _noticed(module), f"no probe noticed the mutation {name!r}"
+    assert _noticed(module, name), f"no probe noticed the mutation {name!r}"
