@@ -17,11 +17,13 @@ __all__ = [
     "Strides",
     "TritonConv",
     "accumulator_type",
+    "bound_registers",
     "choose_tile",
     "conv_arguments",
     "format_strides",
     "index64",
     "launch_kernel",
+    "launch_options",
     "power_of_two",
     "reach",
     "strides_of",
@@ -77,6 +79,31 @@ def choose_tile(problem: ConvProblem, sizes: tuple[int, int, int], vector: bool)
     crowded = not vector or epilogue or problem.precision == "tf32x3" or itemsize(problem.dtype) == 2
     warps = 8 if crowded and m * n >= 64 * 64 else 4
     return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 8, "num_warps": warps, "num_stages": 3}
+
+
+_SPILLING = {
+    "fprop": {(32, 128, 64, 8)},
+    "dgrad": {(128, 64, 64, 8), (128, 32, 32, 8), (128, 16, 32, 4)},
+    "wgrad": {(32, 32, 64, 4), (128, 64, 64, 4), (64, 64, 16, 4), (64, 32, 64, 8), (64, 64, 32, 8)},
+}
+"""Tiles (rows, columns, depth, warps) by pass of which ptxas spills a few registers to fit one more block."""
+
+
+def bound_registers(kernel: str, tile: dict[str, int]) -> dict[str, int]:
+    """Return `tile` with a bound on registers, the highest there is, where ptxas spills without one.
+
+    Left to itself ptxas aims at more blocks per multiprocessor at the price of local memory; given a bound it aims at
+    that alone.
+    """
+    key = (tile["BLOCK_M"], tile["BLOCK_N"], tile["BLOCK_K"], tile["num_warps"])
+    if key not in _SPILLING[kernel]:
+        return tile
+    return tile | {"maxnreg": 255}
+
+
+def launch_options(config: Mapping[str, int]) -> dict[str, int]:
+    """Return what of `config` is for the compiler."""
+    return {name: config[name] for name in ("num_warps", "num_stages", "maxnreg") if name in config}
 
 
 def index64(problem: ConvProblem, strides: Strides, rows: int) -> bool:
@@ -219,6 +246,6 @@ def launch_kernel(
     """Launch `kernel` on the device of `problem`; `pointers` holds tensors by name, without the ending ``_ptr``."""
     if interpreting():
         repair_interpreter()
-    options = {"num_warps": config["num_warps"], "num_stages": config["num_stages"]}
+    options = launch_options(config)
     with _device_guard(problem):
         kernel[grid](**{f"{name}_ptr": tensor for name, tensor in pointers.items()}, **arguments, **options)

@@ -16,6 +16,7 @@ from .triton_common import (
     Strides,
     TritonConv,
     accumulator_type,
+    bound_registers,
     choose_tile,
     conv_arguments,
     format_strides,
@@ -234,7 +235,7 @@ class FpropImplicitGemm(TritonConv):
     def plan(self, problem: Problem) -> Plan:
         assert isinstance(problem, ConvProblem)
         packed = _packs(problem)
-        config: dict[str, int] = _tile(problem, packed) | {"packed": packed}
+        config = bound_registers("fprop", _tile(problem, packed)) | {"packed": packed}
         room = workspace_limit() - (_bytes(packed_weights(problem)) if packed else 0)
         config["splits"] = _splits(problem, config, room)
         planned = fprop_arguments(problem, format_strides(problem), config)

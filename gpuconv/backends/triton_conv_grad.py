@@ -15,6 +15,7 @@ from .triton_common import (
     Strides,
     TritonConv,
     accumulator_type,
+    bound_registers,
     choose_tile,
     conv_arguments,
     index64,
@@ -136,7 +137,7 @@ class DgradImplicitGemm(TritonConv):
     def plan(self, problem: Problem) -> Plan:
         assert isinstance(problem, ConvProblem)
         sizes = (_phase_rows(problem), problem.c // problem.groups, problem.k // problem.groups)
-        config = _dgrad_tile(problem, sizes)
+        config = bound_registers("dgrad", _dgrad_tile(problem, sizes))
         extra = {"phases": prod(problem.stride), "images of a position": prod(_images(problem))}
         return Plan(self, problem, 0, config | extra)
 
@@ -289,7 +290,7 @@ class WgradSplitK(TritonConv):
 
     def plan(self, problem: Problem) -> Plan:
         assert isinstance(problem, ConvProblem)
-        config = _wgrad_tile(problem)
+        config = bound_registers("wgrad", _wgrad_tile(problem))
         splits = _splits(problem, config)
         workspace = splits * _partial_bytes(problem) if splits > 1 else 0
         return Plan(self, problem, workspace, config | {"splits": splits})

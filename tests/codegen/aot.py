@@ -17,7 +17,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gpuconv.backends.triton_common import format_strides
+from gpuconv.backends.triton_common import format_strides, launch_options
 from gpuconv.backends.triton_conv import fprop_arguments, fprop_pack_arguments, fprop_sum_arguments
 from gpuconv.backends.triton_conv_grad import dgrad_arguments, wgrad_arguments, wgrad_sum_arguments
 from gpuconv.problem import ConvProblem
@@ -80,8 +80,8 @@ def specialise(kernel: Any, arguments: Mapping[str, Any], aligned: bool = True) 
 
 def compile_for(source: ASTSource, capability: int, config: Mapping[str, int]) -> Report:
     """Compile for one compute capability, such as 90, and report."""
-    options = {"num_warps": config["num_warps"], "num_stages": config["num_stages"]}
-    return report(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options))
+    target = GPUTarget("cuda", capability, 32)
+    return report(triton.compile(source, target=target, options=launch_options(config)))
 
 
 def report(compiled: Any) -> Report:

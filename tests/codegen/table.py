@@ -22,6 +22,7 @@ import triton
 from aot import compile_for, fprop_pass_arguments, launch_arguments, specialise, sum_arguments
 from problems import awkward_problems, fprop_pass_problems, gradient_problems, transposed_problems, workload_problems
 
+from gpuconv.backends.triton_common import launch_options
 from gpuconv.backends.triton_conv import FpropImplicitGemm
 from gpuconv.backends.triton_conv_grad import DgradImplicitGemm, WgradSplitK
 from gpuconv.kernels.tl import common, conv_dgrad, conv_fprop, conv_wgrad
@@ -91,7 +92,7 @@ def kind_of_launch(problem: ConvProblem, source: Any, config: dict[str, Any]) ->
     """
     names = source.fn.arg_names
     multiples = {names[place] for (place,) in source.attrs}
-    kind: list[Any] = [source.fn.__name__, config["num_warps"], config["num_stages"]]
+    kind: list[Any] = [source.fn.__name__, *launch_options(config).values(), config.get("packed")]
     of_tensor: dict[str, bool] = {}
     phases = problem.kind in ("dgrad", "transposed") and max(problem.stride) > 1
     one_loop = problem.kind == "wgrad"  # whatever the taps
@@ -117,7 +118,8 @@ def signature_of(source: Any, config: dict[str, Any]) -> str:
     """Return a hash of everything of a launch that the compiler sees beside the kernel's source."""
     constants = sorted((str(place), str(value)) for place, value in source.constants.items())
     seen = (source.fn.__name__, list(source.signature.items()), constants, sorted(source.attrs), config["num_warps"])
-    return hashlib.sha256(repr((seen, config["num_stages"])).encode()).hexdigest()[:12]
+    options = (config["num_stages"], *([config["maxnreg"]] if "maxnreg" in config else []))
+    return hashlib.sha256(repr((seen, *options)).encode()).hexdigest()[:12]
 
 
 def entries() -> dict[str, ConvProblem]:

@@ -48,11 +48,11 @@ def test_row_is_what_the_compiler_does_today(name, arch):
 
 @needs_table
 def test_no_kernel_spills():
-    """No kernel reads or writes local memory; ptxas of Triton 3.9 reserves 8 bytes in some that never touch them."""
+    """No kernel reads or writes local memory; ptxas of Triton 3.9 reserves 8 to 24 bytes in some that never do."""
     spilled = [
         f"sm_{arch} {name}: {row['stack']} bytes"
         for arch, name, row in _rows()
-        if row["stack"] > 8 or row["counts"].keys() & {"LDL", "STL"}
+        if row["stack"] > 24 or row["counts"].keys() & {"LDL", "STL"}
     ]
     assert not spilled, "\n".join(spilled)
 
@@ -80,6 +80,9 @@ def test_aligned_channels_last_kernels_copy_16_bytes_asynchronously():
         run = 8 if itemsize(problem.dtype) == 2 and told else 16
         if small_pass(name) or (problem.kind == "wgrad" and problem.precision == "tf32"):
             continue  # no products; 32-bit operands of the tensor cores are transposed on their way, 4 bytes at a time
+        m, n, k = (int(side) for side in row["tile"].split("x"))
+        if max(m, n) * k * itemsize(problem.dtype) < 16 * 32 * row["warps"]:
+            continue  # a thread has less than 16 bytes to copy
         if innermost and problem.c // problem.groups % run == 0 and problem.k // problem.groups % run == 0:
             assert row["wide_async"] > 0, (arch, name)
             found[problem.kind] += 1
