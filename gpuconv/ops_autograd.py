@@ -30,6 +30,7 @@ from .normalize_conv import result_formats
 from .ops_epilogue import per_channel
 from .ops_library import geometry_of, reached, run_problem
 from .ops_vmap import fold
+from .plan_cache import prepared
 from .problem import Call, ConvProblem
 
 __all__ = ["OPERANDS", "PLAIN", "apply", "bilinear", "needs_operator"]
@@ -114,7 +115,7 @@ def _launch(problem: ConvProblem, backend: str, first: Tensor, second: Tensor, b
     arrays = dict(zip(OPERANDS[problem.kind], (first, second)))
     if problem.kind in ("fprop", "transposed"):
         arrays |= {"bias": bias, "residual": None, "scale": None, "shift": None}
-    return run(Call(problem, arrays, TORCH, False, backend))
+    return run(prepared(Call(problem, arrays, TORCH, False, backend)))
 
 
 def _weight_and_bias(problem: ConvProblem, backend: str, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -129,7 +130,7 @@ def _weight_and_bias(problem: ConvProblem, backend: str, x: Tensor, dy: Tensor) 
     if transformed or needs_operator(x, dy) or is_batched(x) or is_batched(dy):
         return None
     described = _describe(problem, "wgrad", problem.groups, True, x.shape, x.stride(), dy.shape, dy.stride())
-    result: tuple[Tensor, Tensor] = run(Call(described, {"x": x, "y": dy}, TORCH, False, backend))
+    result: tuple[Tensor, Tensor] = run(prepared(Call(described, {"x": x, "y": dy}, TORCH, False, backend)))
     return result
 
 

@@ -24,7 +24,7 @@ from .dispatch import explaining
 from .normalize_conv import Extras
 from .problem import Call, Prepared
 
-__all__ = ["CACHE", "PlanCache", "conv_call", "conv_transpose_call", "input_grad_call", "weight_grad_call"]
+__all__ = ["CACHE", "PlanCache", "conv_call", "conv_transpose_call", "input_grad_call", "prepared", "weight_grad_call"]
 
 _WITH_BATCH = ("x", "y", "residual")
 
@@ -40,7 +40,8 @@ class PlanCache:
         self._entries: dict[Any, Prepared] = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        with self._lock:
+            return len(self._entries)
 
     def find(self, key: Any) -> Prepared | None:
         """Return what `key` stands for and mark it as used, or ``None``."""
@@ -150,6 +151,20 @@ def _call(
             if named.get(name) is not None:
                 named[name] = entry.kind.add_batch(named[name])
     return Call(entry.problem, named, entry.kind, entry.unbatched, entry.backend, prepared=entry)
+
+
+def prepared(call: Call) -> Call:
+    """Return `call`, whose problem is known already, with what is remembered of such calls."""
+    try:
+        arrays = tuple([_signature(array) for array in call.arrays.values()])
+    except (_UnkeyedError, RuntimeError):
+        return call
+    key = (call.problem, call.backend, arrays, workspace_limit())
+    entry = CACHE.find(key)
+    if entry is None:
+        entry = CACHE.keep(key, Prepared(call.problem, call.kind, call.unbatched, call.backend or "auto"))
+    call.prepared = entry
+    return call
 
 
 def conv_call(

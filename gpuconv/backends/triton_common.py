@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ from .triton_interpreter import interpreting, repair_interpreter
 
 __all__ = [
     "VECTORS",
+    "Memo",
     "Strides",
     "TritonConv",
     "accumulator_type",
@@ -26,6 +27,7 @@ __all__ = [
     "launch_options",
     "power_of_two",
     "reach",
+    "remembered",
     "strides_of",
     "three",
 ]
@@ -34,6 +36,9 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 VECTORS = ("bias", "scale", "shift")
 """Arguments of the epilogue that hold one number per channel."""
+
+Memo = dict[str, Any] | None
+"""What a solver remembers between calls that differ in nothing but the values of their arrays."""
 
 Strides = Mapping[str, Sequence[int]]
 """Strides in elements of each tensor of a call, by its letter."""
@@ -208,7 +213,7 @@ class TritonConv(Solver):
             tensors["bias"] = _tensor(torch, of_bias)
         for name, (dtype, elements) in self.parts(plan).items():
             tensors[name] = torch.empty(elements, dtype=getattr(torch, dtype), device=problem.device)
-        self.launch(problem, tensors, plan.config)
+        self.launch(problem, tensors, plan.config, call.prepared.memo if call.prepared else None)
         return result if of_bias is None else (result, of_bias)
 
     def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:
@@ -218,9 +223,24 @@ class TritonConv(Solver):
         sums = "float64" if plan.problem.dtype == "float64" else "float32"
         return {"workspace": (sums, plan.workspace // itemsize(sums))}
 
-    def launch(self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int]) -> None:
-        """Launch on torch tensors by name: ``x w y``, what the epilogue has (or None), and the parts if planned."""
+    def launch(
+        self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
+    ) -> None:
+        """Launch on torch tensors by name: ``x w y``, what the epilogue has (or None), and the parts if planned.
+
+        `memo` belongs to calls of these strides: what a launch derives from them is kept there.
+        """
         raise NotImplementedError
+
+
+def remembered(memo: Memo, name: str, derive: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+    """Return ``derive(*args)``, or what it returned when `memo` was first asked for `name`."""
+    if memo is None:
+        return derive(*args)
+    if name not in memo:
+        memo[name] = derive(*args)
+    found: dict[str, Any] = memo[name]
+    return found
 
 
 def accumulator_type(problem: ConvProblem) -> Any:

@@ -13,6 +13,7 @@ from ..problem import ConvProblem, Problem, itemsize
 from .base import Plan, Solver
 from .triton_common import (
     VECTORS,
+    Memo,
     Strides,
     TritonConv,
     accumulator_type,
@@ -24,6 +25,7 @@ from .triton_common import (
     launch_kernel,
     power_of_two,
     reach,
+    remembered,
     strides_of,
 )
 from .triton_units import divide_by_eight
@@ -246,40 +248,44 @@ class FpropImplicitGemm(TritonConv):
         assert isinstance(plan.problem, ConvProblem)
         return workspace_parts(plan.problem, plan.config)
 
-    def launch(self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int]) -> None:
+    def launch(
+        self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
+    ) -> None:
         from ..kernels.tl import conv_fprop
 
         strides = strides_of(tensors)
         operands = {name: tensors[name] for name in ("x", "w", "y", *VECTORS, "residual")}
         if config.get("packed"):
-            self._pack(problem, tensors, strides, config)
+            self._pack(problem, tensors, strides, config, memo)
             operands["w"] = tensors["packed"]
         splits = config.get("splits", 1)
         if splits > 1:
             operands |= dict.fromkeys((*VECTORS, "residual")) | {"y": tensors["partial"]}
-        arguments = fprop_arguments(problem, strides, config)
+        arguments = remembered(memo, "gemm", fprop_arguments, problem, strides, config)
         arguments["ACC_DTYPE"] = accumulator_type(problem)
         grid = (splits * arguments["groups"] * arguments["tiles_m"] * arguments["tiles_n"],)
         launch_kernel(problem, conv_fprop._conv_fprop_implicit_gemm_kernel, grid, operands, arguments, config)
         if splits > 1:
-            self._add_splits(problem, tensors, strides, config)
+            self._add_splits(problem, tensors, strides, config, memo)
 
     @staticmethod
-    def _pack(problem: ConvProblem, tensors: Mapping[str, Any], strides: Strides, config: Mapping[str, int]) -> None:
+    def _pack(
+        problem: ConvProblem, tensors: Mapping[str, Any], strides: Strides, config: Mapping[str, int], memo: Memo
+    ) -> None:
         from ..kernels.tl.conv_fprop import _conv_fprop_pack_kernel as kernel
 
-        arguments = fprop_pack_arguments(problem, strides, config)
+        arguments = remembered(memo, "pack", fprop_pack_arguments, problem, strides, config)
         taps, c = prod(problem.kernel), problem.c // problem.groups
         grid = (problem.k * -(-taps // arguments["BLOCK_T"]) * -(-c // arguments["BLOCK_C"]),)
         launch_kernel(problem, kernel, grid, {name: tensors[name] for name in ("w", "packed")}, arguments, _SMALL_PASS)
 
     @staticmethod
     def _add_splits(
-        problem: ConvProblem, tensors: Mapping[str, Any], strides: Strides, config: Mapping[str, int]
+        problem: ConvProblem, tensors: Mapping[str, Any], strides: Strides, config: Mapping[str, int], memo: Memo
     ) -> None:
         from ..kernels.tl.conv_fprop import _conv_fprop_sum_kernel as kernel
 
-        arguments = fprop_sum_arguments(problem, strides, config)
+        arguments = remembered(memo, "sum", fprop_sum_arguments, problem, strides, config)
         pointers = {name: tensors[name] for name in ("partial", "y", *VECTORS, "residual")}
         grid = (-(-arguments["rows"] // arguments["BLOCK_M"]) * -(-problem.k // arguments["BLOCK_N"]),)
         launch_kernel(problem, kernel, grid, pointers, arguments, _SMALL_PASS)

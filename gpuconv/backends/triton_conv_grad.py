@@ -12,6 +12,7 @@ from ..problem import ConvProblem, Problem, itemsize
 from .base import Plan, Solver
 from .triton_common import (
     VECTORS,
+    Memo,
     Strides,
     TritonConv,
     accumulator_type,
@@ -20,6 +21,7 @@ from .triton_common import (
     conv_arguments,
     index64,
     launch_kernel,
+    remembered,
     strides_of,
     three,
 )
@@ -141,10 +143,12 @@ class DgradImplicitGemm(TritonConv):
         extra = {"phases": prod(problem.stride), "images of a position": prod(_images(problem))}
         return Plan(self, problem, 0, config | extra)
 
-    def launch(self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int]) -> None:
+    def launch(
+        self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
+    ) -> None:
         from ..kernels.tl.conv_dgrad import _conv_dgrad_implicit_gemm_kernel as kernel
 
-        arguments = dgrad_arguments(problem, strides_of(tensors), config)
+        arguments = remembered(memo, "gemm", dgrad_arguments, problem, strides_of(tensors), config)
         arguments["ACC_DTYPE"] = accumulator_type(problem)
         pointers = {name: tensors.get(name) for name in ("x", "w", "y", *VECTORS, "residual")}
         tiles = arguments["groups"] * arguments["tiles_m"] * arguments["tiles_n"]
@@ -295,11 +299,13 @@ class WgradSplitK(TritonConv):
         workspace = splits * _partial_bytes(problem) if splits > 1 else 0
         return Plan(self, problem, workspace, config | {"splits": splits})
 
-    def launch(self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int]) -> None:
+    def launch(
+        self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
+    ) -> None:
         from ..kernels.tl import conv_wgrad
 
         strides = strides_of(tensors)
-        arguments = wgrad_arguments(problem, strides, config)
+        arguments = remembered(memo, "gemm", wgrad_arguments, problem, strides, config)
         splits = config["splits"]
         grid = (splits * arguments["groups"] * arguments["tiles_m"] * arguments["tiles_n"],)
         arguments["ACC_DTYPE"] = accumulator_type(problem)
@@ -310,7 +316,7 @@ class WgradSplitK(TritonConv):
         launch_kernel(problem, conv_wgrad._conv_wgrad_split_k_kernel, grid, pointers, arguments, config)
         if splits > 1:
             pointers = {"partial": pointers["w"], "w": tensors["w"], "bias": tensors.get("bias")}
-            arguments = wgrad_sum_arguments(problem, strides, config)
+            arguments = remembered(memo, "sum", wgrad_sum_arguments, problem, strides, config)
             grid = (-(-arguments["elements"] // _SUM_BLOCK),)
             options = {"num_warps": 4, "num_stages": 3}
             launch_kernel(problem, conv_wgrad._conv_wgrad_sum_kernel, grid, pointers, arguments, options)

@@ -11,6 +11,8 @@ from collections import Counter
 
 import pytest
 
+from gpuconv.plan_cache import CACHE
+
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_*.py"]
 
@@ -81,3 +83,9 @@ class KernelsLaunched:
         from conv_samples import NAMES
 
         return self.convs >= set(NAMES)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_remembered() -> None:
+    """Start each test without plans of others: some replace what plans are made with."""
+    CACHE.clear()
