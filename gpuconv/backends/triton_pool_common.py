@@ -115,6 +115,11 @@ class Workspace:
         self.buffer = buffer
         self.used = 0
 
+    @property
+    def counting(self) -> bool:
+        """Whether there is no buffer, and tensors are only counted."""
+        return self.buffer is None
+
     def take(self, shape: Sequence[int], dtype: str, layout: str) -> Any:
         """Return the next tensor, of N C and spatial axes in a memory format (None while counting)."""
         begin, size = self.used, prod(shape) * itemsize(dtype)
