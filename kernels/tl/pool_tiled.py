@@ -281,6 +281,7 @@ def _pool_fprop_tiled_kernel(
     ROWS: tl.constexpr = (TILE_P - 1) * STRIDE_H + (R - 1) * DILATION_H + 1
     COLUMNS: tl.constexpr = (TILE_Q - 1) * STRIDE_W + (S - 1) * DILATION_W + 1
     OUTPUTS: tl.constexpr = TILE_P * TILE_Q
+    SHAPE: tl.constexpr = [BLOCK_M, BLOCK_L] if CHANNELS_INNERMOST else [BLOCK_M]
     if CHANNELS_INNERMOST:
         i_n, i_c, i_o, tile_p, tile_q, inside = positions(
             n, lanes * UNIT, o, tiles_p, tiles_q, INDEX64, True, BLOCK_M, BLOCK_L
@@ -314,9 +315,8 @@ def _pool_fprop_tiled_kernel(
     values = ()
     numbers = ()
     for j in tl.static_range(0, OUTPUTS):
-        shape: tl.constexpr = [BLOCK_M, BLOCK_L] if CHANNELS_INNERMOST else [BLOCK_M]
-        values = values + (tl.full(shape, OTHER, COMPUTE),)
-        number = tl.full(shape, 0, NUMBER)
+        values = values + (tl.full(SHAPE, OTHER, COMPUTE),)
+        number = tl.full(SHAPE, 0, NUMBER)
         if OP == "indexed":
             # A window whose elements are all the smallest has the number of its first element inside the input.
             number += taps_before(start_d, DILATION_D) * step_t
@@ -346,7 +346,7 @@ def _pool_fprop_tiled_kernel(
             for j in tl.static_range(0, OUTPUTS):
                 value = values[j]
                 number = numbers[j]
-                distance: tl.constexpr = i - j // TILE_Q * STRIDE_H
+                distance = i - j // TILE_Q * STRIDE_H
                 if distance >= 0 and distance <= (R - 1) * DILATION_H and distance % DILATION_H == 0:
                     other_number = number_in_row[j % TILE_Q] + (t * step_t + distance // DILATION_H * step_r)
                     value, number = combine(value, number, of_row[j % TILE_Q], other_number, OP)
