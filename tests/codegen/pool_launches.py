@@ -70,7 +70,10 @@ def launches(problem: PoolProblem, solver: str | None = None) -> tuple[str, list
         types = {f"{name}_ptr": t if t is None else POINTERS[t.dtype] for name, t in pointers.items()}
         recorded.append(Launch(kernel, grid, types | dict(arguments), dict(config)))
 
-    with mock.patch.multiple(LAUNCHING[0], launch_kernel=record), mock.patch.multiple(LAUNCHING[1], launch_kernel=record):
+    with (
+        mock.patch.multiple(LAUNCHING[0], launch_kernel=record),
+        mock.patch.multiple(LAUNCHING[1], launch_kernel=record),
+    ):
         plan.solver.launch(problem, tensors_of(problem, plan.workspace), plan.config)
     return plan.solver.id, recorded
 
