@@ -40,10 +40,8 @@ def run_unit(problem: PoolProblem, strides: Mapping[str, Sequence[int]]) -> int:
     """
     unit = 16 // itemsize(problem.dtype)
     innermost = 1 if problem.result_format == CHANNELS_LAST else 1 + problem.ndim
-    for name, shape in (("x", problem.x_shape), ("dx", problem.x_shape), ("y", problem.y_shape)):
-        steps = strides.get(name)
-        if steps is None:
-            continue
+    for name, steps in strides.items():
+        shape = problem.x_shape if name in ("x", "dx") else problem.y_shape
         others = [step for axis, step in enumerate(steps) if axis != innermost]
         unit = gcd(unit, shape[innermost], *others)
     return unit
@@ -66,32 +64,40 @@ def _in_units(arguments: dict[str, Any], unit: int, innermost: str) -> dict[str,
 
 
 def tiled_arguments(problem: PoolProblem, strides: Strides, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every argument of the tiled forward kernel but its pointers, by name.
+    """Return every argument of the tiled kernel of the pass but its pointers, by name.
 
     Parameters
     ----------
     problem
         The problem; 1-D and 2-D get leading axes of size 1.
     strides
-        Strides in elements of ``x`` and ``y``; indices have those of ``y``.
+        Strides in elements: forward of ``x`` and ``y``, which those of the indices equal; backward of ``y``, ``dx`` and
+        ``indices``.
     config
         The tile, see :meth:`TiledPool.plan`; ``INDEX64`` in it forces the 64-bit variant.
     """
-    last = problem.y_format == CHANNELS_LAST
-    strides = {name: strides[name] for name in ("x", "y")}
+    names = ("x", "y") if problem.kind == "fprop" else ("y", "dx", "indices")
+    strides = {name: strides[name] for name in names if name in strides}
+    last = problem.result_format == CHANNELS_LAST
     unit = run_unit(problem, strides)
+    if problem.kind == "bwd":
+        strides = {"indices": (0,) * (2 + problem.ndim), **strides}
     arguments = _in_units(pool_arguments(problem, strides), unit, "c" if last else "wq")
     arguments |= zip(("PAD_D", "PAD_H", "PAD_W"), three(problem.pad_lo, 0), strict=True)
     for name in ("pad_d", "pad_h", "pad_w"):
         del arguments[name]
-    pooled = "sum" if problem.pool != "max" else "indexed" if problem.return_indices else "max"
+    if problem.kind == "fprop":
+        arguments |= {
+            "OP": "sum" if problem.pool != "max" else "indexed" if problem.return_indices else "max",
+            "NORM": int(problem.norm_type),
+            "OTHER": lowest(problem.dtype) if problem.pool == "max" else 0,
+        }
+    else:
+        arguments["OP"] = "max" if problem.pool == "max" else "sum"
     return arguments | divisor_arguments(problem) | {
         "lanes": (problem.c if last else problem.input_size[-1]) // unit,
         "lanes_out": (problem.c if last else problem.output_size[-1]) // unit,
-        "OP": pooled,
-        "NORM": int(problem.norm_type),
         "POSITIONS": not problem.offsets,
-        "OTHER": lowest(problem.dtype) if problem.pool == "max" else 0,
         "COMPUTE": triton_type(compute_type(problem.dtype)),
         "NARROW": itemsize(problem.dtype) == 2,
         "UNIT": unit,
@@ -101,10 +107,15 @@ def tiled_arguments(problem: PoolProblem, strides: Strides, config: Mapping[str,
 
 
 def tiled_grid(problem: PoolProblem, config: Mapping[str, Any]) -> tuple[int]:
-    """Return the grid of the tiled forward kernel."""
-    o, p, q = three(problem.output_size, 1)
-    rows = problem.n * o * -(-p // config["TILE_P"]) * -(-q // config["TILE_Q"])
-    if problem.y_format == CHANNELS_LAST:
+    """Return the grid of a tiled kernel."""
+    outer, height, width = three(problem.output_size, 1)
+    tile_h, tile_w = config["TILE_P"], config["TILE_Q"]
+    if problem.kind == "bwd":
+        outer, height, width = three(problem.input_size, 1)
+        _, stride_h, stride_w = three(problem.stride, 1)
+        tile_h, tile_w = tile_h * stride_h, tile_w * stride_w
+    rows = problem.n * outer * -(-height // tile_h) * -(-width // tile_w)
+    if problem.result_format == CHANNELS_LAST:
         return (-(-rows // config["BLOCK_M"]) * -(-problem.c // config["BLOCK_L"]),)
     return (-(-rows * problem.c // config["BLOCK_M"]),)
 
@@ -119,7 +130,11 @@ def _tile(problem: PoolProblem) -> dict[str, int]:
     shares_columns = s > stride_w and dilation_w == 1
     vector = 16 // itemsize(problem.dtype)
     tile_p = min(4 if shares_rows else 1, power_of_two(p))
-    if problem.y_format == CHANNELS_LAST:
+    if problem.kind == "bwd":
+        # The stride multiplies the tile.
+        tile_p = min(tile_p, 1 if stride_h > 1 else 2)
+        shares_columns = shares_columns and stride_w == 1
+    if problem.result_format == CHANNELS_LAST:
         lanes = min(power_of_two(problem.c), max(64, 2 * vector))
         tile_q = min(2 if shares_columns else 1, power_of_two(q))
         elements = 128 * vector
@@ -134,14 +149,12 @@ def _tile(problem: PoolProblem) -> dict[str, int]:
 
 
 class TiledPool(TritonPool):
-    """Forward pools with small windows."""
+    """Pools with small windows, forward or backward."""
 
-    kind = "fprop"
-
-    def __init__(self, pool: str) -> None:
-        self.pools = (pool,)
-        self.id = f"triton.pool.{pool}.fprop.tiled"
-        if pool == "max":
+    def __init__(self, pool: str, kind: str) -> None:
+        self.pools, self.kind = (pool,), kind
+        self.id = f"triton.pool.{pool}.{kind}.tiled"
+        if pool == "max" and kind == "fprop":
             self.dtypes = (*FLOATS, *INTEGERS)
 
     def why_not(self, problem: Problem) -> str | None:
@@ -165,11 +178,20 @@ class TiledPool(TritonPool):
         return Plan(self, problem, 0, dict(_tile(problem)))
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        from ..kernels.tl.pool_tiled import _pool_fprop_tiled_kernel as kernel
+        pointers = {"y": tensors["y"], "indices": tensors.get("indices")}
+        if problem.kind == "fprop":
+            from ..kernels.tl.pool_tiled import _pool_fprop_tiled_kernel as kernel
 
+            pointers["x"] = tensors["x"]
+        else:
+            from ..kernels.tl.pool_tiled_bwd import _pool_bwd_tiled_kernel as kernel
+
+            pointers["dx"] = tensors["dx"]
         arguments = tiled_arguments(problem, strides_of_pool(tensors), config)
-        pointers = {"x": tensors["x"], "y": tensors["y"], "indices": tensors.get("indices")}
         launch_kernel(problem, kernel, tiled_grid(problem, config), pointers, arguments, config)
 
 
-SOLVERS: tuple[Solver, ...] = tuple(TiledPool(pool) for pool in ("max", "avg", "lp"))
+SOLVERS: tuple[Solver, ...] = (
+    *(TiledPool(pool, "fprop") for pool in ("max", "avg", "lp")),
+    *(TiledPool(pool, "bwd") for pool in ("max", "avg")),
+)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gpuconv import shapes
-from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
+from gpuconv.arrays import CHANNELS_LAST
 from gpuconv.problem import PoolProblem
 
 WORKLOADS = Path(__file__).parents[2] / "bench" / "workloads"

@@ -18,6 +18,7 @@ from gpuconv.arrays import CHANNELS_LAST, channels_last_strides, contiguous_stri
 from gpuconv.backends.triton_common import three
 from gpuconv.dispatch import select
 from gpuconv.problem import PoolProblem
+from gpuconv.shapes import effective_kernel
 
 LAYOUTS = ("contiguous", "channels_last", "strided", "permuted")
 
@@ -104,7 +105,7 @@ def _branches(family: str) -> dict[int, Branches]:
     for ndim in (1, 2, 3):
         large = _LONG if ndim == 1 else _SEPARABLE
         forward = _kinds(_TILED | _GENERAL | large, "fprop")
-        backward = _kinds(_GENERAL | large, "bwd")
+        backward = _kinds(({} if family == "lp" else _TILED) | _GENERAL | large, "bwd")
         if family == "max":
             forward = _rotating(forward, "numbers", ("positions", "none", "taps"))
             backward = _rotating(backward, "numbers", ("positions", "taps"))
@@ -198,6 +199,8 @@ class PoolInputs:
         self.generator = torch.Generator().manual_seed(sum(map(ord, case.id)))
         ndim = case.ndim
         size, kernel = case.axes("size", _SIZES[ndim]), case.axes("kernel", None)
+        if ndim == 3 and case.family != "max":  # torch's rule: a 3-D kernel must not exceed the input
+            size = tuple(map(max, size, map(effective_kernel, kernel, case.axes("dilation", 1))))
         self.shape = (case.option("n", 2), case.option("c", 5), *size)
         pads = case.option("pads", 0)
         if isinstance(pads, int):
