@@ -22,6 +22,7 @@ __all__ = [
     "constant_divisor",
     "divisor_arguments",
     "forward_passes",
+    "grid_of",
     "lowest",
     "max_backward",
     "max_backward_arguments",
@@ -132,7 +133,8 @@ def _tile_arguments(problem: PoolProblem, strides: Strides, config: Config, step
     }
 
 
-def _grid(problem: PoolProblem, config: Config, step: Pass) -> tuple[int]:
+def grid_of(problem: PoolProblem, config: Config, step: Pass) -> tuple[int]:
+    """Return the grid of a pass."""
     lanes = problem.c if config["CHANNELS_INNERMOST"] else step.sizes[-1]
     rows = problem.n * problem.c * prod(step.sizes) // max(lanes, 1)
     return (-(-rows // config["BLOCK_M"]) * -(-lanes // config["BLOCK_L"]),)
@@ -200,7 +202,7 @@ def max_forward(
         strides = {"x": source.stride(), "y": written.stride()}
         arguments = max_forward_arguments(problem, strides, config, step, positions)
         pointers = {"x": source, "below": below, "y": result, "indices": indices}
-        launch_kernel(problem, kernel, _grid(problem, config, step), pointers, arguments, config)
+        launch_kernel(problem, kernel, grid_of(problem, config, step), pointers, arguments, config)
         source, below = result, indices
 
 
@@ -244,7 +246,7 @@ def max_backward(
             strides["x"] = x.stride()
         arguments = max_backward_arguments(problem, strides, config, step, positions)
         pointers = {"y": grad, "indices": indices, "x": x, "dx": result, "below": below}
-        launch_kernel(problem, kernel, _grid(problem, config, step), pointers, arguments, config)
+        launch_kernel(problem, kernel, grid_of(problem, config, step), pointers, arguments, config)
         grad, indices = result, below
 
 
@@ -298,7 +300,7 @@ def sum_forward(
             strides["grad"] = grad.stride()
         arguments = sum_forward_arguments(problem, strides, config, step)
         pointers = {"x": source, "grad": grad, "y": result}
-        launch_kernel(problem, kernel, _grid(problem, config, step), pointers, arguments, config)
+        launch_kernel(problem, kernel, grid_of(problem, config, step), pointers, arguments, config)
         source = result
 
 
@@ -341,5 +343,5 @@ def sum_backward(
             strides["x"] = x.stride()
         arguments = sum_backward_arguments(problem, strides, config, step)
         pointers = {"y": grad, "x": x, "dx": result}
-        launch_kernel(problem, kernel, _grid(problem, config, step), pointers, arguments, config)
+        launch_kernel(problem, kernel, grid_of(problem, config, step), pointers, arguments, config)
         grad = result

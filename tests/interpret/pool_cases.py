@@ -316,7 +316,9 @@ def config_of(inputs: PoolInputs) -> dict[str, Any]:
     last = problem.result_format == CHANNELS_LAST
     if "TILE_P" in config:
         config["TILE_P"] = min(config["TILE_P"], 2)
-        sizes = (sizes[0], -(-sizes[1] // config["TILE_P"]), -(-sizes[2] // config["TILE_Q"]))
+        strides = three(problem.stride, 1) if problem.kind == "bwd" else (1, 1, 1)
+        tile_h, tile_w = config["TILE_P"] * strides[1], config["TILE_Q"] * strides[2]
+        sizes = (sizes[0], -(-sizes[1] // tile_h), -(-sizes[2] // tile_w))
     lanes = problem.c if last else sizes[2]
     rows = problem.n * problem.c * prod(sizes) // lanes
     if "TILE_P" in config and not last:
