@@ -131,10 +131,10 @@ def _pool_max_fprop_general_kernel(
         if below_ptr is not None:
             d_0 = start_d + (taps_before(start_d, DILATION_D) * DILATION_D if POOLED_D else 0)
             h_0 = start_h + (taps_before(start_h, DILATION_H) * DILATION_H if POOLED_H else 0)
-            offset = i_n * x_stride_n + i_c * x_stride_c
-            offset += d_0 * x_stride_d + h_0 * x_stride_h + start_w * x_stride_w
-            reads = inside & (d_0 < d) & (h_0 < size_h)
-            number += tl.load(below_ptr + offset, mask=reads, other=0).to(NUMBER)
+            first = i_n * x_stride_n + i_c * x_stride_c
+            first += d_0 * x_stride_d + h_0 * x_stride_h + start_w * x_stride_w
+            exists = inside & (d_0 < d) & (h_0 < size_h)
+            number += tl.load(below_ptr + first, mask=exists, other=0).to(NUMBER)
 
     for t in range(0, T if POOLED_D else 1):
         d_t = start_d + t * DILATION_D

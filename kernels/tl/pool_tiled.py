@@ -318,10 +318,14 @@ def _pool_fprop_tiled_kernel(
         values = values + (tl.full(SHAPE, OTHER, COMPUTE),)
         number = tl.full(SHAPE, 0, NUMBER)
         if OP == "indexed":
-            # A window whose elements are all the smallest has the number of its first element inside the input.
-            number += taps_before(start_d, DILATION_D) * step_t
-            number += taps_before(start_h + j // TILE_Q * STRIDE_H, DILATION_H) * step_r
-            number += taps_before(start_w + j % TILE_Q * STRIDE_W, DILATION_W) * step_s
+            # A window whose elements are all the smallest has the number of its first element inside the input. Only
+            # windows near the first of the tile may begin before it.
+            if PAD_D > 0:
+                number += taps_before(start_d, DILATION_D) * step_t
+            if j // TILE_Q * STRIDE_H < PAD_H:
+                number += taps_before(start_h + j // TILE_Q * STRIDE_H, DILATION_H) * step_r
+            if j % TILE_Q * STRIDE_W < PAD_W:
+                number += taps_before(start_w + j % TILE_Q * STRIDE_W, DILATION_W) * step_s
         numbers = numbers + (number,)
 
     for t in tl.static_range(0, T):
