@@ -29,6 +29,9 @@ _LONGEST = 5
 """Taps of a window per axis at most: all are unrolled."""
 
 _TAPS = 64
+_MANY_TAPS = 9
+"""Elements of a window from which on a tile of several outputs would spill, and take minutes to compile."""
+
 _STRIDE = 4
 _DILATION = 3
 
@@ -129,11 +132,14 @@ def _tile(problem: PoolProblem) -> dict[str, int]:
     shares_rows = r > stride_h and dilation_h == 1
     shares_columns = s > stride_w and dilation_w == 1
     vector = 16 // itemsize(problem.dtype)
-    tile_p = min(4 if shares_rows else 1, power_of_two(p))
-    if problem.kind == "bwd":
-        # The stride multiplies the tile.
-        tile_p = min(tile_p, 1 if stride_h > 1 else 2)
-        shares_columns = shares_columns and stride_w == 1
+    heavy = problem.return_indices or problem.kind == "bwd"
+    tile_p = 4 if not heavy else 2
+    if prod(problem.kernel) > _MANY_TAPS:
+        tile_p = 1 if heavy or problem.ndim == 3 else 2
+        shares_columns = False
+    tile_p = min(tile_p if shares_rows else 1, power_of_two(p))
+    if problem.kind == "bwd" and stride_h * stride_w > 1:
+        tile_p, shares_columns = 1, False  # the strides multiply the tile
     if problem.result_format == CHANNELS_LAST:
         lanes = min(power_of_two(problem.c), max(64, 2 * vector))
         tile_q = min(2 if shares_columns else 1, power_of_two(q))

@@ -143,6 +143,7 @@ def combine(value, number, other, other_number, OP: tl.constexpr):
 @triton.jit
 def row_windows(
     columns,
+    first_number,
     step_s,
     OP: tl.constexpr,
     NUMBER: tl.constexpr,
@@ -151,14 +152,15 @@ def row_windows(
     STRIDE_W: tl.constexpr,
     DILATION_W: tl.constexpr,
 ):
-    """Combine the taps of one row of each of TILE_Q windows; return values and numbers."""
+    """Combine the taps of one row of each of TILE_Q windows; return values and numbers, which begin with the first."""
     values = ()
     numbers = ()
     for k in tl.static_range(0, TILE_Q):
         value = columns[k * STRIDE_W]
-        number = tl.full(value.shape, 0, NUMBER)
+        number = tl.zeros(value.shape, NUMBER) + first_number
         for s in tl.static_range(1, S):
-            value, number = combine(value, number, columns[k * STRIDE_W + s * DILATION_W], s * step_s, OP)
+            other = columns[k * STRIDE_W + s * DILATION_W]
+            value, number = combine(value, number, other, first_number + s * step_s, OP)
         values = values + (value,)
         numbers = numbers + (number,)
     return values, numbers
@@ -269,12 +271,14 @@ def _pool_fprop_tiled_kernel(
     Tensors: x [N, C, D, H, W], y and indices [N, C, O, P, Q] by strides: those of the innermost axis (C with
     CHANNELS_INNERMOST, else W and Q) in elements, others in runs of UNIT elements, and so are `lanes` and `lanes_out`,
     the sizes of the innermost axis in x and in y, so that the compiler sees what is aligned. indices may be None.
+    Rows are shared only where DILATION_H is 1; else TILE_P is 1.
     Dtypes: any; values are combined in COMPUTE, OTHER outside of x. NARROW says that y has 16 bits. Numbers are taps
     or, with POSITIONS, positions in the plane of x. NORM is 0 for averages, else the exponent 1 or 2 of the powers.
     Grid: a program computes, of each of its [BLOCK_M, BLOCK_L] items, TILE_P x TILE_Q outputs, row after row of x. With
     CHANNELS_INNERMOST an item is a channel, and grid and items are those of `positions`; else BLOCK_L is 1, an item's
     outputs along Q are stored as one vector, and the grid is (cdiv(items, BLOCK_M),).
     """
+    tl.static_assert(TILE_P == 1 or DILATION_H == 1)
     tiles_p = tl.cdiv(p, TILE_P)
     tiles_q = tl.cdiv(q, TILE_Q)
     NUMBER: tl.constexpr = tl.int64 if INDEX64 else tl.int32
@@ -316,7 +320,7 @@ def _pool_fprop_tiled_kernel(
     numbers = ()
     for j in tl.static_range(0, OUTPUTS):
         values = values + (tl.full(SHAPE, OTHER, COMPUTE),)
-        number = tl.full(SHAPE, 0, NUMBER)
+        number = tl.zeros(SHAPE, NUMBER) + j // TILE_Q * STRIDE_H * step_r
         if OP == "indexed":
             # A window whose elements are all the smallest has the number of its first element inside the input. Only
             # windows near the first of the tile may begin before it.
@@ -344,7 +348,11 @@ def _pool_fprop_tiled_kernel(
                 )  # fmt: skip
             if NORM == 2:
                 columns = squares(columns, COLUMNS)
-            of_row, number_in_row = row_windows(columns, step_s, OP, NUMBER, S, TILE_Q, STRIDE_W, DILATION_W)
+            # Numbers count rows from the first of the tile: windows that share a row share its numbers.
+            row_number = t * step_t + i // DILATION_H * step_r
+            of_row, number_in_row = row_windows(
+                columns, row_number, step_s, OP, NUMBER, S, TILE_Q, STRIDE_W, DILATION_W
+            )
             new_values = ()
             new_numbers = ()
             for j in tl.static_range(0, OUTPUTS):
@@ -352,8 +360,7 @@ def _pool_fprop_tiled_kernel(
                 number = numbers[j]
                 distance = i - j // TILE_Q * STRIDE_H
                 if distance >= 0 and distance <= (R - 1) * DILATION_H and distance % DILATION_H == 0:
-                    other_number = number_in_row[j % TILE_Q] + (t * step_t + distance // DILATION_H * step_r)
-                    value, number = combine(value, number, of_row[j % TILE_Q], other_number, OP)
+                    value, number = combine(value, number, of_row[j % TILE_Q], number_in_row[j % TILE_Q], OP)
                 new_values = new_values + (value,)
                 new_numbers = new_numbers + (number,)
             values = new_values
@@ -375,8 +382,9 @@ def _pool_fprop_tiled_kernel(
                     divisor *= window_count(i_o, d, PAD_D, pad_high_d, T, STRIDE_D, DILATION_D, INCLUDE_PAD)
                 value = finished(value, divisor, NORM, T * R * S, DIVISOR, NARROW)
             if POSITIONS and OP == "indexed":
-                number += start_d * (tl.cast(h, NUMBER) * w) + (i_p * STRIDE_H - PAD_H) * tl.cast(w, NUMBER)
-                number += i_q * STRIDE_W - PAD_W
+                number += (start_d * tl.cast(h, NUMBER) + start_h) * tl.cast(w, NUMBER) + (start_w + m * STRIDE_W)
+            elif OP == "indexed":
+                number -= k * STRIDE_H * step_r
             value = value.to(y_ptr.dtype.element_ty)
             if OP == "indexed":
                 number = number.to(indices_ptr.dtype.element_ty)

@@ -86,7 +86,7 @@ def compiled(launch: Launch, capability: int) -> Any:
 
 
 def accesses(kernel: Any) -> dict[str, int]:
-    """Count the loads from and stores to global memory in the SASS of a compiled kernel, by width in bits."""
+    """Count the loads from and stores to global memory in the SASS of a compiled kernel, by width in bits, and NOP."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(kernel.asm["cubin"])
@@ -96,7 +96,7 @@ def accesses(kernel: Any) -> dict[str, int]:
         width = re.search(r"\.(U8|S8|U16|S16|64|128)\b", rest)
         name = f"{kind}{width[1].lstrip('US') if width else '32'}"
         counts[name] = counts.get(name, 0) + 1
-    return counts
+    return counts | {"NOP": len(re.findall(r"\bNOP\b", sass))}
 
 
 __all__ = ["Launch", "accesses", "compiled", "launches", "report", "tensors_of"]

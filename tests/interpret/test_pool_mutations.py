@@ -177,7 +177,7 @@ MUTANTS = {
         "NaN does not win": (TILED, "better = (other > value) | (other != other)", "better = other > value"),
         "columns not dilated": (TILED, "columns[k * STRIDE_W + s * DILATION_W]", "columns[k * STRIDE_W + s]"),
         "row of another window": (TILED, "distance = i - j // TILE_Q * STRIDE_H", "distance = i - j // TILE_Q"),
-        "number of another row": (TILED, "distance // DILATION_H * step_r)", "distance * step_r)"),
+        "number of another row": (TILED, "i // DILATION_H * step_r", "i * step_r"),
         "row bound dropped": (TILED, "inside_d & (i_h >= 0) & (i_h < h)", "inside_d & (i_h < h)"),
         "depth bound off": (TILED, "inside & (i_d >= 0) & (i_d < d)", "inside & (i_d >= 0) & (i_d <= d)"),
         "root without its average": (TILED, "average(total, divisor, DIVISOR, False) * TAPS", "total"),
@@ -185,7 +185,7 @@ MUTANTS = {
             TILED, "taps_before(start_w + j % TILE_Q * STRIDE_W, DILATION_W) * step_s", "0",
         ),
         "positions of another row": (
-            TILED, "(i_p * STRIDE_H - PAD_H) * tl.cast(w, NUMBER)", "(i_p * STRIDE_H) * tl.cast(w, NUMBER)",
+            TILED, "+ start_h) * tl.cast(w, NUMBER)", ") * tl.cast(w, NUMBER)",
         ),
         "ragged rows written": (
             TILED, "written = (inside & (i_p < p))[:, None] & (i_q < q)", "written = inside[:, None] & (i_q < q)",
