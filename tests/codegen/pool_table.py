@@ -148,18 +148,25 @@ def page(table: dict[str, Any]) -> str:
 
 
 def refresh(everything: bool) -> None:
-    """Recompile with the installed Triton what changed, or everything, and rewrite the table and its page."""
+    """Recompile with the installed Triton what changed, or everything, and rewrite the table and its page.
+
+    The table is written after every entry: a run that was stopped goes on where it was.
+    """
     table, found = load(), entries()
-    old = table.get(VERSION, {})
-    stale = everything or old.get("source") != source_hash()
-    rows: dict[str, Rows] = {str(arch): {} for arch in ARCHITECTURES}
-    for done, (name, entry) in enumerate(found.items(), 1):
-        for arch in map(str, ARCHITECTURES):
-            row = old.get("rows", {}).get(arch, {}).get(name, {})
-            fresh = not stale and planned(entry).items() <= row.items()
-            rows[arch][name] = row if fresh else measure(entry, int(arch))
-        print(f"\r{done}/{len(found)}", end="", file=sys.stderr, flush=True)
-    table[VERSION] = {"source": source_hash(), "rows": rows}
+    part = table.setdefault(VERSION, {"source": "", "rows": {}})
+    if everything or part["source"] != source_hash():
+        part["rows"] = {}
+    part["source"] = source_hash()
+    for arch in (90, 80, 100):
+        rows = part["rows"].get(str(arch), {})
+        part["rows"][str(arch)] = {name: row for name, row in rows.items() if name in found}
+    jobs = [(name, arch) for arch in (90, 80, 100) for name in found]
+    for done, (name, arch) in enumerate(jobs, 1):
+        rows = part["rows"][str(arch)]
+        if not planned(found[name]).items() <= rows.get(name, {}).items():
+            rows[name] = measure(found[name], arch)
+            write(table)
+        print(f"\r{done}/{len(jobs)}", end="", file=sys.stderr, flush=True)
     write(table)
     PAGE.write_text(page(table))
 

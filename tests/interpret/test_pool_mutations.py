@@ -70,7 +70,8 @@ PROBES = {
         _case("max", 1, "contiguous", "bwd tiled in runs"),
         _case("avg", 2, "contiguous", "bwd tiled 3 stride 2"),
         _case("avg", 2, "channels_last", "bwd tiled dilated"),
-        _case("max", 3, "contiguous", "bwd tiled asymmetric"),
+        _case("avg", 1, "contiguous", "bwd tiled 3 stride 1"),
+        _case("avg", 3, "contiguous", "bwd tiled 3 stride 2"),
         _case("max", 2, "contiguous", "bwd tiled over input"),
     ),
 }
