@@ -133,7 +133,7 @@ def _tile(problem: PoolProblem) -> dict[str, int]:
     shares_columns = s > stride_w and dilation_w == 1
     vector = 16 // itemsize(problem.dtype)
     heavy = problem.return_indices or problem.kind == "bwd"
-    tile_p = 4 if not heavy else 2
+    tile_p = 2 if heavy or stride_h > 1 else 4
     if prod(problem.kernel) > _MANY_TAPS:
         tile_p = 1 if heavy or problem.ndim == 3 else 2
         shares_columns = False
@@ -143,7 +143,7 @@ def _tile(problem: PoolProblem) -> dict[str, int]:
     if problem.result_format == CHANNELS_LAST:
         lanes = min(power_of_two(problem.c), max(64, 2 * vector))
         tile_q = min(2 if shares_columns else 1, power_of_two(q))
-        elements = 128 * vector
+        elements = 128 * _dense_unit(problem)  # one run for each thread
         return {
             "TILE_P": min(tile_p, 2), "TILE_Q": tile_q, "BLOCK_M": max(elements // lanes, 1), "BLOCK_L": lanes,
             "num_warps": 4, "num_stages": 3,

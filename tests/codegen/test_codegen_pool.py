@@ -19,7 +19,12 @@ JOBS = [(name, arch) for name in ENTRIES for arch in ARCHITECTURES]
 SAMPLE = JOBS if FULL else random.Random(2026).sample(JOBS, 6)
 ALIGNED = ("2x2/s2", "3x3/s2", "3x3/s1")
 
-needs_table = pytest.mark.skipif(PART is None, reason=f"not run: the table has no part for triton {VERSION}")
+MISSING = [job for job in JOBS if PART is None or job[0] not in PART["rows"].get(str(job[1]), {})]
+
+needs_table = pytest.mark.skipif(
+    bool(MISSING),
+    reason=f"not run: the table for triton {VERSION} lacks {len(MISSING)} of {len(JOBS)} rows (pool_table.py adds them)",
+)
 
 
 def _rows():
@@ -81,9 +86,11 @@ def test_aligned_kernels_load_and_store_16_bytes():
     assert found >= 3 * 36
 
 
-KNOWN_OVER = (
-    "avg backward 3x3/s1 float16 contiguous",
-)  # fmt: skip
+KNOWN_OVER = {
+    f"max {what} 3x3/s1 float16 {layout}"
+    for what in ("backward", "with taps")
+    for layout in ("channels_last", "contiguous")
+}
 """Kernels that execute more than there is room for at the speed of a copy: failures, which the page lists as well."""
 
 
@@ -91,5 +98,5 @@ KNOWN_OVER = (
 def test_small_windows_leave_room_for_the_memory():
     """Forward pools and gradients execute fewer instructions than a copy's speed leaves room for, known ones aside."""
     rows = {name: row for name, row in PART["rows"]["90"].items() if any(window in name for window in ALIGNED)}
-    assert set(over(rows)) <= set(KNOWN_OVER)
+    assert set(over(rows)) <= KNOWN_OVER
     assert sum("room" in row for row in rows.values()) >= 36
