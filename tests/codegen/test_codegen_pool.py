@@ -23,7 +23,7 @@ MISSING = [job for job in JOBS if PART is None or job[0] not in PART["rows"].get
 
 needs_table = pytest.mark.skipif(
     bool(MISSING),
-    reason=f"not run: the table for triton {VERSION} lacks {len(MISSING)} of {len(JOBS)} rows (pool_table.py adds them)",
+    reason=f"not run: the table for triton {VERSION} lacks {len(MISSING)} of {len(JOBS)} rows, pool_table.py adds them",
 )
 
 

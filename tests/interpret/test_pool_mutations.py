@@ -42,6 +42,7 @@ PROBES = {
     SUM: (
         _case("avg", 2, "channels_last", "fprop general dilated"),
         _case("avg", 1, "contiguous", "fprop general stride 6"),
+        _case("avg", 1, "contiguous", "fprop general 64-bit"),
         _case("avg", 2, "contiguous", "fprop separable over input"),
         _case("lp", 1, "contiguous", "fprop tiled asymmetric"),
         _case("lp", 1, "contiguous", "bwd general 3 stride 2"),
@@ -82,9 +83,8 @@ MUTANTS = {
         "row mask dropped": (SUM, "(lane < lanes) & (i_n < n)", "(lane < lanes)"),
         "stride ignored": (MAX, "i = i * STRIDE - pad", "i = i - pad"),
         "pad ignored": (SUM, "i = i * STRIDE - pad", "i = i * STRIDE"),
-        "skipped taps of another dilation": (
-            MAX, "+ (DILATION - 1)) // DILATION\n\n\n@triton.jit\ndef window_count",
-            ")\n\n\n@triton.jit\ndef window_count",
+        "skipped taps rounded down": (
+            MAX, "(tl.maximum(-start, 0) + (DILATION - 1)) // DILATION", "tl.maximum(-start, 0) // DILATION",
         ),
         "padding counts twice": (SUM, "size + pad_high)\n", "size + 2 * pad_high + 1)\n"),
         "taps before the input count": (SUM, ", TAPS) - taps_before(start, DILATION)", ", TAPS)"),
