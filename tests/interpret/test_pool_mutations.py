@@ -44,7 +44,7 @@ PROBES = {
         _case("avg", 1, "contiguous", "fprop general stride 6"),
         _case("avg", 1, "contiguous", "fprop general 64-bit"),
         _case("avg", 2, "contiguous", "fprop separable over input"),
-        _case("lp", 1, "contiguous", "fprop tiled asymmetric"),
+        _case("lp", 1, "contiguous", "fprop general 64-bit"),
         _case("lp", 1, "contiguous", "bwd general 3 stride 2"),
         _case("avg", 3, "contiguous", "fprop general stride 6"),
         _case("lp", 2, "contiguous", "fprop separable stride 1"),
