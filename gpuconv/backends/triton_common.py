@@ -18,6 +18,7 @@ __all__ = [
     "Strides",
     "TritonConv",
     "accumulator_type",
+    "as_tensor",
     "bound_registers",
     "choose_tile",
     "conv_arguments",
@@ -173,7 +174,7 @@ def _device_guard(problem: Problem) -> AbstractContextManager[object]:
     return guard
 
 
-def _tensor(torch: Any, array: Any) -> Any:
+def as_tensor(torch: Any, array: Any) -> Any:
     """Show an array as a torch tensor that shares its memory."""
     return array if array is None or isinstance(array, torch.Tensor) else torch.from_numpy(array)
 
@@ -207,10 +208,10 @@ class TritonConv(Solver):
             of_bias = call.kind.empty((problem.k,), problem.dtype, problem.device, CONTIGUOUS)
         if 0 in problem.result_shape:
             return result if of_bias is None else (result, of_bias)
-        tensors = {name: _tensor(torch, array) for name, array in call.arrays.items()}
-        tensors[problem.result] = _tensor(torch, result)
+        tensors = {name: as_tensor(torch, array) for name, array in call.arrays.items()}
+        tensors[problem.result] = as_tensor(torch, result)
         if of_bias is not None:
-            tensors["bias"] = _tensor(torch, of_bias)
+            tensors["bias"] = as_tensor(torch, of_bias)
         for name, (dtype, elements) in self.parts(plan).items():
             tensors[name] = torch.empty(elements, dtype=getattr(torch, dtype), device=problem.device)
         self.launch(problem, tensors, plan.config, call.prepared.memo if call.prepared else None)
@@ -256,12 +257,12 @@ def strides_of(tensors: Mapping[str, Any]) -> Strides:
 
 
 def launch_kernel(
-    problem: ConvProblem,
+    problem: Problem,
     kernel: Any,
     grid: tuple[int, ...],
     pointers: Mapping[str, Any],
     arguments: Mapping[str, Any],
-    config: Mapping[str, int],
+    config: Mapping[str, Any],
 ) -> None:
     """Launch `kernel` on the device of `problem`; `pointers` holds tensors by name, without the ending ``_ptr``."""
     if interpreting():

@@ -39,8 +39,13 @@ class Guarded:
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return tensor.view(width)
+
+
+def poison(dtype: torch.dtype) -> float | int:
+    """Return a value that shows where a kernel reads what it must not: NaN, or the largest integer (bits of NaN)."""
+    return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).max
 
 
 def _extent(shape: Sequence[int], strides: Sequence[int]) -> int:
@@ -58,7 +63,7 @@ def _place(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, fil
 
 def guard_input(values: torch.Tensor) -> Guarded:
     """Copy `values`, strides included, to where everything around and between its elements is NaN."""
-    placed = _place(values.shape, values.stride(), values.dtype, float("nan"))
+    placed = _place(values.shape, values.stride(), values.dtype, poison(values.dtype))
     placed.tensor.copy_(values)
     placed.before = placed.buffer.clone()
     return placed
@@ -67,7 +72,7 @@ def guard_input(values: torch.Tensor) -> Guarded:
 def guard_output(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Guarded:
     """Allocate an output full of NaN between bands of the sentinel."""
     placed = _place(shape, strides, dtype, SENTINEL)
-    placed.tensor.fill_(float("nan"))
+    placed.tensor.fill_(poison(dtype))
     placed.before = placed.buffer.clone()
     return placed
 
