@@ -16,6 +16,7 @@ __all__ = [
     "Strides",
     "TritonConv",
     "accumulator_type",
+    "as_tensor",
     "choose_tile",
     "conv_arguments",
     "index64",
@@ -124,7 +125,7 @@ def _device_guard(problem: Problem) -> AbstractContextManager[object]:
     return guard
 
 
-def _tensor(torch: Any, array: Any) -> Any:
+def as_tensor(torch: Any, array: Any) -> Any:
     """Show an array as a torch tensor that shares its memory."""
     return array if array is None or isinstance(array, torch.Tensor) else torch.from_numpy(array)
 
@@ -155,8 +156,8 @@ class TritonConv(Solver):
         result = call.kind.empty(problem.result_shape, problem.dtype, problem.device, problem.result_format)
         if 0 in problem.result_shape:
             return result
-        tensors = {name: _tensor(torch, array) for name, array in call.arrays.items()}
-        tensors[problem.result] = _tensor(torch, result)
+        tensors = {name: as_tensor(torch, array) for name, array in call.arrays.items()}
+        tensors[problem.result] = as_tensor(torch, result)
         if plan.workspace:
             sums = torch.float64 if problem.dtype == "float64" else torch.float32
             elements = plan.workspace // sums.itemsize
@@ -182,12 +183,12 @@ def strides_of(tensors: Mapping[str, Any]) -> Strides:
 
 
 def launch_kernel(
-    problem: ConvProblem,
+    problem: Problem,
     kernel: Any,
     grid: tuple[int, ...],
     pointers: Mapping[str, Any],
     arguments: Mapping[str, Any],
-    config: Mapping[str, int],
+    config: Mapping[str, Any],
 ) -> None:
     """Launch `kernel` on the device of `problem`; `pointers` holds tensors by name, without the ending ``_ptr``."""
     if interpreting():
