@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from ..problem import Problem
-from . import triton_conv, triton_conv_grad
+from . import triton_conv, triton_conv_grad, triton_pool_adaptive
 from .base import Backend, Solver
 from .triton_interpreter import interpreting
 
@@ -61,7 +61,7 @@ class TritonBackend(Backend):
         return None if forced else "the interpreter runs only where it is asked for by name (backend='triton')"
 
     def solvers(self) -> Sequence[Solver]:
-        return (*triton_conv.SOLVERS, *triton_conv_grad.SOLVERS)
+        return (*triton_conv.SOLVERS, *triton_conv_grad.SOLVERS, *triton_pool_adaptive.SOLVERS)
 
 
 BACKEND = TritonBackend()

@@ -1,0 +1,146 @@
+"""The Triton solvers of adaptive pools: window by window, or with windows in splits, and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+from ..arrays import CHANNELS_LAST
+from ..problem import PoolProblem, Problem, itemsize
+from ..shapes import adaptive_windows
+from .base import Plan, Solver
+from .triton_common import Strides, power_of_two, three
+from .triton_pool_common import (
+    TritonPool,
+    compute_type,
+    launch_kernel,
+    pool_arguments,
+    row_tile,
+    strides_of_pool,
+    triton_type,
+    wide_index,
+)
+
+__all__ = [
+    "SOLVERS",
+    "AdaptiveGather",
+    "AdaptiveWindow",
+    "adaptive_arguments",
+    "described",
+    "tile_elements",
+]
+
+
+def tile_elements(dtype: str) -> int:
+    """Return the elements of a tile of which each of 128 threads reads 16 bytes."""
+    return 128 * 16 // itemsize(dtype)
+
+
+def described(problem: PoolProblem, strides: Strides) -> dict[str, Any]:
+    """Return sizes and strides by name, with strides of 0 for indices that are not there."""
+    arguments = pool_arguments(problem, strides)
+    axes = "ncdhw" if problem.pool == "max_unpool" else "ncopq"
+    absent = {f"indices_stride_{axis}": 0 for axis in axes}
+    return absent | {name: value for name, value in arguments.items() if name.islower() and name[:4] != "pad_"}
+
+
+@lru_cache(maxsize=1024)
+def _most(size: int, windows: int) -> int:
+    """Return the elements of the largest of `windows` over `size` positions; swapped, the most windows of a position."""
+    starts, ends = adaptive_windows(size, windows)
+    return max((end - start for start, end in zip(starts, ends)), default=0)
+
+
+def _products_fit(problem: PoolProblem) -> bool:
+    """Tell whether the products of an input and an output size, of which window bounds are made, fit in 32 bits."""
+    axes = zip(problem.input_size, problem.output_size, strict=True)
+    return all((size + 1) * (out + 1) < 2**31 for size, out in axes)
+
+
+def adaptive_arguments(problem: PoolProblem, strides: Strides, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every argument of the window kernel, or backward of the gathering kernel, but pointers and ACC_DTYPE.
+
+    Parameters
+    ----------
+    problem
+        The problem; 1-D and 2-D get leading axes of size 1.
+    strides
+        Strides in elements of ``x`` or ``dx``, ``y`` and ``indices``.
+    config
+        The tile, see :meth:`AdaptiveWindow.plan`; ``INDEX64`` in it forces the 64-bit variant.
+    """
+    forward = problem.kind == "fprop"
+    lanes = problem.c if config["CHANNELS_INNERMOST"] else (problem.output_size if forward else problem.input_size)[-1]
+    arguments = described(problem, strides) | {
+        "tiles_l": -(-lanes // config["BLOCK_L"]),
+        "POOL": "max" if problem.pool == "adaptive_max" else "avg",
+        "OFFSETS": problem.offsets,
+        "INDEX64": bool(config.get("INDEX64")) or not _products_fit(problem) or wide_index(problem, strides),
+    }
+    window = three(problem.kernel, 1)
+    if forward:
+        arguments |= zip(("window_t", "window_r", "window_s"), window, strict=True)
+    else:
+        most = [_most(out, size) for size, out in zip(problem.input_size, problem.output_size, strict=True)]
+        arguments |= zip(("most_o", "most_p", "most_q"), three(most, 1), strict=True)
+        arguments |= {"window_r": window[1], "window_s": window[2]}
+    return arguments | {name: config[name] for name in ("CHANNELS_INNERMOST", "BLOCK_M", "BLOCK_L")}
+
+
+def grid_of(problem: PoolProblem, arguments: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the grid of a kernel whose tiles cover the result."""
+    sizes = problem.output_size if problem.kind == "fprop" else problem.input_size
+    lanes = problem.c if arguments["CHANNELS_INNERMOST"] else sizes[-1]
+    rows = problem.n * problem.c * prod(sizes) // max(lanes, 1)
+    return (-(-rows // arguments["BLOCK_M"]) * arguments["tiles_l"],)
+
+
+class _Adaptive(TritonPool):
+    pools = ("adaptive_avg", "adaptive_max")
+
+
+class AdaptiveWindow(_Adaptive):
+    """Adaptive pools, each output of which walks through its window: any strides."""
+
+    id = "triton.pool.adaptive.fprop.window"
+    kind = "fprop"
+
+    def plan(self, problem: Problem) -> Plan:
+        assert isinstance(problem, PoolProblem)
+        tile = row_tile(problem, problem.output_size, problem.y_format, tile_elements(problem.dtype))
+        return Plan(self, problem, 0, tile)
+
+    def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        from ..kernels.tl.pool_adaptive import _pool_adaptive_fprop_window_kernel as kernel
+
+        arguments = adaptive_arguments(problem, strides_of_pool(tensors), config)
+        grid = grid_of(problem, arguments)
+        arguments["ACC_DTYPE"] = triton_type(compute_type(problem.dtype))
+        pointers = {name: tensors.get(name) for name in ("x", "y", "indices")}
+        launch_kernel(problem, kernel, grid, pointers, arguments, config)
+
+
+class AdaptiveGather(_Adaptive):
+    """Gradients of adaptive pools: every input position gathers from the windows that contain it."""
+
+    id = "triton.pool.adaptive.bwd.gather"
+    kind = "bwd"
+
+    def plan(self, problem: Problem) -> Plan:
+        assert isinstance(problem, PoolProblem)
+        tile = row_tile(problem, problem.input_size, problem.x_format, tile_elements(problem.dtype))
+        return Plan(self, problem, 0, tile)
+
+    def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        from ..kernels.tl.pool_adaptive import _pool_adaptive_bwd_gather_kernel as kernel
+
+        arguments = adaptive_arguments(problem, strides_of_pool(tensors), config)
+        grid = grid_of(problem, arguments)
+        arguments["ACC_DTYPE"] = triton_type(compute_type(problem.dtype))
+        pointers = {name: tensors.get(name) for name in ("y", "indices", "dx")}
+        launch_kernel(problem, kernel, grid, pointers, arguments, config)
+
+
+SOLVERS: tuple[Solver, ...] = (AdaptiveWindow(), AdaptiveGather())
