@@ -10,13 +10,15 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from ..problem import Problem
-from . import triton_conv, triton_conv_grad, triton_pool_adaptive
+from . import triton_conv, triton_conv_grad, triton_pool_adaptive, triton_pool_global
 from .base import Backend, Solver
 from .triton_interpreter import interpreting
 
 __all__ = ["BACKEND"]
 
 _OLDEST = (3, 6)
+
+_MODULES = (triton_conv, triton_conv_grad, triton_pool_adaptive, triton_pool_global)
 
 
 @lru_cache(maxsize=1)
@@ -61,7 +63,7 @@ class TritonBackend(Backend):
         return None if forced else "the interpreter runs only where it is asked for by name (backend='triton')"
 
     def solvers(self) -> Sequence[Solver]:
-        return (*triton_conv.SOLVERS, *triton_conv_grad.SOLVERS, *triton_pool_adaptive.SOLVERS)
+        return tuple(solver for module in _MODULES for solver in module.SOLVERS)
 
 
 BACKEND = TritonBackend()

@@ -7,11 +7,10 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
-from ..arrays import CHANNELS_LAST
 from ..problem import PoolProblem, Problem, itemsize
 from ..shapes import adaptive_windows
 from .base import Plan, Solver
-from .triton_common import Strides, power_of_two, three
+from .triton_common import Strides, three
 from .triton_pool_common import (
     TritonPool,
     compute_type,
@@ -25,10 +24,13 @@ from .triton_pool_common import (
 
 __all__ = [
     "SOLVERS",
+    "Adaptive",
     "AdaptiveGather",
     "AdaptiveWindow",
     "adaptive_arguments",
     "described",
+    "grid_of",
+    "products_fit",
     "tile_elements",
 ]
 
@@ -53,7 +55,7 @@ def _most(size: int, windows: int) -> int:
     return max((end - start for start, end in zip(starts, ends)), default=0)
 
 
-def _products_fit(problem: PoolProblem) -> bool:
+def products_fit(problem: PoolProblem) -> bool:
     """Tell whether the products of an input and an output size, of which window bounds are made, fit in 32 bits."""
     axes = zip(problem.input_size, problem.output_size, strict=True)
     return all((size + 1) * (out + 1) < 2**31 for size, out in axes)
@@ -77,7 +79,7 @@ def adaptive_arguments(problem: PoolProblem, strides: Strides, config: Mapping[s
         "tiles_l": -(-lanes // config["BLOCK_L"]),
         "POOL": "max" if problem.pool == "adaptive_max" else "avg",
         "OFFSETS": problem.offsets,
-        "INDEX64": bool(config.get("INDEX64")) or not _products_fit(problem) or wide_index(problem, strides),
+        "INDEX64": bool(config.get("INDEX64")) or not products_fit(problem) or wide_index(problem, strides),
     }
     window = three(problem.kernel, 1)
     if forward:
@@ -97,11 +99,13 @@ def grid_of(problem: PoolProblem, arguments: Mapping[str, Any]) -> tuple[int, ..
     return (-(-rows // arguments["BLOCK_M"]) * arguments["tiles_l"],)
 
 
-class _Adaptive(TritonPool):
+class Adaptive(TritonPool):
+    """A solver of adaptive pools."""
+
     pools = ("adaptive_avg", "adaptive_max")
 
 
-class AdaptiveWindow(_Adaptive):
+class AdaptiveWindow(Adaptive):
     """Adaptive pools, each output of which walks through its window: any strides."""
 
     id = "triton.pool.adaptive.fprop.window"
@@ -122,7 +126,7 @@ class AdaptiveWindow(_Adaptive):
         launch_kernel(problem, kernel, grid, pointers, arguments, config)
 
 
-class AdaptiveGather(_Adaptive):
+class AdaptiveGather(Adaptive):
     """Gradients of adaptive pools: every input position gathers from the windows that contain it."""
 
     id = "triton.pool.adaptive.bwd.gather"
