@@ -10,7 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from ..problem import Problem
-from . import triton_conv, triton_conv_grad, triton_pool_adaptive, triton_pool_global, triton_pool_unpool
+from . import (
+    triton_conv,
+    triton_conv_grad,
+    triton_pool_adaptive,
+    triton_pool_fractional,
+    triton_pool_global,
+    triton_pool_unpool,
+)
 from .base import Backend, Solver
 from .triton_interpreter import interpreting
 
@@ -18,7 +25,14 @@ __all__ = ["BACKEND"]
 
 _OLDEST = (3, 6)
 
-_MODULES = (triton_conv, triton_conv_grad, triton_pool_adaptive, triton_pool_global, triton_pool_unpool)
+_MODULES = (
+    triton_conv,
+    triton_conv_grad,
+    triton_pool_adaptive,
+    triton_pool_fractional,
+    triton_pool_global,
+    triton_pool_unpool,
+)
 
 
 @lru_cache(maxsize=1)
