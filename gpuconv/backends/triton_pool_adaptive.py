@@ -7,10 +7,11 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
+from ..arrays import CHANNELS_LAST
 from ..problem import PoolProblem, Problem, itemsize
 from ..shapes import adaptive_windows
 from .base import Plan, Solver
-from .triton_common import Strides, three
+from .triton_common import Strides, power_of_two, three
 from .triton_pool_common import (
     TritonPool,
     compute_type,
@@ -26,13 +27,22 @@ __all__ = [
     "SOLVERS",
     "Adaptive",
     "AdaptiveGather",
+    "AdaptiveLines",
     "AdaptiveWindow",
     "adaptive_arguments",
     "described",
+    "estimate",
     "grid_of",
+    "lines_arguments",
     "products_fit",
     "tile_elements",
 ]
+
+_WIDEST_LINE = 1024
+"""Elements of the longest line that the solver of whole lines holds in registers."""
+
+_WINDOWS_OF_LINE = 4
+"""Windows along a line that it reduces at once."""
 
 
 def tile_elements(dtype: str) -> int:
@@ -91,6 +101,38 @@ def adaptive_arguments(problem: PoolProblem, strides: Strides, config: Mapping[s
     return arguments | {name: config[name] for name in ("CHANNELS_INNERMOST", "BLOCK_M", "BLOCK_L")}
 
 
+def lines_arguments(problem: PoolProblem, strides: Strides, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every argument of the kernel of whole lines but pointers and ACC_DTYPE; see :func:`adaptive_arguments`."""
+    keys = prod(problem.kernel[:-1]) * problem.input_size[-1]
+    wide = not products_fit(problem) or wide_index(problem, strides, keys)
+    arguments = described(problem, strides) | {
+        "POOL": "max" if problem.pool == "adaptive_max" else "avg",
+        "OFFSETS": problem.offsets,
+        "INDEX64": bool(config.get("INDEX64")) or wide,
+    }
+    arguments |= zip(("window_t", "window_r", "window_s"), three(problem.kernel, 1), strict=True)
+    return arguments | {name: config[name] for name in ("BLOCK_M", "BLOCK_W", "BLOCK_Q")}
+
+
+def estimate(problem: PoolProblem, cost: float, steps: int, programs: int) -> float:
+    """Return a rough estimate in microseconds, a guess until a GPU run fits a cost model.
+
+    Parameters
+    ----------
+    problem
+        The problem, whose least bytes move at 2 TB/s.
+    cost
+        Instructions per element of x: 132 multiprocessors issue 128 of them per clock at 1.9 GHz.
+    steps
+        Loads that one program waits for in turn, 0.4 us each.
+    programs
+        How many programs of four warps there are: sixteen at a time per multiprocessor.
+    """
+    waves = -(-programs // (16 * 132))
+    busy = prod(problem.x_shape) * cost / (132 * 128 * 1900)
+    return 5.0 + max(problem.min_bytes / 2e6, busy, 0.4 * steps * waves)
+
+
 def grid_of(problem: PoolProblem, arguments: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the grid of a kernel whose tiles cover the result."""
     sizes = problem.output_size if problem.kind == "fprop" else problem.input_size
@@ -116,6 +158,14 @@ class AdaptiveWindow(Adaptive):
         tile = row_tile(problem, problem.output_size, problem.y_format, tile_elements(problem.dtype))
         return Plan(self, problem, 0, tile)
 
+    def rank(self, problem: Problem) -> float:
+        assert isinstance(problem, PoolProblem)
+        config = self.plan(problem).config
+        # Channels are read 16 bytes at a time, other lanes element by element.
+        cost = (4 if config["CHANNELS_INNERMOST"] else 10) + 4 * problem.return_indices
+        programs = prod(problem.y_shape) // (config["BLOCK_M"] * config["BLOCK_L"]) + 1
+        return estimate(problem, cost, prod(problem.kernel), programs)
+
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         from ..kernels.tl.pool_adaptive import _pool_adaptive_fprop_window_kernel as kernel
 
@@ -123,6 +173,48 @@ class AdaptiveWindow(Adaptive):
         grid = grid_of(problem, arguments)
         arguments["ACC_DTYPE"] = triton_type(compute_type(problem.dtype))
         pointers = {name: tensors.get(name) for name in ("x", "y", "indices")}
+        launch_kernel(problem, kernel, grid, pointers, arguments, config)
+
+
+class AdaptiveLines(Adaptive):
+    """Adaptive pools of contiguous tensors: lines of x, read 16 bytes at a time, over the rows of a window first."""
+
+    id = "triton.pool.adaptive.fprop.lines"
+    kind = "fprop"
+
+    def why_not(self, problem: Problem) -> str | None:
+        reason = super().why_not(problem)
+        if reason is None and isinstance(problem, PoolProblem):
+            if problem.x_format == CHANNELS_LAST:
+                return "reads contiguous tensors, not channels-last ones"
+            if problem.input_size[-1] > _WIDEST_LINE:
+                return f"holds lines of up to {_WIDEST_LINE} elements, not {problem.input_size[-1]}"
+        return reason
+
+    def rank(self, problem: Problem) -> float:
+        assert isinstance(problem, PoolProblem)
+        rows = prod(problem.kernel[:-1])
+        masked = -(-problem.output_size[-1] // _WINDOWS_OF_LINE) * _WINDOWS_OF_LINE / rows
+        cost = 6 + 8 * masked if problem.return_indices else 4 + 3 * masked
+        programs = prod(problem.y_shape[:-1]) // self.plan(problem).config["BLOCK_M"] + 1
+        return estimate(problem, cost, rows, programs)
+
+    def plan(self, problem: Problem) -> Plan:
+        assert isinstance(problem, PoolProblem)
+        block_w = power_of_two(problem.input_size[-1])
+        elements = tile_elements(problem.dtype)
+        block_m = min(power_of_two(prod(problem.y_shape[:-1])), max(elements // block_w, 1))
+        block_q = min(power_of_two(problem.output_size[-1]), _WINDOWS_OF_LINE)
+        tile = {"BLOCK_M": block_m, "BLOCK_W": block_w, "BLOCK_Q": block_q, "num_warps": 4, "num_stages": 3}
+        return Plan(self, problem, 0, tile)
+
+    def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        from ..kernels.tl.pool_adaptive_lines import _pool_adaptive_fprop_lines_kernel as kernel
+
+        arguments = lines_arguments(problem, strides_of_pool(tensors), config)
+        arguments["ACC_DTYPE"] = triton_type(compute_type(problem.dtype))
+        pointers = {name: tensors.get(name) for name in ("x", "y", "indices")}
+        grid = (-(-prod(problem.y_shape[:-1]) // config["BLOCK_M"]),)
         launch_kernel(problem, kernel, grid, pointers, arguments, config)
 
 
@@ -147,4 +239,4 @@ class AdaptiveGather(Adaptive):
         launch_kernel(problem, kernel, grid, pointers, arguments, config)
 
 
-SOLVERS: tuple[Solver, ...] = (AdaptiveWindow(), AdaptiveGather())
+SOLVERS: tuple[Solver, ...] = (AdaptiveWindow(), AdaptiveLines(), AdaptiveGather())

@@ -11,7 +11,7 @@ from ..config import workspace_limit
 from ..problem import PoolProblem, Problem
 from .base import Plan, Solver
 from .triton_common import Strides, power_of_two, three
-from .triton_pool_adaptive import Adaptive, described, products_fit, tile_elements
+from .triton_pool_adaptive import Adaptive, described, estimate, products_fit, tile_elements
 from .triton_pool_common import (
     Workspace,
     compute_type,
@@ -31,8 +31,6 @@ _LEAST_STEPS = 4
 
 _COMBINE_BLOCK = 256
 """Outputs of one program of the pass that combines splits."""
-
-_BYTES_PER_US, _LAUNCH_US, _STEP_US = 2e6, 5.0, 0.4
 
 
 def _index_type(problem: PoolProblem) -> str:
@@ -149,12 +147,11 @@ class AdaptiveSplit(Adaptive):
         assert isinstance(problem, PoolProblem)
         config = _tile(problem)
         splits = _splits(problem, config)
-        waves = -(-_programs(problem, config) * splits // (16 * 132))
-        serial = -(-_steps(problem, config) // splits) * _STEP_US * waves
+        steps = -(-_steps(problem, config) // splits)
         # Windows that are not whole planes cost divisions, and loads of single elements where lanes are not channels.
         whole = all(out == 1 for out in problem.output_size)
-        rate = _BYTES_PER_US if whole or config["CHANNELS_INNERMOST"] else _BYTES_PER_US / 2
-        return _LAUNCH_US * (1 if splits == 1 else 1.5) + max(problem.min_bytes / rate, serial)
+        cost = (4 if whole or config["CHANNELS_INNERMOST"] else 30) + 4 * problem.return_indices
+        return (2.0 if splits > 1 else 0.0) + estimate(problem, cost, steps, _programs(problem, config) * splits)
 
     def plan(self, problem: Problem) -> Plan:
         assert isinstance(problem, PoolProblem)

@@ -10,7 +10,7 @@ from ..arrays import CHANNELS_LAST
 from ..problem import PoolProblem, Problem, itemsize
 from .base import Plan, Solver
 from .triton_common import Strides, power_of_two
-from .triton_pool_adaptive import described, grid_of
+from .triton_pool_adaptive import described, grid_of, tile_elements
 from .triton_pool_common import TritonPool, Workspace, launch_kernel, row_tile, strides_of_pool, wide_index
 
 __all__ = ["SOLVERS", "UnpoolClaim", "UnpoolGather", "claim_arguments", "claim_type", "gather_arguments"]
@@ -92,14 +92,15 @@ class UnpoolClaim(TritonPool):
         innermost = problem.y_format == CHANNELS_LAST
         lanes, groups = (problem.c, problem.n) if innermost else (problem.n * problem.c, 1)
         small, large = prod(problem.input_size), prod(problem.output_size)
-        block_l = min(power_of_two(lanes), 32) if innermost else min(power_of_two(lanes), max(1024 // max(small, 1), 1))
-        block_k = min(power_of_two(max(small, large)), 1024 // power_of_two(block_l))
-        block_l = power_of_two(block_l)
+        elements = max(2 * tile_elements(problem.dtype), 1024)
+        few = 32 if innermost else elements // min(power_of_two(small), elements)
+        block_l = min(power_of_two(lanes), few)
+        block_k = min(power_of_two(large), elements // block_l)
         programs = -(-lanes // block_l) * groups
         parts = max(1, min(-(-_PROGRAMS // max(programs, 1)), _MOST_PARTS, large // (4 * block_k)))
         config = {
             "BLOCK_K": block_k, "BLOCK_L": block_l, "CHANNELS_INNERMOST": innermost, "parts": parts,
-            "num_warps": 8 if block_k * block_l >= 1024 else 4, "num_stages": 1,
+            "num_warps": 8 if block_k * block_l == elements else 4, "num_stages": 1,
         }  # fmt: skip
         space = Workspace()
         if _claims_apart(problem):
@@ -145,7 +146,8 @@ class UnpoolGather(TritonPool):
 
     def plan(self, problem: Problem) -> Plan:
         assert isinstance(problem, PoolProblem)
-        return Plan(self, problem, 0, row_tile(problem, problem.input_size, problem.x_format, 512))
+        tile = row_tile(problem, problem.input_size, problem.x_format, tile_elements(problem.dtype))
+        return Plan(self, problem, 0, tile)
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         from ..kernels.tl.pool_unpool import _pool_unpool_bwd_gather_kernel as kernel

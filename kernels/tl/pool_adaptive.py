@@ -226,13 +226,15 @@ def _pool_adaptive_bwd_gather_kernel(
                     total += divide(seen, taps_dh * (window_end(first_q + s, w, q) - start_w))
                 else:
                     if OFFSETS:
-                        position = position_dh * window_s + (i_w - start_w)
+                        wanted = position_dh * window_s + (i_w - start_w)
+                    else:
+                        wanted = position
                     chosen = tl.load(
                         indices_corner + (t * indices_stride_o + r * indices_stride_p + s * indices_stride_q),
                         mask=contains,
                         other=-1,
                     )
-                    total += tl.where(chosen == position, seen, 0.0)
+                    total += tl.where(chosen == wanted, seen, 0.0)
 
     dx_offset = i_n * dx_stride_n + i_c * dx_stride_c + i_d * dx_stride_d + i_h * dx_stride_h + i_w * dx_stride_w
     tl.store(dx_ptr + dx_offset, total.to(dx_ptr.dtype.element_ty), mask=inside)

@@ -255,11 +255,13 @@ def _pool_fractional_bwd_gather_kernel(
                 if OFFSETS:
                     tap_w = i_w - fractional_start(j_q, w, q, S, samples_ptr, plane + sample_w, known, ROUND)
                     look = look & (tap_w >= 0) & (tap_w < S)
-                    position = (tap_d * R + tap_h) * S + tap_w
+                    wanted = (tap_d * R + tap_h) * S + tap_w
+                else:
+                    wanted = position
                 indices_offset = j_o * indices_stride_o + j_p * indices_stride_p + j_q * indices_stride_q
                 chosen = tl.load(indices_plane + indices_offset, mask=look, other=-1)
                 y_offset = j_o * y_stride_o + j_p * y_stride_p + j_q * y_stride_q
-                seen = tl.load(y_plane + y_offset, mask=look & (chosen == position), other=0.0)
+                seen = tl.load(y_plane + y_offset, mask=look & (chosen == wanted), other=0.0)
                 total += seen.to(ACC_DTYPE)
 
     dx_offset = i_n * dx_stride_n + i_c * dx_stride_c + i_d * dx_stride_d + i_h * dx_stride_h + i_w * dx_stride_w

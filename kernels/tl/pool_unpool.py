@@ -116,11 +116,10 @@ def _pool_unpool_fprop_claim_kernel(
     while walking > 0:
         lost = tl.zeros([BLOCK_K, BLOCK_L], tl.int32)
         for step in range(0, small, BLOCK_K):
-            number = step + element + 1
-            offset = plane_offset(
-                number - 1, indices_stride_d, indices_stride_h, indices_stride_w, h, w, FLAT_INDICES
-            )
-            target = tl.load(indices_lane + offset, mask=(number <= small) & lane_inside, other=-1)
+            k = step + element
+            offset = plane_offset(k, indices_stride_d, indices_stride_h, indices_stride_w, h, w, FLAT_INDICES)
+            target = tl.load(indices_lane + offset, mask=(k < small) & lane_inside, other=-1)
+            number = k + 1
             owned = (target >= begin) & (target < end)
             claim = claim_ptr + (y_lane + tl.where(owned, target, begin).to(y_lane.dtype) * y_stride_q)
             holder = tl.load(claim, mask=owned, other=0)
