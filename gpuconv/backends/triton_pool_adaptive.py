@@ -60,7 +60,7 @@ def described(problem: PoolProblem, strides: Strides) -> dict[str, Any]:
 
 @lru_cache(maxsize=1024)
 def _most(size: int, windows: int) -> int:
-    """Return the elements of the largest of `windows` over `size` positions; swapped, the most windows of a position."""
+    """Return the elements of the largest of `windows` over `size` positions; swapped, the most that overlap."""
     starts, ends = adaptive_windows(size, windows)
     return max((end - start for start, end in zip(starts, ends)), default=0)
 
@@ -130,7 +130,9 @@ def estimate(problem: PoolProblem, cost: float, steps: int, programs: int) -> fl
     """
     waves = -(-programs // (16 * 132))
     busy = prod(problem.x_shape) * cost / (132 * 128 * 1900)
-    return 5.0 + max(problem.min_bytes / 2e6, busy, 0.4 * steps * waves)
+    moved, waited = problem.min_bytes / 2e6, 0.4 * steps * waves
+    # What is shortest hides behind the longest, but not all of it.
+    return 5.0 + max(moved, busy, waited) + 0.1 * (moved + busy + waited)
 
 
 def grid_of(problem: PoolProblem, arguments: Mapping[str, Any]) -> tuple[int, ...]:

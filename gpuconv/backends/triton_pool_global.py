@@ -21,10 +21,10 @@ from .triton_pool_common import (
     wide_index,
 )
 
-__all__ = ["SOLVERS", "AdaptiveSplit", "combine_arguments", "partial_arguments"]
+__all__ = ["SOLVERS", "AdaptiveSplit", "combine_arguments", "partial_arguments", "take_partial"]
 
 _PROGRAMS = 8 * 132
-"""How many programs the windows are split into: eight blocks of four warps on each multiprocessor of an H100 or H200."""
+"""How many programs windows are split into: eight blocks of four warps for each multiprocessor of an H100 or H200."""
 
 _LEAST_STEPS = 4
 """Steps of a split at least, so that its partial results cost little beside what it reads."""
@@ -159,7 +159,7 @@ class AdaptiveSplit(Adaptive):
         config["splits"] = _splits(problem, config)
         space = Workspace()
         if config["splits"] > 1:
-            _take(space, problem, config["splits"])
+            take_partial(space, problem, config["splits"])
         return Plan(self, problem, space.used, config)
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -172,7 +172,7 @@ class AdaptiveSplit(Adaptive):
         results = {name: tensors.get(name) for name in ("y", "indices")}
         partial = dict(results)
         if splits > 1:
-            partial["y"], partial["indices"] = _take(Workspace(tensors["workspace"]), problem, splits)
+            partial["y"], partial["indices"] = take_partial(Workspace(tensors["workspace"]), problem, splits)
         kernel = kernels._pool_global_fprop_partial_kernel
         launch_kernel(problem, kernel, grid, {"x": tensors["x"]} | partial, arguments, config)
         if splits > 1:
@@ -182,7 +182,7 @@ class AdaptiveSplit(Adaptive):
             launch_kernel(problem, kernels._pool_global_fprop_combine_kernel, grid, pointers, arguments, config)
 
 
-def _take(space: Workspace, problem: PoolProblem, splits: int) -> tuple[Any, Any]:
+def take_partial(space: Workspace, problem: PoolProblem, splits: int) -> tuple[Any, Any]:
     """Take the partial values of `splits` splits and, where the problem returns indices, theirs from a workspace."""
     shape = (splits, prod(problem.y_shape))
     values = space.take(shape, compute_type(problem.dtype), "contiguous")

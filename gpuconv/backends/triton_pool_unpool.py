@@ -13,7 +13,7 @@ from .triton_common import Strides, power_of_two
 from .triton_pool_adaptive import described, grid_of, tile_elements
 from .triton_pool_common import TritonPool, Workspace, launch_kernel, row_tile, strides_of_pool, wide_index
 
-__all__ = ["SOLVERS", "UnpoolClaim", "UnpoolGather", "claim_arguments", "claim_type", "gather_arguments"]
+__all__ = ["SOLVERS", "UnpoolClaim", "UnpoolGather", "claim_arguments", "claim_type", "gather_arguments", "take_claims"]
 
 _PROGRAMS = 4 * 132
 """How many programs unpooling looks for: four blocks of eight warps on each multiprocessor of an H100 or H200."""
@@ -42,8 +42,11 @@ def claim_type(problem: PoolProblem) -> str:
     return "int32" if elements < 2**31 else "int64"
 
 
-def _claims_apart(problem: PoolProblem) -> bool:
-    return itemsize(claim_type(problem)) != itemsize(problem.dtype)
+def take_claims(space: Workspace, problem: PoolProblem, claim: str) -> Any:
+    """Take claims of that type from a workspace, unless they lie in y itself, which has elements of the same size."""
+    if itemsize(claim) == itemsize(problem.dtype):
+        return None
+    return space.take(problem.y_shape, claim, problem.y_format)
 
 
 def claim_arguments(problem: PoolProblem, strides: Strides, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,7 +73,7 @@ def claim_arguments(problem: PoolProblem, strides: Strides, config: Mapping[str,
         "tiles_l": -(-lanes // config["BLOCK_L"]),
         "parts": config["parts"],
         "positions_per_part": -(-steps // config["parts"]) * config["BLOCK_K"],
-        "CLAIM_BITS": 8 * itemsize(claim_type(problem)),
+        "CLAIM_BITS": 8 * itemsize(config["claim"]),
         "FLAT_X": even_spacing(problem.input_size, strides["x"]),
         "FLAT_INDICES": even_spacing(problem.input_size, strides["indices"]),
         "CHANNELS_INNERMOST": innermost,
@@ -98,13 +101,13 @@ class UnpoolClaim(TritonPool):
         block_k = min(power_of_two(large), elements // block_l)
         programs = -(-lanes // block_l) * groups
         parts = max(1, min(-(-_PROGRAMS // max(programs, 1)), _MOST_PARTS, large // (4 * block_k)))
-        config = {
+        config: dict[str, Any] = {
             "BLOCK_K": block_k, "BLOCK_L": block_l, "CHANNELS_INNERMOST": innermost, "parts": parts,
+            "claim": claim_type(problem),
             "num_warps": 8 if block_k * block_l == elements else 4, "num_stages": 1,
         }  # fmt: skip
         space = Workspace()
-        if _claims_apart(problem):
-            space.take(problem.y_shape, claim_type(problem), problem.y_format)
+        take_claims(space, problem, config["claim"])
         return Plan(self, problem, space.used, config)
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -115,11 +118,9 @@ class UnpoolClaim(TritonPool):
         arguments = claim_arguments(problem, strides_of_pool(tensors), config)
         groups = problem.n if arguments["CHANNELS_INNERMOST"] else 1
         pointers = {name: tensors[name] for name in ("x", "indices", "y")}
-        if _claims_apart(problem):
-            space = Workspace(tensors["workspace"])
-            pointers["claim"] = space.take(problem.y_shape, claim_type(problem), problem.y_format)
-        else:
-            pointers["claim"] = tensors["y"].view(getattr(torch, claim_type(problem)))
+        pointers["claim"] = take_claims(Workspace(tensors.get("workspace")), problem, config["claim"])
+        if pointers["claim"] is None:
+            pointers["claim"] = tensors["y"].view(getattr(torch, config["claim"]))
         grid = (groups * arguments["tiles_l"] * arguments["parts"],)
         launch_kernel(problem, kernel, grid, pointers, arguments, config)
 

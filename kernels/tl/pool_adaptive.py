@@ -179,10 +179,10 @@ def _pool_adaptive_bwd_gather_kernel(
 
     Every position of dx gathers from the windows that contain it, in their order, so that no two programs write to one
     place: for averages y over the window's size, for maxima y where the window's index is the position.
-    Tile: BLOCK_M rows by BLOCK_L lanes of dx. With CHANNELS_INNERMOST lanes are C and rows N D H W, else lanes are W and
-    rows N C D H.
-    Tensors: as the forward kernel's, with y and dx in the roles of x and y. `most_o`, `most_p` and `most_q` are the most
-    windows that contain one position along each axis; `window_r` and `window_s` the largest window, for OFFSETS.
+    Tile: BLOCK_M rows by BLOCK_L lanes of dx. With CHANNELS_INNERMOST lanes are C and rows N D H W, else lanes are W
+    and rows N C D H.
+    Tensors: as the forward kernel's, with y and dx in the roles of x and y. `most_o`, `most_p` and `most_q` are the
+    most windows that contain one position along each axis; `window_r` and `window_s` the largest window, for OFFSETS.
     Grid: (cdiv(rows, BLOCK_M) * tiles_l,) with tiles_l = cdiv(lanes, BLOCK_L). INDEX64 computes offsets in 64 bits.
     """
     row, lane = tile_of(tl.program_id(0), tiles_l, BLOCK_M, BLOCK_L, INDEX64)

@@ -1,4 +1,4 @@
-"""Adaptive pools of contiguous tensors by whole lines: rows of a window first, side by side, then the ragged columns."""
+"""Adaptive pools of contiguous tensors by whole lines: the rows of a window first, then its ragged columns."""
 
 import triton
 import triton.language as tl

@@ -221,8 +221,8 @@ def _pool_fractional_bwd_gather_kernel(
     Every position of dx looks at the windows that may contain it, whatever the samples: `most_o`, `most_p` and `most_q`
     of them along each axis, from `first_candidate` on. It gathers y, in the order of the windows, where the index is
     the position; with OFFSETS, which are relative to windows, their starts are computed from the samples once more.
-    Tile: BLOCK_M rows by BLOCK_L lanes of dx. With CHANNELS_INNERMOST lanes are C and rows N D H W, else lanes are W and
-    rows N C D H. Tensors, dtypes and grid: as the forward kernel's; samples may be None without OFFSETS.
+    Tile: BLOCK_M rows by BLOCK_L lanes of dx. With CHANNELS_INNERMOST lanes are C and rows N D H W, else lanes are W
+    and rows N C D H. Tensors, dtypes and grid: as the forward kernel's; samples may be None without OFFSETS.
     """
     row, lane = tile_of(tl.program_id(0), tiles_l, BLOCK_M, BLOCK_L, INDEX64)
     i_n, i_c, i_d, i_h, i_w, inside = place(row, lane, n, c, d, h, w, CHANNELS_INNERMOST)

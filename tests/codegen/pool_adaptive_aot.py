@@ -73,7 +73,8 @@ def compile_launch(kernel: Any, arguments: Mapping[str, Any], config: Mapping[st
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     row = report(compiled).row()
     ptx = compiled.asm["ptx"]
-    for kind, pattern in (("loads", r"ld\.global[\w.:]*?((?:\.v\d)?\.[bfsu]\d+)"), ("stores", r"st\.global[\w.:]*?((?:\.v\d)?\.[bfsu]\d+)")):
+    for kind, operation in (("loads", "ld"), ("stores", "st")):
+        pattern = operation + r"\.global[\w.:]*?((?:\.v\d)?\.[bfsu]\d+)"
         widths: Counter[int] = Counter()
         for found in re.findall(pattern, ptx):
             vector, _, scalar = found.rpartition(".")
