@@ -197,7 +197,7 @@ def _pool_unpool_bwd_gather_kernel(
     """Compute dx, the gradient of an unpooling's input, from y, the gradient of its output: y at the indices.
 
     Tile: BLOCK_M rows by BLOCK_L lanes of dx. With CHANNELS_INNERMOST lanes are C and rows N D H W, else lanes are W
-    and rows N C D H. Tensors and dtypes: as the forward kernel's; y by five strides. Indices outside of the plane give 0.
+    and rows N C D H. Tensors and dtypes: as the forward kernel's; y by five strides. Indices outside of it give 0.
     Grid: (cdiv(rows, BLOCK_M) * tiles_l,) with tiles_l = cdiv(lanes, BLOCK_L). INDEX64 computes offsets in 64 bits.
     """
     row, lane = tile_of(tl.program_id(0), tiles_l, BLOCK_M, BLOCK_L, INDEX64)
