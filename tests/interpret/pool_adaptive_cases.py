@@ -28,21 +28,21 @@ TILE = {"num_warps": 4, "num_stages": 2}
 WINDOW = {"solver": "window", "tile": {"BLOCK_M": 8, "BLOCK_L": 4}}
 SPLIT = {"solver": "split", "tile": {"BLOCK_K": 4, "BLOCK_L": 4, "splits": 3}}
 LINES = {"solver": "lines", "tile": {"BLOCK_M": 8, "BLOCK_Q": 4}}
-GATHER = {"solver": "gather", "kind": "bwd", "tile": {"BLOCK_M": 16, "BLOCK_L": 4}}
+GATHER = {"solver": "gather", "kind": "bwd", "tile": {"BLOCK_M": 8, "BLOCK_L": 4}}
 CLAIM = {"solver": "claim", "tile": {"BLOCK_K": 8, "BLOCK_L": 4, "parts": 1}}
 
 _RAGGED = {"size": {1: (23,), 2: (7, 11), 3: (3, 5, 11)}, "out": {1: (9,), 2: (3, 9), 3: (2, 2, 9)}}
 _LARGER = {"size": {1: (5,), 2: (3, 4), 3: (2, 3, 4)}, "out": {1: (9,), 2: (5, 9), 3: (3, 2, 9)}}
 _EVEN = {"size": {1: (27,), 2: (6, 18), 3: (2, 4, 18)}, "out": {1: (9,), 2: (3, 9), 3: (1, 2, 9)}}
 _GLOBAL = {"size": {1: (41,), 2: (6, 7), 3: (3, 3, 5)}, "out": {1: (1,), 2: (1, 1), 3: (1, 1, 1)}}
-_FEW = {"size": {1: (75,), 2: (11, 13), 3: (5, 7, 5)}, "out": {1: (2,), 2: (2, 2), 3: (1, 2, 1)}}
+_FEW = {"size": {1: (75,), 2: (11, 13), 3: (5, 5, 5)}, "out": {1: (2,), 2: (2, 2), 3: (1, 2, 1)}}
 _BACK = {"size": {1: (11,), 2: (5, 9), 3: (2, 3, 9)}, "out": {1: (7,), 2: (3, 4), 3: (1, 2, 5)}}
 _BACK_LARGER = {"size": {1: (9,), 2: (4, 9), 3: (2, 2, 9)}, "out": {1: (20,), 2: (6, 11), 3: (3, 2, 11)}}
 _BACK_GLOBAL = {"size": {1: (11,), 2: (3, 9), 3: (2, 2, 9)}, "out": {1: (1,), 2: (1, 1), 3: (1, 1, 1)}}
 _FRACTIONAL = {"size": {2: (9, 11), 3: (4, 5, 11)}, "out": {2: (5, 9), 3: (2, 2, 9)}, "window": {2: (2, 2), 3: (2, 3, 2)}}
 _FRACTIONAL_BACK = {"size": {2: (5, 9), 3: (3, 3, 9)}, "out": {2: (3, 5), 3: (2, 1, 5)}, "window": {2: (2, 3), 3: (1, 2, 3)}}
 _ONE_OUT = {"size": {2: (5, 11), 3: (3, 5, 11)}, "out": {2: (1, 9), 3: (1, 3, 9)}, "window": {2: (5, 2), 3: (2, 2, 2)}}
-_UNPOOL = {"size": {1: (21,), 2: (4, 6), 3: (2, 3, 4)}, "out": {1: (43,), 2: (8, 13), 3: (5, 6, 8)}}
+_UNPOOL = {"size": {1: (21,), 2: (3, 9), 3: (2, 2, 9)}, "out": {1: (43,), 2: (8, 13), 3: (5, 6, 8)}}
 
 Branches = dict[str, dict[str, Any]]
 
@@ -59,7 +59,7 @@ _AVERAGE: Branches = {
     "split 64-bit": SPLIT | _GLOBAL | {"index64": True},
     "lines ragged": LINES | _RAGGED,
     "lines larger output": LINES | _LARGER,
-    "lines global": LINES | _GLOBAL,
+    "lines global": LINES | _GLOBAL | {"tile": {"BLOCK_M": 4, "BLOCK_Q": 4}},
     "lines specials": LINES | _RAGGED | {"values": "specials"},
     "lines 64-bit": LINES | _RAGGED | {"index64": True},
     "gather ragged": GATHER | _BACK,
@@ -100,7 +100,7 @@ BRANCHES: dict[str, Branches] = {
         "window specials": WINDOW | _FRACTIONAL | {"values": "specials"},
         "window -inf": WINDOW | _FRACTIONAL | {"values": "-inf"},
         "window no indices": WINDOW | _FRACTIONAL | {"indices": False, "values": "specials"},
-        "window one output": WINDOW | _ONE_OUT,
+        "window one output": WINDOW | _ONE_OUT | {"tile": {"BLOCK_M": 4, "BLOCK_L": 4}},
         "window 64-bit": WINDOW | _FRACTIONAL | {"index64": True, "values": "specials"},
         "gather": GATHER | _FRACTIONAL_BACK,
         "gather offsets": GATHER | _FRACTIONAL_BACK | {"offsets": True},
