@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -16,8 +18,6 @@ from gpuconv.arrays import TORCH
 from gpuconv.backends import triton_pool_adaptive, triton_pool_fractional, triton_pool_global, triton_pool_unpool
 from gpuconv.backends.base import Plan
 from gpuconv.problem import PoolProblem
-
-__all__ = ["CUOBJDUMP", "compile_launch", "launches"]
 
 MODULES = (triton_pool_adaptive, triton_pool_global, triton_pool_unpool, triton_pool_fractional)
 
@@ -71,13 +71,41 @@ def compile_launch(kernel: Any, arguments: Mapping[str, Any], config: Mapping[st
     options = {"num_warps": config["num_warps"], "num_stages": config["num_stages"]}
     source = specialise(kernel, arguments)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    row = report(compiled).row()
-    ptx = compiled.asm["ptx"]
+    row: dict[str, Any] = report(compiled).row()
+    del row["wide_async"]
     for kind, operation in (("loads", "ld"), ("stores", "st")):
-        pattern = operation + r"\.global[\w.:]*?((?:\.v\d)?\.[bfsu]\d+)"
         widths: Counter[int] = Counter()
-        for found in re.findall(pattern, ptx):
+        for found in re.findall(operation + r"\.global[\w.:]*?((?:\.v\d)?\.[bfsu]\d+)", compiled.asm["ptx"]):
             vector, _, scalar = found.rpartition(".")
             widths[int(vector[2:] or 1) * int(scalar[1:])] += 1
-        row[kind] = dict(sorted(widths.items(), reverse=True))
-    return row, compiled
+        row[kind] = {str(width): count for width, count in sorted(widths.items(), reverse=True)}
+    return row | {"loop": _loop(compiled)}
+
+
+def _loop(compiled: Any) -> dict[str, int]:
+    """Return how many instructions the innermost loop that loads most has, and how many bytes a thread loads there."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        command = [CUOBJDUMP, "--dump-sass", cubin.name]
+        sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    line = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*?);", re.MULTILINE)
+    code = [(int(address, 16), operation, rest) for address, operation, rest in line.findall(sass)]
+    best = {"instructions": 0, "bytes": 0}
+    for address, operation, rest in code:
+        target = re.search(r"0x([0-9a-f]+)", rest) if operation.startswith("BRA") else None
+        if target is None or int(target[1], 16) >= address:
+            continue
+        body = [op for place, op, _ in code if int(target[1], 16) <= place <= address]
+        loaded = sum(_width(op) for op in body if op.startswith("LDG"))
+        if loaded and (not best["bytes"] or len(body) / loaded < best["instructions"] / best["bytes"]):
+            best = {"instructions": len(body), "bytes": loaded}
+    return best
+
+
+def _width(operation: str) -> int:
+    """Return the bytes that a global load reads."""
+    for part, size in (("128", 16), ("64", 8), ("U16", 2), ("S16", 2), ("U8", 1), ("S8", 1)):
+        if part in operation.split(".")[1:]:
+            return size
+    return 4
