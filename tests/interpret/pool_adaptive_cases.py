@@ -35,7 +35,7 @@ _RAGGED = {"size": {1: (23,), 2: (8, 11), 3: (5, 3, 11)}, "out": {1: (9,), 2: (3
 _LARGER = {"size": {1: (5,), 2: (3, 4), 3: (2, 3, 4)}, "out": {1: (9,), 2: (5, 9), 3: (3, 2, 9)}}
 _EVEN = {"size": {1: (27,), 2: (6, 18), 3: (2, 4, 18)}, "out": {1: (9,), 2: (3, 9), 3: (1, 2, 9)}}
 _GLOBAL = {"size": {1: (41,), 2: (6, 7), 3: (3, 3, 5)}, "out": {1: (1,), 2: (1, 1), 3: (1, 1, 1)}}
-_FEW = {"size": {1: (75,), 2: (11, 13), 3: (5, 5, 5)}, "out": {1: (2,), 2: (2, 2), 3: (1, 2, 1)}}
+_FEW = {"size": {1: (77,), 2: (5, 17), 3: (5, 11, 2)}, "out": {1: (3,), 2: (1, 3), 3: (2, 3, 1)}}
 _BACK = {"size": {1: (11,), 2: (5, 9), 3: (2, 3, 9)}, "out": {1: (7,), 2: (3, 4), 3: (1, 2, 5)}}
 _BACK_LARGER = {"size": {1: (9,), 2: (4, 9), 3: (2, 2, 9)}, "out": {1: (20,), 2: (6, 11), 3: (3, 2, 11)}}
 _BACK_GLOBAL = {"size": {1: (11,), 2: (3, 9), 3: (2, 2, 9)}, "out": {1: (1,), 2: (1, 1), 3: (1, 1, 1)}}
@@ -49,7 +49,7 @@ _FRACTIONAL_BACK = {
     "out": {2: (3, 5), 3: (2, 1, 5)},
     "window": {2: (2, 3), 3: (1, 2, 3)},
 }
-_ONE_OUT = {"size": {2: (5, 11), 3: (3, 5, 11)}, "out": {2: (1, 9), 3: (1, 3, 9)}, "window": {2: (5, 2), 3: (2, 2, 2)}}
+_ONE_OUT = {"size": {2: (5, 11), 3: (3, 5, 11)}, "out": {2: (1, 9), 3: (1, 3, 9)}, "window": {2: (2, 2), 3: (2, 2, 2)}}
 _UNPOOL = {"size": {1: (21,), 2: (3, 9), 3: (2, 2, 9)}, "out": {1: (43,), 2: (8, 13), 3: (5, 6, 8)}}
 
 Branches = dict[str, dict[str, Any]]
@@ -89,6 +89,9 @@ BRANCHES: dict[str, Branches] = {
         },
         "split one specials": SPLIT | _FEW | {
             "values": "specials", "tile": {"BLOCK_K": 4, "BLOCK_L": 4, "splits": 1},
+        },
+        "split one -inf": SPLIT | _FEW | {
+            "values": "-inf", "tile": {"BLOCK_K": 4, "BLOCK_L": 4, "splits": 1},
         },
         "split no indices": SPLIT | _FEW | {"indices": False, "values": "specials"},
         "split ties": SPLIT | _FEW | {"values": "ties"},
@@ -167,7 +170,7 @@ class PoolCase:
         return value[self.ndim] if isinstance(value, dict) and name != "tile" else value
 
 
-def all_cases(family: str, count: int = 108) -> list[PoolCase]:
+def all_cases(family: str, count: int = 111) -> list[PoolCase]:
     """Return `count` cases: every (dims, layout, dtype), and every branch in every number of dims."""
     names = list(BRANCHES[family])
     dims = (2, 3) if family == "fractional" else (1, 2, 3)

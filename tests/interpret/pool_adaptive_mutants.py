@@ -99,7 +99,7 @@ MUTANTS: dict[str, tuple[str, str | None, str, str]] = {
         PARTIAL, None, "x_lane += first_d * x_stride_d + first_h * x_stride_h + first_w * x_stride_w",
         "x_lane += first_h * x_stride_h",
     ),
-    "split accumulates nothing": (PARTIAL, None, "result += seen", "result = seen"),
+    "split accumulates nothing": (PARTIAL, None, "result += seen\n        elif INDICES", "result = seen\n        elif INDICES"),
     "first of a column of NaN": (
         PARTIAL, None, "last_nan = tl.max(tl.where(nan, at, -1), axis=0)",
         "last_nan = tl.max(tl.where(nan, -1, -1), axis=0)",
@@ -141,10 +141,8 @@ MUTANTS: dict[str, tuple[str, str | None, str, str]] = {
         "i_p = cell // q % p\n    i_q = cell % q\n\n    if POOL == \"avg\":\n        result = tl.zeros([BLOCK]",
         "i_q = cell // q % p\n    i_p = cell % q\n\n    if POOL == \"avg\":\n        result = tl.zeros([BLOCK]",
     ),
-    "claims not cleared": (
-        CLAIM, None,
-        "for step in range(begin, end, BLOCK_K):\n        position = step + element\n        tl.store(claim_ptr",
-        "for step in range(begin, begin, BLOCK_K):\n        position = step + element\n        tl.store(claim_ptr",
+    "claims cleared to the first": (
+        CLAIM, None, "nobody = tl.zeros([BLOCK_K, BLOCK_L], ", "nobody = 1 + tl.zeros([BLOCK_K, BLOCK_L], ",
     ),
     "first claim stays": (CLAIM, None, "later = owned & (holder < number)\n", "later = owned & (holder == 0)\n"),
     "claims of other parts": (CLAIM, None, "owned = (target >= begin) & (target < end)", "owned = target >= 0"),
@@ -156,7 +154,8 @@ MUTANTS: dict[str, tuple[str, str | None, str, str]] = {
     ),
     "value of the next element": (CLAIM, None, "tl.where(held, holder - 1, 0)", "tl.where(held, holder, 0)"),
     "parts unmasked": (
-        CLAIM, None, "inside = (position < end) & lane_inside", "inside = (position <= end) & lane_inside",
+        CLAIM, None, "tl.store(y_ptr + y_offset, value, mask=inside)",
+        "tl.store(y_ptr + y_offset, value, mask=lane_inside)",
     ),
     "slices in the place of rows": (
         CLAIM, None, "rest % y * y_stride + rest // y * z_stride", "rest % y * z_stride + rest // y * y_stride",
@@ -180,7 +179,8 @@ MUTANTS: dict[str, tuple[str, str | None, str, str]] = {
         "rounded(rounded(i.to(WORK), DTYPE, ROUND) + 0.0, DTYPE, ROUND)",
     ),
     "starts not rounded": (FRACTIONAL, None, "    if ROUND:\n        if DTYPE", "    if False:\n        if DTYPE"),
-    "sample of another axis": (FRACTIONAL, None, "plane + sample_w, known", "plane + sample_h, known"),
+    "sample of another axis": (FRACTIONAL, None, "S, samples_ptr, plane + sample_w, known, ROUND)\n    x_corner",
+        "S, samples_ptr, plane + sample_h, known, ROUND)\n    x_corner"),
     "fractional tap skipped": (FRACTIONAL, None, "for r in range(0, R):", "for r in range(0, R - 1):"),
     "fractional tap miscounted": (
         FRACTIONAL, None, "before = (t * R + r) * S if OFFSETS", "before = (t * R + r) * R if OFFSETS",

@@ -60,11 +60,12 @@ PROBES = {
         _case("adaptive_avg", 2, "sliced", "split ragged"),
         _case("adaptive_max", 2, "channels_last", "split ties"),
         _case("adaptive_max", 2, "contiguous", "split one offsets"),
-        _case("adaptive_max", 3, "strided", "split one specials"),
+        _case("adaptive_max", 2, "sliced", "split one specials"),
         _case("adaptive_avg", 2, "contiguous", "split one"),
         _case("adaptive_max", 1, "contiguous", "split -inf"),
         _case("adaptive_max", 2, "contiguous", "split no indices"),
         _case("adaptive_avg", 1, "channels_last", "split global"),
+        _case("adaptive_max", 1, "contiguous", "split one -inf"),
     ),
     COMBINE: (
         _case("adaptive_avg", 2, "sliced", "split ragged"),
@@ -87,6 +88,7 @@ PROBES = {
     FRACTIONAL: (
         _case("fractional", 2, "sliced", "window ties"),
         _case("fractional", 3, "contiguous", "window offsets"),
+        _case("fractional", 3, "sliced", "window ties"),
         _case("fractional", 2, "strided", "window one output", "bfloat16"),
         _case("fractional", 2, "contiguous", "window specials", "bfloat16"),
     ),
