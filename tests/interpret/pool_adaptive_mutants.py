@@ -99,7 +99,9 @@ MUTANTS: dict[str, tuple[str, str | None, str, str]] = {
         PARTIAL, None, "x_lane += first_d * x_stride_d + first_h * x_stride_h + first_w * x_stride_w",
         "x_lane += first_h * x_stride_h",
     ),
-    "split accumulates nothing": (PARTIAL, None, "result += seen\n        elif INDICES", "result = seen\n        elif INDICES"),
+    "split accumulates nothing": (
+        PARTIAL, None, "result += seen\n        elif INDICES", "result = seen\n        elif INDICES",
+    ),
     "first of a column of NaN": (
         PARTIAL, None, "last_nan = tl.max(tl.where(nan, at, -1), axis=0)",
         "last_nan = tl.max(tl.where(nan, -1, -1), axis=0)",
@@ -179,8 +181,10 @@ MUTANTS: dict[str, tuple[str, str | None, str, str]] = {
         "rounded(rounded(i.to(WORK), DTYPE, ROUND) + 0.0, DTYPE, ROUND)",
     ),
     "starts not rounded": (FRACTIONAL, None, "    if ROUND:\n        if DTYPE", "    if False:\n        if DTYPE"),
-    "sample of another axis": (FRACTIONAL, None, "S, samples_ptr, plane + sample_w, known, ROUND)\n    x_corner",
-        "S, samples_ptr, plane + sample_h, known, ROUND)\n    x_corner"),
+    "sample of another axis": (
+        FRACTIONAL, None, "S, samples_ptr, plane + sample_w, known, ROUND)\n    x_corner",
+        "S, samples_ptr, plane + sample_h, known, ROUND)\n    x_corner",
+    ),
     "fractional tap skipped": (FRACTIONAL, None, "for r in range(0, R):", "for r in range(0, R - 1):"),
     "fractional tap miscounted": (
         FRACTIONAL, None, "before = (t * R + r) * S if OFFSETS", "before = (t * R + r) * R if OFFSETS",
