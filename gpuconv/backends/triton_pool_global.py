@@ -112,6 +112,7 @@ def partial_arguments(problem: PoolProblem, strides: Strides, config: Mapping[st
     partial = config["splits"] * prod(problem.y_shape)
     wide = not products_fit(problem) or wide_index(problem, strides, partial)
     return described(problem, strides) | {
+        "plane": prod(problem.input_size),
         "lanes": lanes,
         "tiles_l": -(-lanes // config["BLOCK_L"]),
         "groups": groups,

@@ -95,7 +95,8 @@ class UnpoolClaim(TritonPool):
         innermost = problem.y_format == CHANNELS_LAST
         lanes, groups = (problem.c, problem.n) if innermost else (problem.n * problem.c, 1)
         small, large = prod(problem.input_size), prod(problem.output_size)
-        elements = max(2 * tile_elements(problem.dtype), 1024)
+        # Eight warps, 16 bytes of claims a thread; wider claims than values leave registers for no more.
+        elements = max(256 * 16 // itemsize(claim_type(problem)), 1024)
         few = 32 if innermost else elements // min(power_of_two(small), elements)
         block_l = min(power_of_two(lanes), few)
         block_k = min(power_of_two(large), elements // block_l)

@@ -72,6 +72,7 @@ def _pool_global_fprop_partial_kernel(
     o,
     p,
     q,
+    plane,
     lanes,
     tiles_l,
     groups,
@@ -111,7 +112,7 @@ def _pool_global_fprop_partial_kernel(
     [N, C, O, P, Q] by strides; without, they are partial results [splits, outputs], contiguous, of type ACC_DTYPE and
     an integer: outputs count the cells O P Q and channels of each image, channels innermost with CHANNELS_INNERMOST.
     Indices may be None, or of the averages must be. Partial indices count a window's elements.
-    FLAT says that the window is the whole plane and that its elements are `x_stride_w` apart, in their order.
+    FLAT says that the window is the whole plane, of `plane` elements that are `x_stride_w` apart, in their order.
     Grid: (splits * groups * tiles_l,) with tiles_l = cdiv(lanes, BLOCK_L); groups are the cells, times N with
     CHANNELS_INNERMOST. INDEX64 computes offsets in 64 bits.
     """
@@ -149,7 +150,8 @@ def _pool_global_fprop_partial_kernel(
         taps_h = window_end(i_p, h, p) - first_h
         taps_w = window_end(i_q, w, q) - first_w
         x_lane += first_d * x_stride_d + first_h * x_stride_h + first_w * x_stride_w
-    taps = taps_d * taps_h * taps_w
+    # A product of D H W would hide from the compiler that `plane` is a multiple of 16, so that masks keep 16 bytes.
+    taps = plane if FLAT else taps_d * taps_h * taps_w
 
     INDICES: tl.constexpr = indices_ptr is not None
     none = 2**62 if INDEX64 else 2**31 - 1

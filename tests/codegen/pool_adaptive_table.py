@@ -55,13 +55,15 @@ def load() -> dict[str, Any]:
     return json.loads(TABLE.read_text()) if TABLE.exists() else {}
 
 
-def refresh(architectures: tuple[int, ...]) -> None:
-    """Compile every entry for `architectures` and write the table, one row per line."""
+def refresh(architectures: tuple[int, ...], only: str = "") -> None:
+    """Compile the entries for `architectures`, or those of which the solver's id has `only`, and write the table."""
     table = load()
     part = table.get(VERSION, {})
-    kept = part.get("rows", {}) if part.get("source") == source_hash() else {}
+    kept = part.get("rows", {}) if only or part.get("source") == source_hash() else {}
     for arch in architectures:
-        kept[str(arch)] = {key: row for name in ENTRIES for key, row in rows_of(name, arch).items()}
+        names = [name for name, (solver, _) in ENTRIES.items() if only in solver]
+        rows = {key: row for name in names for key, row in rows_of(name, arch).items()}
+        kept[str(arch)] = (kept.get(str(arch), {}) if only else {}) | rows
         table[VERSION] = {"source": source_hash(), "rows": kept}
         _write(table)
         print(f"sm_{arch}: {len(kept[str(arch)])} rows", flush=True)
