@@ -10,13 +10,33 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from ..problem import Problem
-from . import triton_conv, triton_conv_grad, triton_pool, triton_pool_tiled
+from . import (
+    triton_conv,
+    triton_conv_grad,
+    triton_pool,
+    triton_pool_adaptive,
+    triton_pool_fractional,
+    triton_pool_global,
+    triton_pool_tiled,
+    triton_pool_unpool,
+)
 from .base import Backend, Solver
 from .triton_interpreter import interpreting
 
 __all__ = ["BACKEND"]
 
 _OLDEST = (3, 6)
+
+_MODULES = (
+    triton_conv,
+    triton_conv_grad,
+    triton_pool,
+    triton_pool_adaptive,
+    triton_pool_fractional,
+    triton_pool_global,
+    triton_pool_tiled,
+    triton_pool_unpool,
+)
 
 
 @lru_cache(maxsize=1)
@@ -61,12 +81,7 @@ class TritonBackend(Backend):
         return None if forced else "the interpreter runs only where it is asked for by name (backend='triton')"
 
     def solvers(self) -> Sequence[Solver]:
-        return (
-            *triton_conv.SOLVERS,
-            *triton_conv_grad.SOLVERS,
-            *triton_pool.SOLVERS,
-            *triton_pool_tiled.SOLVERS,
-        )
+        return tuple(solver for module in _MODULES for solver in module.SOLVERS)
 
 
 BACKEND = TritonBackend()
