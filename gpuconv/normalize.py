@@ -19,6 +19,7 @@ __all__ = [
     "check_no_grad",
     "int_tuple",
     "integer",
+    "is_symbolic",
     "memory_format",
     "pad_pairs",
     "same_device",
