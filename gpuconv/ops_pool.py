@@ -37,10 +37,10 @@ _FAMILIES = {"adaptive_avg": "avg_pool", "avg": "avg_pool", "lp": "lp_pool", "ma
 def pooling(describe: Callable[..., Call], op: str, ndim: int, array: Tensor, *arguments: Any) -> Any:
     """Run the call that `describe` makes of the arguments, on torch tensors."""
     if not op.endswith("_backward") and autocasts(array) and array.device.type == "cpu":
-        array, *arguments = _cast(op, ndim, array, *arguments)
-    compiling = torch.compiler.is_compiling()
+        array, *rest = _cast(op, ndim, array, *arguments)
+        arguments = tuple(rest)
     call = describe(op, ndim, array, *arguments)
-    if compiling:
+    if torch.compiler.is_compiling():
         return _finish(call, operator(*_operation(call, call.backend)))
     tier = tier_of(*call.arrays.values())
     if tier == DIRECT or explaining():

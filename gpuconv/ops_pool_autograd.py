@@ -276,10 +276,11 @@ def _record(tier: _Tier, name: str, tensors: Tensors, form: Form) -> Any:
         known = all(isinstance(size, int) for size in sizes)  # the type of offsets depends on the windows
         return tier.maximum(*tensors, None, form._replace(offsets=known), tier)[0]
     if name == "lp_pool":
-        return _extremes(tier, *tensors, form) if isinf(form.norm_type) else tier.power(*tensors, form, tier)
+        x = tensors[0]
+        return _extremes(tier, x, form) if isinf(form.norm_type) else tier.power(x, form, tier)
     if name == "lp_pool_backward":
         if isinf(form.norm_type):
-            return _extremes_backward(tier, *tensors, form)
+            return _extremes_backward(tier, tensors[0], tensors[1], form)
         return tier.power_backward(*tensors, form, tier)
     return tier.linear(*tensors, *(None,) * (3 - len(tensors)), name, form, tier)
 

@@ -110,7 +110,7 @@ def _empty(result: Result, device: Any) -> Tensor:
     return torch.empty(result.shape, dtype=result.dtype, device=device)
 
 
-def _check(op: str, form: Form, named: dict[str, Tensor | None], dtypes: Sequence[str]) -> None:
+def _check(op: str, form: Form, named: dict[str, Any], dtypes: Sequence[str]) -> None:
     """Check what every operator requires: the pool, ranks of the windows and tensors, devices, the dtype of data."""
     if form.pool not in _POOLS[op]:
         raise invalid(op, "pool", form.pool, "one of " + ", ".join(_POOLS[op]), ValueError)
