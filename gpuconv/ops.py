@@ -5,8 +5,8 @@
 3. Compiling, exporting, a dispatch mode, a tensor subclass or a meta tensor: ``torch.library`` operators
    (:mod:`gpuconv.ops_library`), which cost more per call than the others.
 
-Importing this module imports torch and registers the operators; the public functions do so at the first
-tensor they see.
+Pools take the same tiers in :mod:`gpuconv.ops_pool`. Importing this module imports torch and registers the operators of
+both; the public functions do so at the first tensor they see.
 """
 
 from __future__ import annotations
@@ -15,25 +15,21 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
-from . import ops_traced
+from . import ops_pool, ops_traced
 from .config import forced_backend
 from .dispatch import explaining, run
 from .normalize_conv import Extras, conv_call, conv_transpose_call, input_grad_call, weight_grad_call
-from .ops_autograd import OPERANDS, PLAIN, apply
+from .ops_autograd import OPERANDS, apply
 from .ops_epilogue import compose
 from .ops_library import autocast
+from .ops_tiers import OPERATOR, RECORDED, autocasts, tier_of
 from .problem import Call, ConvProblem
 
 __all__ = [
-    "DIRECT",
-    "OPERATOR",
-    "RECORDED",
-    "autocasts",
     "convolution",
     "input_gradient",
-    "tier_of",
+    "ops_pool",
     "transposed_convolution",
     "weight_gradient",
 ]
@@ -41,26 +37,6 @@ __all__ = [
 Tensor = Any
 
 _EPILOGUE = ("scale", "shift", "residual")
-DIRECT, RECORDED, OPERATOR = 1, 2, 3
-
-
-def tier_of(*tensors: Tensor | None) -> int:
-    """Choose the tier of a call. What is no tensor is left to the checks of the first tier."""
-    if torch._C._get_tracing_state() is not None:  # it would record the result as a constant
-        raise NotImplementedError("torch.jit.trace cannot record gpuconv; torch.export and torch.compile can")
-    operator, grad = torch._C._len_torch_dispatch_stack() > 0, torch.is_grad_enabled()
-    recorded = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-    for tensor in tensors:  # one plain loop: this is on the path of every call
-        if tensor is None:
-            continue
-        if type(tensor) not in PLAIN:
-            if not isinstance(tensor, torch.Tensor):
-                return DIRECT
-            operator = True
-        elif tensor.is_meta:
-            operator = True
-        recorded = recorded or (grad and tensor.requires_grad)
-    return OPERATOR if operator else RECORDED if recorded else DIRECT
 
 
 def _recorded(call: Call) -> Tensor:
@@ -75,10 +51,6 @@ def _recorded(call: Call) -> Tensor:
     if activation is not None or used:
         result = compose(result, arrays["scale"], arrays["shift"], arrays["residual"], activation)
     return call.kind.drop_batch(result) if call.unbatched else result
-
-
-def autocasts(input: Tensor) -> bool:
-    return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type)
 
 
 def _cast(

@@ -20,11 +20,11 @@ import torch
 from .arrays import TORCH
 from .config import forced_backend
 from .dispatch import explaining, run
-from .ops import DIRECT, OPERATOR, autocasts, tier_of
 from .ops_library import autocast
 from .ops_pool_autograd import apply, autocasts_to_float32
 from .ops_pool_fake import AS_INPUT, Form
 from .ops_pool_library import operator
+from .ops_tiers import DIRECT, OPERATOR, autocasts, tier_of
 from .problem import Call, PoolProblem
 
 __all__ = ["pooling"]

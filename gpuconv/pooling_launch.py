@@ -15,7 +15,7 @@ __all__ = ["launch"]
 def launch(describe: Callable[..., Call], op: str, ndim: int, array: Any, *arguments: Any) -> Any:
     """Run the call that `describe` makes of the arguments."""
     if is_torch(array):
-        from .ops_pool import pooling  # imports torch
+        from .ops import ops_pool  # imports torch, and registers every operator
 
-        return pooling(describe, op, ndim, array, *arguments)
+        return ops_pool.pooling(describe, op, ndim, array, *arguments)
     return run(describe(op, ndim, array, *arguments))
