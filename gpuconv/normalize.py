@@ -19,6 +19,7 @@ __all__ = [
     "check_no_grad",
     "int_tuple",
     "integer",
+    "is_compiling",
     "is_symbolic",
     "memory_format",
     "pad_pairs",
@@ -32,6 +33,12 @@ def is_symbolic(value: object) -> bool:
     """Tell whether `value` is a ``torch.SymInt``, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.SymInt)
+
+
+def is_compiling() -> bool:
+    """Tell whether ``torch.compile`` or ``torch.export`` traces this call, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.compiler.is_compiling())
 
 
 def integer(op: str, argument: str, value: object) -> int:

@@ -17,6 +17,7 @@ from .normalize import (
     AXES,
     int_tuple,
     integer,
+    is_compiling,
     is_symbolic,
     memory_format,
     pad_pairs,
@@ -313,7 +314,7 @@ def adaptive_kernel(size: tuple[int, ...], output: tuple[int, ...]) -> tuple[int
 
 
 def adaptive_windows_of(source: Source, output_size: Any) -> Windows:
-    """Return the windows of an adaptive pool; `kernel` is the largest one, or 1 where sizes are symbolic.
+    """Return the windows of an adaptive pool; `kernel` is the largest one, or 1 in a trace, where no solver reads it.
 
     Raises
     ------
@@ -323,7 +324,7 @@ def adaptive_windows_of(source: Source, output_size: Any) -> Windows:
         If it has another length than the spatial axes, or a negative entry.
     """
     output = _adaptive_sizes(source, output_size)
-    if any(is_symbolic(size) for size in (*source.size, *output)):
+    if is_compiling() or any(is_symbolic(size) for size in (*source.size, *output)):
         return neutral_windows((1,) * len(output), output)
     return neutral_windows(adaptive_kernel(source.size, output), output)
 
