@@ -87,9 +87,12 @@ def _operation(call: Call, backend: str | None) -> tuple[str, tuple[Tensor | Non
     follows = problem.pool != "fractional_max" and (problem.pool != "max_unpool" or problem.ndim == 2)
     exact = backward or call.unbatched or not follows
     p = problem
+    # The indices of a fractional pool that the user did not ask for serve its gradient alone.
+    unasked = name == "max_pool_with_indices" and not p.return_indices
+    offsets = p.offsets or (unasked and all(isinstance(size, int) for size in p.kernel))
     form = Form(
         p.pool, p.kernel, p.stride, p.pad_lo, p.pad_hi, p.dilation, size, p.ceil_mode, p.count_include_pad,
-        p.divisor_override, p.norm_type, bool(call.extra.get("integer_power")), p.offsets,
+        p.divisor_override, p.norm_type, bool(call.extra.get("integer_power")), offsets,
         p.result_format if exact else AS_INPUT, backend,
     )  # fmt: skip
     return name, tensors, form

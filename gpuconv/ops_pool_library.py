@@ -60,27 +60,47 @@ _FORM = (
 )
 
 
-def _positions(form: Form, offsets: Tensor, size: Sequence[int]) -> Tensor:
+def _fractional_starts(form: Form, samples: Tensor, axis: int, size: int, output: int) -> Tensor:
+    """Return the first element of every window of a fractional pool along an axis, N x C x `output`.
+
+    ``shapes.fractional_pool_starts`` on tensors: every operation rounds as torch's kernels do, which compute 16-bit
+    floats in float32 on a GPU.
+    """
+    dtype = samples.dtype if samples.device.type == "cpu" or samples.dtype is torch.float64 else torch.float32
+    # torch's 2-D kernel takes its samples as (W, H), its 3-D kernel as (D, H, W).
+    sample = samples[..., 1 - axis if form.ndim == 2 else axis, None].to(dtype)
+    last = torch.full_like(sample, size - form.kernel[axis], dtype=torch.int64)
+    if output == 1:
+        return last
+    alpha = sample.new_tensor(size - form.kernel[axis]) / sample.new_tensor(output - 1)
+    steps = torch.arange(output - 1, device=samples.device).to(dtype)
+    return torch.cat((((steps + sample) * alpha).long() - (sample * alpha).long(), last), -1)
+
+
+def _positions(form: Form, offsets: Tensor, samples: Tensor | None, size: Sequence[int]) -> Tensor:
     """Return the positions in a plane of `size` that in-window offsets mean."""
     output = offsets.shape[2:]
     kernel = window(form, size, output)
     left, result, pitch = offsets.long(), 0, 1
     for axis in range(form.ndim - 1, -1, -1):
-        places = torch.arange(output[axis], device=offsets.device)
+        places, step = torch.arange(output[axis], device=offsets.device), 1
         if form.by_stride:
             start, step = places * form.stride[axis] - form.pad_lo[axis], form.dilation[axis]
+        elif form.pool == "fractional_max":
+            start = _fractional_starts(form, samples, axis, size[axis], output[axis])
         else:
-            start, step = places * size[axis] // output[axis], 1
+            start = places * size[axis] // output[axis]
         tap, left = left % kernel[axis], left // kernel[axis]
-        start = start.reshape(-1, *(1,) * (form.ndim - 1 - axis))
+        ones = (1,) * (form.ndim - 1 - axis)
+        start = start.reshape(*start.shape[:-1], *(1,) * (axis if start.dim() > 1 else 0), start.shape[-1], *ones)
         result = result + (start + tap * step) * pitch
         pitch = pitch * size[axis]
     return result
 
 
-def _gather(x: Tensor, indices: Tensor, form: Form) -> Tensor:
+def _gather(x: Tensor, indices: Any, samples: Tensor | None, form: Form) -> Tensor:
     """Read `x` at the indices: the backward pass of an unpooling to the size of `x`."""
-    positions = _positions(form, indices, x.shape[2:]) if form.offsets else indices
+    positions = _positions(form, indices, samples, x.shape[2:]) if form.offsets else indices
     ones, zeros = (1,) * form.ndim, (0,) * form.ndim
     unpool = Form(
         "max_unpool", ones, ones, zeros, zeros, ones, tuple(indices.shape[2:]), False, True, None, 0.0, False, False,
@@ -99,7 +119,7 @@ def launch(name: str, tensors: Sequence[Tensor | None], form: Form) -> Any:
     """Run an operator on tensors that have values; no gradient is recorded."""
     first: Any = tensors[0]
     if name == "max_pool_gather":
-        return _gather(first, tensors[1], form)
+        return _gather(first, tensors[1], tensors[2], form)
     backward, indices = name.endswith("_backward"), name == "max_pool_with_indices"
     extra: dict[str, Any] = {}
     if not backward:

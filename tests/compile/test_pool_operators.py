@@ -69,6 +69,12 @@ def operator_cases(last: bool) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
         x, samples = tensor(2, 3, *(5, 4, 6)[:ndim], last=last), torch.rand(2, 3, ndim, dtype=torch.float64)
         args = form("fractional_max", ndim, (2,) * ndim, format="contiguous")
         yield f"fractional{ndim}", "max_pool_with_indices", (x, samples, *args)
+        args = args._replace(offsets=True)
+        yield f"fractional{ndim} offsets", "max_pool_with_indices", (x, samples, *args)
+        y, indices = OPERATORS["max_pool_with_indices"](x.detach(), samples, *args)
+        dy, back = y.clone().requires_grad_(), args._replace(size=tuple(x.shape[2:]))
+        yield f"fractional{ndim} offsets backward", "max_pool_backward", (dy, indices, samples, *back)
+        yield f"fractional{ndim} offsets gather", "max_pool_gather", (x, indices, samples, *args)
 
 
 CASES = {f"{name} {'channels-last' if last else 'contiguous'}": (op, args) for last in (False, True)

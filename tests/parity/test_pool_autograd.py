@@ -284,6 +284,7 @@ def test_what_is_saved() -> None:
     assert saved(lambda x: gpuconv.adaptive_max_pool2d(x, 3), square) == [torch.int8]
     assert saved(lambda x: gpuconv.adaptive_max_pool2d(x, 1), square) == [torch.int16]
     assert saved(lambda x: gpuconv.max_pool2d(x, 3, return_indices=True), square) == [torch.int64]
+    assert saved(lambda x: gpuconv.fractional_max_pool2d(x, 3, 2), square) == [torch.int8, torch.float32]  # and samples
     assert saved(lambda x: gpuconv.avg_pool2d(x, 3), square) == []
     assert saved(lambda x: gpuconv.adaptive_avg_pool2d(x, 3), square) == []
 
