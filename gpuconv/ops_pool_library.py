@@ -77,11 +77,16 @@ def _fractional_starts(form: Form, samples: Tensor, axis: int, size: int, output
     return torch.cat((((steps + sample) * alpha).long() - (sample * alpha).long(), last), -1)
 
 
-def _positions(form: Form, offsets: Tensor, samples: Tensor | None, size: Sequence[int]) -> Tensor:
-    """Return the positions in a plane of `size` that in-window offsets mean."""
+def _positions(
+    form: Form, offsets: Tensor, samples: Tensor | None, size: Sequence[int]
+) -> tuple[Tensor, Tensor | None]:
+    """Return the positions in a plane of `size` that in-window offsets mean, and which of them are no padding.
+
+    Only a dilation can make a window of padding alone; without one the second result is ``None``: all of them.
+    """
     output = offsets.shape[2:]
     kernel = window(form, size, output)
-    left, result, pitch = offsets.long(), 0, 1
+    left, result, pitch, inside = offsets.long(), torch.zeros_like(offsets, dtype=torch.int64), 1, None
     for axis in range(form.ndim - 1, -1, -1):
         places, step = torch.arange(output[axis], device=offsets.device), 1
         if form.by_stride:
@@ -93,20 +98,25 @@ def _positions(form: Form, offsets: Tensor, samples: Tensor | None, size: Sequen
         tap, left = left % kernel[axis], left // kernel[axis]
         ones = (1,) * (form.ndim - 1 - axis)
         start = start.reshape(*start.shape[:-1], *(1,) * (axis if start.dim() > 1 else 0), start.shape[-1], *ones)
-        result = result + (start + tap * step) * pitch
+        at = start + tap * step
+        if max(form.dilation) > 1:
+            within = (at >= 0) & (at < size[axis])
+            inside = within if inside is None else inside & within
+        result = result + at * pitch
         pitch = pitch * size[axis]
-    return result
+    return (result, None) if inside is None else (torch.where(inside, result, 0), inside)
 
 
 def _gather(x: Tensor, indices: Any, samples: Tensor | None, form: Form) -> Tensor:
     """Read `x` at the indices: the backward pass of an unpooling to the size of `x`."""
-    positions = _positions(form, indices, samples, x.shape[2:]) if form.offsets else indices
+    positions, inside = _positions(form, indices, samples, x.shape[2:]) if form.offsets else (indices, None)
     ones, zeros = (1,) * form.ndim, (0,) * form.ndim
     unpool = Form(
         "max_unpool", ones, ones, zeros, zeros, ones, tuple(indices.shape[2:]), False, True, None, 0.0, False, False,
         form.format, form.backend,
     )  # fmt: skip
-    return launch("max_unpool_backward", (x, positions), unpool)
+    result = launch("max_unpool_backward", (x, positions), unpool)
+    return result if inside is None else torch.where(inside, result, 0)
 
 
 def _op_name(form: Form, backward: bool) -> str:

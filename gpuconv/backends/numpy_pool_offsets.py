@@ -37,23 +37,34 @@ def first_elements(problem: PoolProblem, box: Box, fmt: str) -> list[np.ndarray]
 
 
 def to_offsets(problem: PoolProblem, positions: np.ndarray, firsts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the in-window offsets of positions; `firsts` are the first elements of their windows, per axis."""
+    """Return the in-window offsets of positions; `firsts` are the first elements of their windows, per axis.
+
+    A window without an element, which a dilation can make of padding alone, gets some tap of the padding.
+    """
     left, offsets, pitch = positions, np.zeros(positions.shape, np.int64), 1
     for axis in range(problem.ndim - 1, -1, -1):
         left, at = np.divmod(left, problem.input_size[axis])
         at -= firsts[axis]
         if problem.dilation[axis] != 1:
-            at //= problem.dilation[axis]
+            at = np.clip(at // problem.dilation[axis], 0, problem.kernel[axis] - 1)
         offsets += at * pitch
         pitch *= problem.kernel[axis]
     return offsets
 
 
-def to_positions(problem: PoolProblem, offsets: np.ndarray, firsts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the positions that in-window offsets mean; the inverse of :func:`to_offsets`."""
+def to_positions(
+    problem: PoolProblem, offsets: np.ndarray, firsts: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the positions that in-window offsets mean, and which of them are no padding (``None``: all of them)."""
     left, positions, pitch = offsets.astype(np.int64), np.zeros(offsets.shape, np.int64), 1
+    inside = np.ones(offsets.shape, np.bool_) if max(problem.dilation) > 1 else None
     for axis in range(problem.ndim - 1, -1, -1):
         left, tap = np.divmod(left, problem.kernel[axis])
-        positions += (firsts[axis] + tap * problem.dilation[axis]) * pitch
+        at = firsts[axis] + tap * problem.dilation[axis]
+        if inside is not None:
+            inside &= (at >= 0) & (at < problem.input_size[axis])
+        positions += at * pitch
         pitch *= problem.input_size[axis]
-    return positions
+    if inside is None or inside.all():
+        return positions, None
+    return np.where(inside, positions, 0), inside

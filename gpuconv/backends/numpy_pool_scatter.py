@@ -54,18 +54,20 @@ def max_backward(call: Call) -> Any:
     dy, indices = call.kind.to_numpy(call.arrays["y"]), call.kind.to_numpy(call.arrays["indices"])
     plane = prod(problem.input_size)
     for rows in _row_tiles(problem, plane + prod(problem.output_size)):
-        where = _positions_of(call, rows, indices[rows])
+        where, inside = _positions_of(call, rows, indices[rows])
+        grads = widen(dy[rows], problem.dtype)
+        grads = grads if inside is None else np.where(inside, grads, 0)
         where = _checked(problem.op, where, plane).reshape(-1, prod(problem.output_size))
-        grads = widen(dy[rows], problem.dtype).reshape(where.shape)
+        grads = grads.reshape(where.shape)
         _scatter_rows(where, grads, plane, dx[rows], problem.dtype)
     return out
 
 
-def _positions_of(call: Call, rows: Rows, indices: np.ndarray) -> np.ndarray:
-    """Return the positions of the elements that windows took; `indices` are these, or offsets."""
+def _positions_of(call: Call, rows: Rows, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the positions that `indices` are or mean, and which of them are no padding (``None``: all of them)."""
     problem: Any = call.problem
     if not problem.offsets:
-        return indices
+        return indices, None
     taps = prod(problem.kernel)
     if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= taps):
         raise RuntimeError(f"{problem.op}: indices must be taps of a window of {taps} elements")
@@ -74,7 +76,7 @@ def _positions_of(call: Call, rows: Rows, indices: np.ndarray) -> np.ndarray:
         return to_positions(problem, indices, first_elements(problem, whole, CONTIGUOUS))
     starts = _row_starts(problem, _samples(call)[rows])
     flat = indices.reshape(len(starts[0]), *problem.output_size)
-    return to_positions(problem, flat, _grid(starts)).reshape(indices.shape)
+    return to_positions(problem, flat, _grid(starts))[0].reshape(indices.shape), None
 
 
 def _scatter_rows(where: np.ndarray, grads: np.ndarray, plane: int, out: np.ndarray, dtype: str) -> None:

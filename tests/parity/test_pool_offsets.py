@@ -116,3 +116,19 @@ def test_offsets_beyond_the_window_are_refused() -> None:
         arrays = {"y": torch.ones(1, 1, 2, 2), "indices": torch.full((1, 1, 2, 2), bad, dtype=torch.int8)}
         with pytest.raises(RuntimeError, match="taps of a window of 4"):
             run(Call(back, arrays, gpuconv.ops.ops_pool.TORCH, False))
+
+
+def test_windows_of_padding_alone() -> None:
+    """A dilation can make them, with paddings that torch does not have: they take nothing, and give nothing back."""
+    for ndim in (1, 2):
+        x = torch.randn(1, 2, *(1, 3)[2 - ndim :], dtype=torch.float64, requires_grad=True)
+        options: dict[str, Any] = {"padding": "same", "dilation": 4}
+        padded = F.pad(x, (2, 2) * ndim, value=-float("inf"))
+        ours = getattr(gpuconv, f"max_pool{ndim}d")(x, 2, 1, **options)
+        theirs = getattr(F, f"max_pool{ndim}d")(padded, 2, 1, dilation=4)
+        torch.testing.assert_close(ours, theirs)
+        seed = torch.arange(1.0, 1 + ours.numel(), dtype=torch.float64).reshape(ours.shape).requires_grad_()
+        slopes = [torch.autograd.grad(y, x, seed, create_graph=True)[0] for y in (ours, theirs)]
+        torch.testing.assert_close(*slopes)
+        (back,) = torch.autograd.grad(slopes[0].sum(), seed)
+        assert torch.equal(back, theirs.isfinite().double())
