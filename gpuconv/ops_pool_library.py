@@ -23,6 +23,7 @@ Derivatives, autocast and vmap are registered by :mod:`gpuconv.ops_pool_autograd
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -125,17 +126,35 @@ def _op_name(form: Form, backward: bool) -> str:
     return f"{base}{form.ndim}d{suffix if backward else ''}"
 
 
+@lru_cache(maxsize=4096)
+def _problem(
+    name: str, form: Form, n: int, c: int, size: tuple[int, ...], output: tuple[int, ...] | None, dtype: str,
+    device: str, x_format: str, y_format: str,
+) -> PoolProblem:  # fmt: skip
+    """Return the problem of an operator; `output` is ``None`` where it follows from `size`."""
+    backward = name.endswith("_backward")
+    output = output_size(name, form, size) if output is None else output
+    kernel = tuple(window(form, size, output))
+    return PoolProblem(
+        _op_name(form, backward), form.pool, "bwd" if backward else "fprop", n, c, size, kernel, output,
+        tuple(form.stride), tuple(form.pad_lo), tuple(form.pad_hi), tuple(form.dilation), dtype, device, TORCH.name,
+        x_format, y_format, form.ceil_mode, form.count_include_pad, form.divisor_override, form.norm_type,
+        name == "max_pool_with_indices", form.offsets,
+    )  # fmt: skip
+
+
 def launch(name: str, tensors: Sequence[Tensor | None], form: Form) -> Any:
     """Run an operator on tensors that have values; no gradient is recorded."""
     first: Any = tensors[0]
     if name == "max_pool_gather":
         return _gather(first, tensors[1], tensors[2], form)
-    backward, indices = name.endswith("_backward"), name == "max_pool_with_indices"
     extra: dict[str, Any] = {}
-    if not backward:
-        size, output = tuple(first.shape[2:]), output_size(name, form, first.shape[2:])
+    if not name.endswith("_backward"):
+        size, output = tuple(first.shape[2:]), None
         x_format, y_format = memory_format(first.shape, first.stride()), input_format(form, first)
-        arrays = {"x": first} | ({"samples": tensors[1]} if indices and tensors[1] is not None else {})
+        arrays = {"x": first}
+        if name == "max_pool_with_indices" and tensors[1] is not None:
+            arrays["samples"] = tensors[1]
         if name == "max_unpool":
             arrays["indices"] = tensors[1]
         if name == "lp_pool":
@@ -146,12 +165,8 @@ def launch(name: str, tensors: Sequence[Tensor | None], form: Form) -> Any:
         x_format = y_format = input_format(form, first if x is None else x)
         rest = {"x": x} if x is not None else dict(zip(("indices", "samples"), tensors[1:]))
         arrays = {"y": first} | {key: array for key, array in rest.items() if array is not None}
-    problem = PoolProblem(
-        _op_name(form, backward), form.pool, "bwd" if backward else "fprop", first.shape[0], first.shape[1],
-        size, tuple(window(form, size, output)), output, tuple(form.stride), tuple(form.pad_lo), tuple(form.pad_hi),
-        tuple(form.dilation), TORCH.dtype(first), TORCH.device(first), TORCH.name, x_format, y_format,
-        form.ceil_mode, form.count_include_pad, form.divisor_override, form.norm_type, indices, form.offsets,
-    )  # fmt: skip
+    kind = (TORCH.dtype(first), TORCH.device(first), x_format, y_format)
+    problem = _problem(name, form, first.shape[0], first.shape[1], size, output, *kind)
     return run(Call(problem, arrays, TORCH, False, form.backend, extra))
 
 
@@ -162,7 +177,7 @@ def _define(name: str) -> Any:
     LIBRARY.define(f"{name}({TENSORS[name]}, {_FORM}) -> {results}", tags=tags)
 
     def real(*args: Any) -> Any:
-        form = Form(*args[count:])
+        form = Form._make(tuple(value) if isinstance(value, list) else value for value in args[count:])
         RESULTS[name](*args[:count], form)
         return launch(name, args[:count], form._replace(backend=chosen_backend(form.backend)))
 

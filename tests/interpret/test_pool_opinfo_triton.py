@@ -106,3 +106,31 @@ def test_opinfo(name: str, dtype: torch.dtype, launched: list[str], full: bool) 
         kernels |= set(launched)
     assert all(kernel.startswith("_pool_") for kernel in kernels), kernels
     assert any("bwd" in kernel for kernel in kernels) and any("fprop" in kernel for kernel in kernels), kernels
+
+
+SECOND: dict[str, tuple[Any, ...]] = {
+    "max_pool2d": (2, 2, 1),
+    "avg_pool2d": (3, 2, 1),
+    "lp_pool2d": (2, 2),
+    "adaptive_avg_pool2d": (2,),
+    "adaptive_max_pool2d": (2,),
+}
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_second_order(name: str, launched: list[str]) -> None:
+    """Gradients of gradients run on the kernels too: maxima are read at their indices by that of unpooling."""
+    if not solved(name) or not solved("max_unpool2d"):
+        pytest.skip("no Triton solver")
+    torch.manual_seed(0)
+    x = (torch.rand(1, 2, 5, 4, dtype=torch.float64) + 0.1).requires_grad_()
+    found = []
+    for module, options in ((gpuconv, {"backend": "triton"}), (F, {})):
+        with record_plans() as plans:
+            y = getattr(module, name)(x, *SECOND[name], **options)
+            seed = torch.linspace(-1, 1, y.numel(), dtype=x.dtype).reshape(y.shape).requires_grad_()
+            (dx,) = torch.autograd.grad(y, x, seed, create_graph=True)
+            found.append([dx, *torch.autograd.grad(dx.pow(3).sum(), (x, seed), materialize_grads=True)])
+        assert all(plan.solver.id.startswith("triton.pool.") for plan in plans), [plan.solver.id for plan in plans]
+        assert len(plans) >= 3 or module is F
+    torch.testing.assert_close(*found)
