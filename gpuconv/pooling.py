@@ -80,7 +80,10 @@ def max_pool2d(
 ) -> Array | tuple[Array, Array]:
     """Take the maximum over windows of an image: ``torch.nn.functional.max_pool2d``, plus asymmetric and named padding.
 
-    NaN wins; of equal maxima the first does.
+    NaN wins; of equal maxima the first does. On torch tensors this and every other pool is differentiable to every
+    order, follows autocast, and is an operator to ``torch.compile``, ``torch.export`` and ``torch.func``. The gradient
+    saves where the maxima are as offsets in their windows (int8 up to 128 elements, then int16, int32), or as
+    positions if `return_indices` asks for these.
 
     Parameters
     ----------
