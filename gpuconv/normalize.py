@@ -152,6 +152,6 @@ def check_no_grad(op: str, kind: ArrayKind, named: dict[str, Any]) -> None:
     for argument, array in named.items():
         if array is not None and kind.requires_grad(array):
             raise NotImplementedError(
-                f"{op}: {argument} requires a gradient, and this version of gpuconv does not record gradients; "
+                f"{op}: {argument} requires a gradient, and gpuconv does not record gradients of this function; "
                 "call it under torch.no_grad() or pass a detached tensor"
             )
