@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import gpuconv.ops  # registers the operators
-from gpuconv.dispatch import run
+from gpuconv.dispatch import run, select
 from gpuconv.normalize_pool import adaptive_call
 from gpuconv.normalize_pool_forward import fractional_call, max_call
 from gpuconv.ops_pool_fake import AS_INPUT, Form
@@ -132,3 +132,23 @@ def test_windows_of_padding_alone() -> None:
         torch.testing.assert_close(*slopes)
         (back,) = torch.autograd.grad(slopes[0].sum(), seed)
         assert torch.equal(back, theirs.isfinite().double())
+
+
+def test_workspace_bound_is_an_upper_bound() -> None:
+    import tracemalloc
+
+    x = torch.randn(8, 16, 56, 56)
+    for kernel, dilation in ((3, 1), (3, 2), (7, 1)):
+        problem: Any = max_call("max_pool2d", 2, x, kernel, 2, 1, dilation, False, True, None).problem
+        forward = replace(problem, offsets=True)
+        indices = run(Call(forward, {"x": x}, gpuconv.ops.ops_pool.TORCH))[1]
+        back = replace(forward, kind="bwd", return_indices=False)
+        arrays = ({"x": x}, {"y": torch.ones(indices.shape), "indices": indices})
+        for described, given in zip((forward, back), arrays):
+            call = Call(described, given, gpuconv.ops.ops_pool.TORCH)
+            bound = select(described).workspace
+            tracemalloc.start()
+            run(call)
+            _, peak = tracemalloc.get_traced_memory()  # results are torch's memory, which is not counted
+            tracemalloc.stop()
+            assert peak <= bound + (64 << 10), (kernel, dilation, described.kind, peak, bound)
