@@ -1,8 +1,9 @@
-"""Convolution modules: PyTorch's own, computed by gpuconv.
+"""Convolution and pooling modules: PyTorch's own, computed by gpuconv.
 
 Each class is a subclass of the module of the same name in ``torch.nn``: constructor, parameters, initialisation,
 ``state_dict`` and ``repr`` are inherited, so a model changes over by changing an import, and checkpoints load either
-way. Other padding modes than zeros run inside the kernel, without a padded copy of the input.
+way. Other padding modes than zeros run inside the kernel, without a padded copy of the input. The pools are in
+:mod:`gpuconv.nn_pool`.
 
 Importing this module imports torch.
 """
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 
 from . import functional
+from .nn_pool import *  # noqa: F403
+from .nn_pool import __all__ as _pools
 
-__all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
+__all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", *_pools]
 
 Tensor = Any
 

@@ -19,6 +19,8 @@ __all__ = [
     "check_no_grad",
     "int_tuple",
     "integer",
+    "is_compiling",
+    "is_symbolic",
     "memory_format",
     "pad_pairs",
     "same_device",
@@ -31,6 +33,12 @@ def is_symbolic(value: object) -> bool:
     """Tell whether `value` is a ``torch.SymInt``, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.SymInt)
+
+
+def is_compiling() -> bool:
+    """Tell whether ``torch.compile`` or ``torch.export`` traces this call, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.compiler.is_compiling())
 
 
 def integer(op: str, argument: str, value: object) -> int:
@@ -144,6 +152,6 @@ def check_no_grad(op: str, kind: ArrayKind, named: dict[str, Any]) -> None:
     for argument, array in named.items():
         if array is not None and kind.requires_grad(array):
             raise NotImplementedError(
-                f"{op}: {argument} requires a gradient, and this version of gpuconv does not record gradients; "
+                f"{op}: {argument} requires a gradient, and gpuconv does not record gradients of this function; "
                 "call it under torch.no_grad() or pass a detached tensor"
             )

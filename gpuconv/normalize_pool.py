@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from .arrays import CONTIGUOUS, ArrayKind, common_kind
 from .errors import invalid
 from .normalize import (
     AXES,
-    check_no_grad,
     int_tuple,
     integer,
+    is_compiling,
+    is_symbolic,
     memory_format,
     pad_pairs,
     same_device,
@@ -31,6 +33,7 @@ __all__ = [
     "Source",
     "Windows",
     "adaptive_call",
+    "adaptive_kernel",
     "adaptive_windows_of",
     "boolean",
     "check_dtype",
@@ -113,7 +116,8 @@ def read_source(
         fmt = memory_format(shape, kind.strides(array))
     elif ndim == 3 and 0 not in shape:
         strides = kind.strides(array)
-        fmt = memory_format((1, *shape), (max(n * s for n, s in zip(shape, strides)), *strides))
+        outer = max([n * s for n, s in zip(shape, strides)])
+        fmt = memory_format((1, *shape), (outer, *strides))
     device = same_device(op, kind, named)
     return Source(op, kind, array, n, c, tuple(size), kind.dtype(array), device, fmt, unbatched)
 
@@ -258,14 +262,7 @@ def pool_call(
     extra: dict[str, Any] | None = None,
     **options: Any,
 ) -> Call:
-    """Return the call of one pool. `arrays` come without the batch axis where the input does.
-
-    Raises
-    ------
-    NotImplementedError
-        If an array requires a gradient.
-    """
-    check_no_grad(source.op, source.kind, arrays)
+    """Return the call of one pool. `arrays` come without the batch axis where the input does."""
     x_format, y_format = formats or (source.format, source.format)
     problem = PoolProblem(
         source.op, pool, kind, source.n, source.c, source.size, windows.kernel, windows.output, windows.stride,
@@ -306,8 +303,18 @@ def _adaptive_sizes(source: Source, output_size: Any) -> tuple[int, ...]:
     return sizes
 
 
+@lru_cache(maxsize=1024)
+def adaptive_kernel(size: tuple[int, ...], output: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the largest window of an adaptive pool, at least 1 in every axis."""
+    kernel = []
+    for n, o in zip(size, output):
+        starts, ends = adaptive_windows(n, o) if o else ((), ())
+        kernel.append(max((end - start for start, end in zip(starts, ends)), default=1) or 1)
+    return tuple(kernel)
+
+
 def adaptive_windows_of(source: Source, output_size: Any) -> Windows:
-    """Return the windows of an adaptive pool; `kernel` is the largest one.
+    """Return the windows of an adaptive pool; `kernel` is the largest one, or 1 in a trace, where no solver reads it.
 
     Raises
     ------
@@ -317,15 +324,13 @@ def adaptive_windows_of(source: Source, output_size: Any) -> Windows:
         If it has another length than the spatial axes, or a negative entry.
     """
     output = _adaptive_sizes(source, output_size)
-    kernel = []
-    for size, out in zip(source.size, output):
-        starts, ends = adaptive_windows(size, out) if out else ((), ())
-        kernel.append(max((end - start for start, end in zip(starts, ends)), default=1) or 1)
-    return neutral_windows(tuple(kernel), output)
+    if is_compiling() or any(is_symbolic(size) for size in (*source.size, *output)):
+        return neutral_windows((1,) * len(output), output)
+    return neutral_windows(adaptive_kernel(source.size, output), output)
 
 
 def adaptive_call(
-    op: str, ndim: int, pool: str, input: Any, output_size: Any, backend: str | None, indices: bool
+    op: str, ndim: int, input: Any, pool: str, output_size: Any, backend: str | None, indices: bool
 ) -> Call:
     """Return the call of an adaptive pool: `pool` is ``"adaptive_avg"`` or ``"adaptive_max"``."""
     if ndim > 1 and isinstance(output_size, Sequence) and not isinstance(output_size, str):

@@ -94,7 +94,7 @@ def lp_backward_call(
 
 
 def adaptive_backward_call(
-    op: str, ndim: int, pool: str, grad_output: Any, input: Any, indices: Any, backend: str | None
+    op: str, ndim: int, grad_output: Any, pool: str, input: Any, indices: Any, backend: str | None
 ) -> Call:
     """Return the call of the backward pass of an adaptive pool; its windows follow from the shape of `grad_output`."""
     source = _source(op, ndim, input, grad_output, indices=indices)

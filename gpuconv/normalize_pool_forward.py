@@ -11,7 +11,7 @@ import numpy as np
 
 from .arrays import CONTIGUOUS, common_kind
 from .errors import invalid
-from .normalize import int_tuple, integer
+from .normalize import check_no_grad, int_tuple, integer
 from .normalize_pool import (
     FLOATS,
     INTEGERS,
@@ -37,6 +37,7 @@ __all__ = [
     "fractional_call",
     "low_rank",
     "lp_call",
+    "lp_types",
     "lp_windows",
     "max_call",
     "unfold_call",
@@ -125,6 +126,18 @@ def _norm(op: str, value: Any) -> float:
     raise invalid(op, "norm_type", value, "a number", TypeError)
 
 
+def lp_types(dtype: str, p: float, whole: bool) -> dict[str, Any]:
+    """Return in which types a power pool of integers computes, and its result; nothing for floats.
+
+    `whole` tells whether the power was given as an integer.
+    """
+    if isinf(p):
+        return {"compute": dtype if dtype in INTEGERS else None}
+    if dtype not in _ALL_INTEGERS:
+        return {}
+    return {"compute": "int64" if whole else "float32", "result": "float32", "integer_power": whole}
+
+
 def lp_call(
     op: str, ndim: int, input: Any, norm_type: float, kernel_size: Any, stride: Any, ceil_mode: bool, padding: Any,
     backend: str | None,
@@ -137,24 +150,20 @@ def lp_call(
     source = read_source(op, ndim, "input", input, {}, low_rank("lp", ndim))
     p = _norm(op, norm_type)
     windows = lp_windows(source, kernel_size, stride, padding, ceil_mode, isinf(p))
-    extra: dict[str, Any] = {}
+    whole = isinstance(norm_type, (int, np.integer))
     if isinf(p):
         check_dtype(source, FLOATS if ndim == 1 else (*FLOATS, *INTEGERS))
-        extra["compute"] = source.dtype if source.dtype in INTEGERS else None
     elif source.dtype in _ALL_INTEGERS:
-        whole = isinstance(norm_type, (int, np.integer))
         if whole and p < 0:
             raise invalid(op, "norm_type", norm_type, "non-negative for integers")
         if whole:
             check_dtype(source, ("int64",) if isinstance(norm_type, bool) else ("bool", "int64"))
-        extra = {"compute": "int64" if whole else "float32", "result": "float32", "integer_power": whole}
     else:
         check_dtype(source, FLOATS)
     if p == 0:
         raise invalid(op, "norm_type", norm_type, "other than zero", ZeroDivisionError)
-    return pool_call(
-        source, "lp", windows, {"x": input}, backend, extra=extra, ceil_mode=ceil_mode, norm_type=p
-    )  # fmt: skip
+    extra = lp_types(source.dtype, p, whole)
+    return pool_call(source, "lp", windows, {"x": input}, backend, extra=extra, ceil_mode=ceil_mode, norm_type=p)
 
 
 def _unpool_size(source: Source, kernel: Any, stride: Any, padding: Any, output_size: Any) -> tuple[int, ...]:
@@ -290,11 +299,12 @@ def _column_windows(
 def unfold_call(
     op: str, input: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any, backend: str | None
 ) -> Call:
-    """Return the call of an unfold."""
+    """Return the call of an unfold. It records no gradient."""
     source = read_source(op, 2, "input", input, {}, IndexError)
     windows = _column_windows(source, source.size, kernel_size, dilation, padding, stride)
     check_sizes(source)
     check_dtype(source, _COLUMNS)
+    check_no_grad(op, source.kind, {"input": input})
     return pool_call(source, "unfold", windows, {"x": input}, backend, formats=(source.format, CONTIGUOUS))
 
 
@@ -302,7 +312,7 @@ def fold_call(
     op: str, input: Any, output_size: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any,
     backend: str | None,
 ) -> Call:  # fmt: skip
-    """Return the call of a fold, which is described by the image that it makes."""
+    """Return the call of a fold, which is described by the image that it makes. It records no gradient."""
     columns = read_source(op, 1, "input", input, {})
     size = _one_or_each(op, "output_size", output_size, 2)
     windows = _column_windows(columns, size, kernel_size, dilation, padding, stride)
@@ -316,6 +326,7 @@ def fold_call(
         raise invalid(op, "input (shape)", columns.shape, required)
     positive(op, "output_size", size, output_size)
     check_dtype(columns, _COLUMNS)
+    check_no_grad(op, columns.kind, {"input": input})
     image = Source(
         op, columns.kind, input, columns.n, columns.c // taps, size, columns.dtype, columns.device, CONTIGUOUS,
         columns.unbatched,

@@ -5,8 +5,8 @@
 3. Compiling, exporting, a dispatch mode, a tensor subclass or a meta tensor: ``torch.library`` operators
    (:mod:`gpuconv.ops_library`), which cost more per call than the others.
 
-Importing this module imports torch and registers the operators; the public functions do so at the first
-tensor they see.
+Pools take the same tiers in :mod:`gpuconv.ops_pool`. Importing this module imports torch and registers the operators of
+both; the public functions do so at the first tensor they see.
 """
 
 from __future__ import annotations
@@ -15,43 +15,29 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
-from . import ops_traced
+from . import ops_pool, ops_traced
 from .config import forced_backend
 from .dispatch import explaining, run
 from .normalize_conv import Extras
-from .ops_autograd import OPERANDS, PLAIN, apply
+from .ops_autograd import OPERANDS, apply
 from .ops_epilogue import compose
 from .ops_library import autocast
+from .ops_tiers import OPERATOR, RECORDED, autocasts, tier_of
 from .plan_cache import conv_call, conv_transpose_call, input_grad_call, weight_grad_call
 from .problem import Call, ConvProblem
 
-__all__ = ["convolution", "input_gradient", "transposed_convolution", "weight_gradient"]
+__all__ = [
+    "convolution",
+    "input_gradient",
+    "ops_pool",
+    "transposed_convolution",
+    "weight_gradient",
+]
 
 Tensor = Any
 
 _EPILOGUE = ("scale", "shift", "residual")
-_DIRECT, _RECORDED, _OPERATOR = 1, 2, 3
-
-
-def _tier(*tensors: Tensor | None) -> int:
-    """Choose the tier of a call. What is no tensor is left to the checks of the first tier."""
-    if torch._C._get_tracing_state() is not None:  # it would record the result as a constant
-        raise NotImplementedError("torch.jit.trace cannot record gpuconv; torch.export and torch.compile can")
-    operator, grad = torch._C._len_torch_dispatch_stack() > 0, torch.is_grad_enabled()
-    recorded = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-    for tensor in tensors:  # one plain loop: this is on the path of every call
-        if tensor is None:
-            continue
-        if type(tensor) not in PLAIN:
-            if not isinstance(tensor, torch.Tensor):
-                return _DIRECT
-            operator = True
-        elif tensor.is_meta:
-            operator = True
-        recorded = recorded or (grad and tensor.requires_grad)
-    return _OPERATOR if operator else _RECORDED if recorded else _DIRECT
 
 
 def _recorded(call: Call) -> Tensor:
@@ -66,10 +52,6 @@ def _recorded(call: Call) -> Tensor:
     if activation is not None or used:
         result = compose(result, arrays["scale"], arrays["shift"], arrays["residual"], activation)
     return call.kind.drop_batch(result) if call.unbatched else result
-
-
-def _autocasts(input: Tensor) -> bool:
-    return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type)
 
 
 def _cast(
@@ -89,16 +71,16 @@ def convolution(
     stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras,
 ) -> Any:  # fmt: skip
     """Run a convolution on torch tensors. Arguments: see :func:`gpuconv.conv2d`."""
-    if _autocasts(input):
+    if autocasts(input):
         input, weight, bias, extras = _cast(input, weight, bias, extras)
     arguments = (op, ndim, input, weight, bias, stride, padding, dilation, groups, extras)
     if torch.compiler.is_compiling():
         return ops_traced.convolution(*arguments)
-    tier = _tier(input, weight, bias, extras.scale, extras.shift, extras.residual)
-    if tier == _OPERATOR and not explaining():
+    tier = tier_of(input, weight, bias, extras.scale, extras.shift, extras.residual)
+    if tier == OPERATOR and not explaining():
         return ops_traced.convolution(*arguments)
     call = conv_call(*arguments)
-    return _recorded(call) if tier == _RECORDED and not explaining() else run(call)
+    return _recorded(call) if tier == RECORDED and not explaining() else run(call)
 
 
 def transposed_convolution(
@@ -106,17 +88,17 @@ def transposed_convolution(
     stride: Any, padding: Any, output_padding: Any, groups: Any, dilation: Any, output_size: Any, extras: Extras,
 ) -> Any:  # fmt: skip
     """Run a transposed convolution on torch tensors. Arguments: see :func:`gpuconv.conv_transpose2d`."""
-    if _autocasts(input):
+    if autocasts(input):
         input, weight, bias, extras = _cast(input, weight, bias, extras)
     geometry = (stride, padding, output_padding, groups, dilation, output_size)
     arguments = (op, ndim, input, weight, bias, *geometry, extras)
     if torch.compiler.is_compiling():
         return ops_traced.transposed_convolution(*arguments)
-    tier = _tier(input, weight, bias, extras.scale, extras.shift, extras.residual)
-    if tier == _OPERATOR and not explaining():
+    tier = tier_of(input, weight, bias, extras.scale, extras.shift, extras.residual)
+    if tier == OPERATOR and not explaining():
         return ops_traced.transposed_convolution(*arguments)
     call = conv_transpose_call(*arguments)
-    return _recorded(call) if tier == _RECORDED and not explaining() else run(call)
+    return _recorded(call) if tier == RECORDED and not explaining() else run(call)
 
 
 def input_gradient(
@@ -124,16 +106,16 @@ def input_gradient(
     stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras,
 ) -> Any:  # fmt: skip
     """Run a data gradient on torch tensors. Arguments: see :func:`gpuconv.conv2d_input_grad`."""
-    if _autocasts(grad_output):
+    if autocasts(grad_output):
         grad_output, weight, _, extras = _cast(grad_output, weight, None, extras)
     arguments = (op, ndim, input_size, weight, grad_output, stride, padding, dilation, groups, extras)
     if torch.compiler.is_compiling():
         return ops_traced.input_gradient(*arguments)
-    tier = _tier(weight, grad_output)
-    if tier == _OPERATOR and not explaining():
+    tier = tier_of(weight, grad_output)
+    if tier == OPERATOR and not explaining():
         return ops_traced.input_gradient(*arguments)
     call = input_grad_call(*arguments)
-    return _recorded(call) if tier == _RECORDED and not explaining() else run(call)
+    return _recorded(call) if tier == RECORDED and not explaining() else run(call)
 
 
 def weight_gradient(
@@ -141,13 +123,13 @@ def weight_gradient(
     stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras,
 ) -> Any:  # fmt: skip
     """Run a weight gradient on torch tensors. Arguments: see :func:`gpuconv.conv2d_weight_grad`."""
-    if _autocasts(input):
+    if autocasts(input):
         input, grad_output, _, extras = _cast(input, grad_output, None, extras)
     arguments = (op, ndim, input, weight_size, grad_output, stride, padding, dilation, groups, extras)
     if torch.compiler.is_compiling():
         return ops_traced.weight_gradient(*arguments)
-    tier = _tier(input, grad_output)
-    if tier == _OPERATOR and not explaining():
+    tier = tier_of(input, grad_output)
+    if tier == OPERATOR and not explaining():
         return ops_traced.weight_gradient(*arguments)
     call = weight_grad_call(*arguments)
-    return _recorded(call) if tier == _RECORDED and not explaining() else run(call)
+    return _recorded(call) if tier == RECORDED and not explaining() else run(call)

@@ -34,7 +34,20 @@ from .ops_vmap import fold
 from .plan_cache import conv_call, conv_transpose_call, input_grad_call, weight_grad_call
 from .problem import ConvProblem
 
-__all__ = ["Geometry", "autocast", "dgrad", "fprop", "geometry_of", "reached", "records", "run_problem", "wgrad"]
+__all__ = [
+    "LIBRARY",
+    "Geometry",
+    "autocast",
+    "chosen_backend",
+    "dgrad",
+    "fprop",
+    "geometry_of",
+    "no_autocast",
+    "reached",
+    "records",
+    "run_problem",
+    "wgrad",
+]
 
 Tensor = Any
 
@@ -59,7 +72,7 @@ class Geometry(NamedTuple):
         return tuple(zip(self.pad_lo, self.pad_hi))
 
 
-def _backend(argument: str | None) -> str:
+def chosen_backend(argument: str | None) -> str:
     """Return what is forced, by the argument or the environment: never by a context variable, see above."""
     return argument or forced_backend(os.environ.get("GPUCONV_BACKEND") or "auto") or "auto"
 
@@ -67,7 +80,7 @@ def _backend(argument: str | None) -> str:
 def _real_fprop(x: Tensor, w: Tensor, bias: Any, scale: Any, shift: Any, residual: Any, *rest: Any) -> Tensor:
     """Convolution: y of x and w."""
     geometry, (activation, precision, backend) = Geometry(*rest[:6]), rest[6:]
-    extras = Extras(geometry.padding_mode, activation, residual, scale, shift, precision, _backend(backend))
+    extras = Extras(geometry.padding_mode, activation, residual, scale, shift, precision, chosen_backend(backend))
     ndim, (stride, _, _, dilation, groups, _) = x.dim() - 2, geometry
     return run(conv_call(f"conv{ndim}d", ndim, x, w, bias, stride, geometry.pads, dilation, groups, extras))
 
@@ -75,7 +88,7 @@ def _real_fprop(x: Tensor, w: Tensor, bias: Any, scale: Any, shift: Any, residua
 def _real_dgrad(dy: Tensor, w: Tensor, bias: Any, scale: Any, shift: Any, residual: Any, *rest: Any) -> Tensor:
     """Data gradient: dx of dy and w; or, where `transposed`, the transposed convolution with its epilogue."""
     input_size, geometry, (activation, precision, backend, transposed) = rest[0], Geometry(*rest[1:7]), rest[7:]
-    extras = Extras(geometry.padding_mode, activation, residual, scale, shift, precision, _backend(backend))
+    extras = Extras(geometry.padding_mode, activation, residual, scale, shift, precision, chosen_backend(backend))
     ndim, (stride, _, _, dilation, groups, _) = dy.dim() - 2, geometry
     if not transposed:
         x_size = (dy.shape[0], w.shape[1] * groups, *input_size)
@@ -91,21 +104,21 @@ def _real_dgrad(dy: Tensor, w: Tensor, bias: Any, scale: Any, shift: Any, residu
 def _real_wgrad(x: Tensor, dy: Tensor, kernel: Sequence[int], *rest: Any) -> Tensor:
     """Weight gradient: dw of x and dy."""
     geometry, (precision, backend) = Geometry(*rest[:6]), rest[6:]
-    extras = Extras(geometry.padding_mode, precision=precision, backend=_backend(backend))
+    extras = Extras(geometry.padding_mode, precision=precision, backend=chosen_backend(backend))
     ndim, (stride, _, _, dilation, groups, _) = x.dim() - 2, geometry
     w_size = (dy.shape[1], x.shape[1] // groups, *kernel)
     name = f"conv{ndim}d_weight_grad"
     return run(weight_grad_call(name, ndim, x, w_size, dy, stride, geometry.pads, dilation, groups, extras))
 
 
-_library = torch.library.Library("gpuconv", "DEF")
+LIBRARY = torch.library.Library("gpuconv", "DEF")
 
 
 def _define(name: str, schema: str, real: Callable[..., Tensor], fake: Callable[..., Tensor]) -> Any:
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-    _library.define(f"{name}({schema}) -> Tensor", tags=tags)
-    _library.impl(name, real, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"gpuconv::{name}", fake, lib=_library)
+    LIBRARY.define(f"{name}({schema}) -> Tensor", tags=tags)
+    LIBRARY.impl(name, real, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"gpuconv::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.gpuconv, name).default
 
 
@@ -161,17 +174,20 @@ def reached(grad: Tensor, size: Sequence[int], kernel: Sequence[int], geometry: 
     return grad, geometry._replace(pad_hi=tuple(pad_hi))
 
 
-def _no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Derivatives compute in the types of the forward pass, also where backward is called under autocast."""
     device: str = tensor.device.type
     autocast: AbstractContextManager[object] = torch.amp.autocast(device, enabled=False)
     return autocast if torch.is_autocast_enabled(device) else nullcontext()
 
 
-def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Cast what autocast of the first tensor's device casts, to the type that is set there; not float64, as torch."""
+def autocast(*tensors: Tensor | None, dtype: Any = None) -> tuple[Tensor | None, ...]:
+    """Cast what autocast of the first tensor's device casts, to the type that is set there; not float64, as torch.
+
+    With `dtype` they are cast to that.
+    """
     device: str = tensors[0].device.type  # type: ignore[union-attr]
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(device) if dtype is None else dtype
 
     def cast(tensor: Tensor) -> Tensor:
         eligible = tensor.is_floating_point() and tensor.device.type == device and tensor.dtype is not torch.float64
@@ -262,7 +278,7 @@ class _Derivatives(_SingleLevelFunction):
         if grad is None:
             return (None,) * 4
         first, second = ctx.saved_tensors
-        with _no_autocast(grad):
+        with no_autocast(grad):
             by_first, by_second = _by_operands(ctx.form, grad, first, second, ctx.needs_input_grad)
             by_bias = grad.sum((0, *range(2, grad.dim()))) if ctx.needs_input_grad[2] else None
         return by_first, by_second, by_bias, None
@@ -341,7 +357,7 @@ def _register(operator: Any, name: str, tensors: int, activation_at: int | None)
             y = _Derivatives.apply(args[0], args[1], bias, _form(name, args))
         return compose(y, scale, shift, residual, None if activation_at is None else args[activation_at])
 
-    _library.impl(name, autograd, "Autograd")
+    LIBRARY.impl(name, autograd, "Autograd")
 
     for device in ("CPU", "CUDA"):
         keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
@@ -350,12 +366,12 @@ def _register(operator: Any, name: str, tensors: int, activation_at: int | None)
             with torch._C._ExcludeDispatchKeyGuard(keys):
                 return operator(*autocast(*args[:tensors]), *args[tensors:])
 
-        _library.impl(name, cast, f"Autocast{device}")
+        LIBRARY.impl(name, cast, f"Autocast{device}")
 
 
 _register(fprop, "fprop", 6, 12)
 _register(dgrad, "dgrad", 6, 13)
 _register(wgrad, "wgrad", 2, None)
-torch.library.register_vmap(fprop, _vmap("fprop", fprop, 6, 10, 12), lib=_library)
-torch.library.register_vmap(dgrad, _vmap("dgrad", dgrad, 6, 11, 13), lib=_library)
-torch.library.register_vmap(wgrad, _vmap("wgrad", wgrad, 2, 7, None), lib=_library)
+torch.library.register_vmap(fprop, _vmap("fprop", fprop, 6, 10, 12), lib=LIBRARY)
+torch.library.register_vmap(dgrad, _vmap("dgrad", dgrad, 6, 11, 13), lib=LIBRARY)
+torch.library.register_vmap(wgrad, _vmap("wgrad", wgrad, 2, 7, None), lib=LIBRARY)

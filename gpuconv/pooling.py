@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .dispatch import run
 from .normalize_pool_forward import avg_call, lp_call, max_call
 from .pooling_adaptive import *  # noqa: F403
 from .pooling_adaptive import __all__ as _adaptive
@@ -17,6 +16,7 @@ from .pooling_adaptive_backward import *  # noqa: F403
 from .pooling_adaptive_backward import __all__ as _adaptive_backward
 from .pooling_backward import *  # noqa: F403
 from .pooling_backward import __all__ as _backward
+from .pooling_launch import launch
 
 __all__ = [
     "avg_pool1d",
@@ -62,8 +62,8 @@ def max_pool1d(
     >>> gpuconv.max_pool1d(np.arange(6.0).reshape(1, 1, 6), 2).ravel()
     array([1., 3., 5.])
     """
-    return run(
-        max_call("max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, backend)
+    return launch(
+        max_call, "max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, backend
     )
 
 
@@ -80,7 +80,10 @@ def max_pool2d(
 ) -> Array | tuple[Array, Array]:
     """Take the maximum over windows of an image: ``torch.nn.functional.max_pool2d``, plus asymmetric and named padding.
 
-    NaN wins; of equal maxima the first does.
+    NaN wins; of equal maxima the first does. On torch tensors this and every other pool is differentiable to every
+    order, follows autocast, and is an operator to ``torch.compile``, ``torch.export`` and ``torch.func``. The gradient
+    saves where the maxima are as offsets in their windows (int8 up to 128 elements, then int16, int32), or as
+    positions if `return_indices` asks for these.
 
     Parameters
     ----------
@@ -121,8 +124,8 @@ def max_pool2d(
     >>> gpuconv.max_pool2d(np.arange(16.0).reshape(1, 1, 4, 4), 2).ravel()
     array([ 5.,  7., 13., 15.])
     """
-    return run(
-        max_call("max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, backend)
+    return launch(
+        max_call, "max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, backend
     )
 
 
@@ -148,8 +151,8 @@ def max_pool3d(
     >>> gpuconv.max_pool3d(np.arange(8.0).reshape(1, 1, 2, 2, 2), 2).ravel()
     array([7.])
     """
-    return run(
-        max_call("max_pool3d", 3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, backend)
+    return launch(
+        max_call, "max_pool3d", 3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, backend
     )
 
 
@@ -176,7 +179,7 @@ def avg_pool1d(
     array([0.5, 2.5, 4.5])
     """
     args = (input, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, None, backend)
-    return run(avg_call("avg_pool1d", 1, *args))
+    return launch(avg_call, "avg_pool1d", 1, *args)
 
 
 def avg_pool2d(
@@ -228,7 +231,7 @@ def avg_pool2d(
     array([ 2.5,  4.5, 10.5, 12.5])
     """
     args = (input, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override, backend)
-    return run(avg_call("avg_pool2d", 2, *args))
+    return launch(avg_call, "avg_pool2d", 2, *args)
 
 
 def avg_pool3d(
@@ -256,7 +259,7 @@ def avg_pool3d(
     array([3.5])
     """
     args = (input, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override, backend)
-    return run(avg_call("avg_pool3d", 3, *args))
+    return launch(avg_call, "avg_pool3d", 3, *args)
 
 
 def lp_pool1d(
@@ -280,7 +283,7 @@ def lp_pool1d(
     >>> gpuconv.lp_pool1d(np.array([[[3.0, 4.0, 6.0, 8.0]]]), 2, 2).ravel()
     array([ 5., 10.])
     """
-    return run(lp_call("lp_pool1d", 1, input, norm_type, kernel_size, stride, ceil_mode, padding, backend))
+    return launch(lp_call, "lp_pool1d", 1, input, norm_type, kernel_size, stride, ceil_mode, padding, backend)
 
 
 def lp_pool2d(
@@ -332,7 +335,7 @@ def lp_pool2d(
     >>> gpuconv.lp_pool2d(np.array([[[[3.0, 4.0]]]]), 2, (1, 2)).ravel()
     array([5.])
     """
-    return run(lp_call("lp_pool2d", 2, input, norm_type, kernel_size, stride, ceil_mode, padding, backend))
+    return launch(lp_call, "lp_pool2d", 2, input, norm_type, kernel_size, stride, ceil_mode, padding, backend)
 
 
 def lp_pool3d(
@@ -356,4 +359,4 @@ def lp_pool3d(
     >>> gpuconv.lp_pool3d(np.array([[[[[3.0, 4.0]]]]]), 2, (1, 1, 2)).ravel()
     array([5.])
     """
-    return run(lp_call("lp_pool3d", 3, input, norm_type, kernel_size, stride, ceil_mode, padding, backend))
+    return launch(lp_call, "lp_pool3d", 3, input, norm_type, kernel_size, stride, ceil_mode, padding, backend)

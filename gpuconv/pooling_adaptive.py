@@ -8,6 +8,7 @@ from typing import Any
 from .dispatch import run
 from .normalize_pool import adaptive_call
 from .normalize_pool_forward import fold_call, fractional_call, unfold_call, unpool_call
+from .pooling_launch import launch
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -41,7 +42,7 @@ def adaptive_avg_pool1d(input: Array, output_size: int | Sequence[int], *, backe
     >>> gpuconv.adaptive_avg_pool1d(np.arange(6.0).reshape(1, 1, 6), 2).ravel()
     array([1., 4.])
     """
-    return run(adaptive_call("adaptive_avg_pool1d", 1, "adaptive_avg", input, output_size, backend, False))
+    return launch(adaptive_call, "adaptive_avg_pool1d", 1, input, "adaptive_avg", output_size, backend, False)
 
 
 def adaptive_avg_pool2d(input: Array, output_size: int | Sequence[int | None], *, backend: str | None = None) -> Array:
@@ -80,7 +81,7 @@ def adaptive_avg_pool2d(input: Array, output_size: int | Sequence[int | None], *
     >>> gpuconv.adaptive_avg_pool2d(np.arange(16.0).reshape(1, 1, 4, 4), 2).ravel()
     array([ 2.5,  4.5, 10.5, 12.5])
     """
-    return run(adaptive_call("adaptive_avg_pool2d", 2, "adaptive_avg", input, output_size, backend, False))
+    return launch(adaptive_call, "adaptive_avg_pool2d", 2, input, "adaptive_avg", output_size, backend, False)
 
 
 def adaptive_avg_pool3d(input: Array, output_size: int | Sequence[int | None], *, backend: str | None = None) -> Array:
@@ -95,7 +96,7 @@ def adaptive_avg_pool3d(input: Array, output_size: int | Sequence[int | None], *
     >>> gpuconv.adaptive_avg_pool3d(np.arange(8.0).reshape(1, 1, 2, 2, 2), 2).ravel()
     array([0., 1., 2., 3., 4., 5., 6., 7.])
     """
-    return run(adaptive_call("adaptive_avg_pool3d", 3, "adaptive_avg", input, output_size, backend, False))
+    return launch(adaptive_call, "adaptive_avg_pool3d", 3, input, "adaptive_avg", output_size, backend, False)
 
 
 def adaptive_max_pool1d(
@@ -113,8 +114,8 @@ def adaptive_max_pool1d(
     >>> gpuconv.adaptive_max_pool1d(np.arange(6.0).reshape(1, 1, 6), 2).ravel()
     array([2., 5.])
     """
-    return run(
-        adaptive_call("adaptive_max_pool1d", 1, "adaptive_max", input, output_size, backend, bool(return_indices))
+    return launch(
+        adaptive_call, "adaptive_max_pool1d", 1, input, "adaptive_max", output_size, backend, bool(return_indices)
     )
 
 
@@ -133,8 +134,8 @@ def adaptive_max_pool2d(
     >>> gpuconv.adaptive_max_pool2d(np.arange(16.0).reshape(1, 1, 4, 4), 2).ravel()
     array([ 5.,  7., 13., 15.])
     """
-    return run(
-        adaptive_call("adaptive_max_pool2d", 2, "adaptive_max", input, output_size, backend, bool(return_indices))
+    return launch(
+        adaptive_call, "adaptive_max_pool2d", 2, input, "adaptive_max", output_size, backend, bool(return_indices)
     )
 
 
@@ -153,8 +154,8 @@ def adaptive_max_pool3d(
     >>> gpuconv.adaptive_max_pool3d(np.arange(8.0).reshape(1, 1, 2, 2, 2), 2).ravel()
     array([0., 1., 2., 3., 4., 5., 6., 7.])
     """
-    return run(
-        adaptive_call("adaptive_max_pool3d", 3, "adaptive_max", input, output_size, backend, bool(return_indices))
+    return launch(
+        adaptive_call, "adaptive_max_pool3d", 3, input, "adaptive_max", output_size, backend, bool(return_indices)
     )
 
 
@@ -209,7 +210,7 @@ def fractional_max_pool2d(
     (1, 1, 2, 2)
     """
     args = (input, kernel_size, output_size, output_ratio, return_indices, _random_samples, backend)
-    return run(fractional_call("fractional_max_pool2d", 2, *args))
+    return launch(fractional_call, "fractional_max_pool2d", 2, *args)
 
 
 def fractional_max_pool3d(
@@ -234,7 +235,7 @@ def fractional_max_pool3d(
     (1, 1, 2, 2, 2)
     """
     args = (input, kernel_size, output_size, output_ratio, return_indices, _random_samples, backend)
-    return run(fractional_call("fractional_max_pool3d", 3, *args))
+    return launch(fractional_call, "fractional_max_pool3d", 3, *args)
 
 
 def max_unpool1d(
@@ -257,7 +258,7 @@ def max_unpool1d(
     >>> gpuconv.max_unpool1d(np.array([[[5.0]]]), np.array([[[1]]]), 2).ravel()
     array([0., 5.])
     """
-    return run(unpool_call("max_unpool1d", 1, input, indices, kernel_size, stride, padding, output_size, backend))
+    return launch(unpool_call, "max_unpool1d", 1, input, indices, kernel_size, stride, padding, output_size, backend)
 
 
 def max_unpool2d(
@@ -306,7 +307,7 @@ def max_unpool2d(
     >>> gpuconv.max_unpool2d(np.array([[[[5.0]]]]), np.array([[[[1]]]]), 2).ravel()
     array([0., 5., 0., 0.])
     """
-    return run(unpool_call("max_unpool2d", 2, input, indices, kernel_size, stride, padding, output_size, backend))
+    return launch(unpool_call, "max_unpool2d", 2, input, indices, kernel_size, stride, padding, output_size, backend)
 
 
 def max_unpool3d(
@@ -329,7 +330,7 @@ def max_unpool3d(
     >>> gpuconv.max_unpool3d(np.array([[[[[5.0]]]]]), np.array([[[[[1]]]]]), 2).ravel()
     array([0., 5., 0., 0., 0., 0., 0., 0.])
     """
-    return run(unpool_call("max_unpool3d", 3, input, indices, kernel_size, stride, padding, output_size, backend))
+    return launch(unpool_call, "max_unpool3d", 3, input, indices, kernel_size, stride, padding, output_size, backend)
 
 
 def unfold(

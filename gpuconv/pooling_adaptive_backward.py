@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .dispatch import run
 from .normalize_pool_backward import adaptive_backward_call, fractional_backward_call, unpool_backward_call
+from .pooling_launch import launch
 
 __all__ = [
     "adaptive_avg_pool1d_backward",
@@ -39,8 +39,8 @@ def adaptive_avg_pool1d_backward(grad_output: Array, input: Array, *, backend: s
     >>> gpuconv.adaptive_avg_pool1d_backward(dy, x).ravel()
     array([0.5, 0.5])
     """
-    return run(
-        adaptive_backward_call("adaptive_avg_pool1d_backward", 1, "adaptive_avg", grad_output, input, None, backend)
+    return launch(
+        adaptive_backward_call, "adaptive_avg_pool1d_backward", 1, grad_output, "adaptive_avg", input, None, backend
     )
 
 
@@ -57,8 +57,8 @@ def adaptive_avg_pool2d_backward(grad_output: Array, input: Array, *, backend: s
     >>> gpuconv.adaptive_avg_pool2d_backward(dy, x).ravel()
     array([0.5, 0.5])
     """
-    return run(
-        adaptive_backward_call("adaptive_avg_pool2d_backward", 2, "adaptive_avg", grad_output, input, None, backend)
+    return launch(
+        adaptive_backward_call, "adaptive_avg_pool2d_backward", 2, grad_output, "adaptive_avg", input, None, backend
     )
 
 
@@ -75,8 +75,8 @@ def adaptive_avg_pool3d_backward(grad_output: Array, input: Array, *, backend: s
     >>> gpuconv.adaptive_avg_pool3d_backward(dy, x).ravel()
     array([0.5, 0.5])
     """
-    return run(
-        adaptive_backward_call("adaptive_avg_pool3d_backward", 3, "adaptive_avg", grad_output, input, None, backend)
+    return launch(
+        adaptive_backward_call, "adaptive_avg_pool3d_backward", 3, grad_output, "adaptive_avg", input, None, backend
     )
 
 
@@ -95,8 +95,8 @@ def adaptive_max_pool1d_backward(
     >>> gpuconv.adaptive_max_pool1d_backward(dy, x, np.array([[[1]]])).ravel()
     array([0., 1.])
     """
-    return run(
-        adaptive_backward_call("adaptive_max_pool1d_backward", 1, "adaptive_max", grad_output, input, indices, backend)
+    return launch(
+        adaptive_backward_call, "adaptive_max_pool1d_backward", 1, grad_output, "adaptive_max", input, indices, backend
     )
 
 
@@ -115,8 +115,8 @@ def adaptive_max_pool2d_backward(
     >>> gpuconv.adaptive_max_pool2d_backward(dy, x, np.array([[[[1]]]])).ravel()
     array([0., 1.])
     """
-    return run(
-        adaptive_backward_call("adaptive_max_pool2d_backward", 2, "adaptive_max", grad_output, input, indices, backend)
+    return launch(
+        adaptive_backward_call, "adaptive_max_pool2d_backward", 2, grad_output, "adaptive_max", input, indices, backend
     )
 
 
@@ -135,8 +135,8 @@ def adaptive_max_pool3d_backward(
     >>> gpuconv.adaptive_max_pool3d_backward(dy, x, np.array([[[[[1]]]]])).ravel()
     array([0., 1.])
     """
-    return run(
-        adaptive_backward_call("adaptive_max_pool3d_backward", 3, "adaptive_max", grad_output, input, indices, backend)
+    return launch(
+        adaptive_backward_call, "adaptive_max_pool3d_backward", 3, grad_output, "adaptive_max", input, indices, backend
     )
 
 
@@ -161,10 +161,16 @@ def fractional_max_pool2d_backward(
     >>> gpuconv.fractional_max_pool2d_backward(dy, x, (1, 2), 1, np.array([[[[1]]]])).ravel()
     array([0., 1.])
     """
-    return run(
-        fractional_backward_call(
-            "fractional_max_pool2d_backward", 2, grad_output, input, kernel_size, output_size, indices, backend
-        )
+    return launch(
+        fractional_backward_call,
+        "fractional_max_pool2d_backward",
+        2,
+        grad_output,
+        input,
+        kernel_size,
+        output_size,
+        indices,
+        backend,
     )
 
 
@@ -189,10 +195,16 @@ def fractional_max_pool3d_backward(
     >>> gpuconv.fractional_max_pool3d_backward(dy, x, (1, 1, 2), 1, np.array([[[[[1]]]]])).ravel()
     array([0., 1.])
     """
-    return run(
-        fractional_backward_call(
-            "fractional_max_pool3d_backward", 3, grad_output, input, kernel_size, output_size, indices, backend
-        )
+    return launch(
+        fractional_backward_call,
+        "fractional_max_pool3d_backward",
+        3,
+        grad_output,
+        input,
+        kernel_size,
+        output_size,
+        indices,
+        backend,
     )
 
 
@@ -209,7 +221,7 @@ def max_unpool1d_backward(grad_output: Array, input: Array, indices: Array, *, b
     >>> gpuconv.max_unpool1d_backward(dy, x, np.array([[[1]]])).ravel()
     array([1.])
     """
-    return run(unpool_backward_call("max_unpool1d_backward", 1, grad_output, input, indices, backend))
+    return launch(unpool_backward_call, "max_unpool1d_backward", 1, grad_output, input, indices, backend)
 
 
 def max_unpool2d_backward(grad_output: Array, input: Array, indices: Array, *, backend: str | None = None) -> Array:
@@ -225,7 +237,7 @@ def max_unpool2d_backward(grad_output: Array, input: Array, indices: Array, *, b
     >>> gpuconv.max_unpool2d_backward(dy, x, np.array([[[[1]]]])).ravel()
     array([1.])
     """
-    return run(unpool_backward_call("max_unpool2d_backward", 2, grad_output, input, indices, backend))
+    return launch(unpool_backward_call, "max_unpool2d_backward", 2, grad_output, input, indices, backend)
 
 
 def max_unpool3d_backward(grad_output: Array, input: Array, indices: Array, *, backend: str | None = None) -> Array:
@@ -241,4 +253,4 @@ def max_unpool3d_backward(grad_output: Array, input: Array, indices: Array, *, b
     >>> gpuconv.max_unpool3d_backward(dy, x, np.array([[[[[1]]]]])).ravel()
     array([1.])
     """
-    return run(unpool_backward_call("max_unpool3d_backward", 3, grad_output, input, indices, backend))
+    return launch(unpool_backward_call, "max_unpool3d_backward", 3, grad_output, input, indices, backend)

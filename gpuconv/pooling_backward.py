@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .dispatch import run
 from .normalize_pool_backward import avg_backward_call, lp_backward_call, max_backward_call
+from .pooling_launch import launch
 
 __all__ = [
     "avg_pool1d_backward",
@@ -49,20 +49,19 @@ def max_pool1d_with_indices_backward(
     >>> gpuconv.max_pool1d_with_indices_backward(dy, x, 2, None, 0, 1, False, np.array([[[1]]])).ravel()
     array([0., 1.])
     """
-    return run(
-        max_backward_call(
-            "max_pool1d_with_indices_backward",
-            1,
-            grad_output,
-            input,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            ceil_mode,
-            indices,
-            backend,
-        )
+    return launch(
+        max_backward_call,
+        "max_pool1d_with_indices_backward",
+        1,
+        grad_output,
+        input,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        ceil_mode,
+        indices,
+        backend,
     )
 
 
@@ -91,20 +90,19 @@ def max_pool2d_with_indices_backward(
     >>> gpuconv.max_pool2d_with_indices_backward(dy, x, (1, 2), None, 0, 1, False, np.array([[[[1]]]])).ravel()
     array([0., 1.])
     """
-    return run(
-        max_backward_call(
-            "max_pool2d_with_indices_backward",
-            2,
-            grad_output,
-            input,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            ceil_mode,
-            indices,
-            backend,
-        )
+    return launch(
+        max_backward_call,
+        "max_pool2d_with_indices_backward",
+        2,
+        grad_output,
+        input,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        ceil_mode,
+        indices,
+        backend,
     )
 
 
@@ -133,20 +131,19 @@ def max_pool3d_with_indices_backward(
     >>> gpuconv.max_pool3d_with_indices_backward(dy, x, (1, 1, 2), None, 0, 1, False, np.array([[[[[1]]]]])).ravel()
     array([0., 1.])
     """
-    return run(
-        max_backward_call(
-            "max_pool3d_with_indices_backward",
-            3,
-            grad_output,
-            input,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            ceil_mode,
-            indices,
-            backend,
-        )
+    return launch(
+        max_backward_call,
+        "max_pool3d_with_indices_backward",
+        3,
+        grad_output,
+        input,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        ceil_mode,
+        indices,
+        backend,
     )
 
 
@@ -174,21 +171,20 @@ def avg_pool1d_backward(
     >>> gpuconv.avg_pool1d_backward(dy, x, 2).ravel()
     array([0.5, 0.5])
     """
-    return run(
-        avg_backward_call(
-            "avg_pool1d_backward",
-            1,
-            grad_output,
-            input,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            ceil_mode,
-            count_include_pad,
-            None,
-            backend,
-        )
+    return launch(
+        avg_backward_call,
+        "avg_pool1d_backward",
+        1,
+        grad_output,
+        input,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        ceil_mode,
+        count_include_pad,
+        None,
+        backend,
     )
 
 
@@ -217,21 +213,20 @@ def avg_pool2d_backward(
     >>> gpuconv.avg_pool2d_backward(dy, x, (1, 2)).ravel()
     array([0.5, 0.5])
     """
-    return run(
-        avg_backward_call(
-            "avg_pool2d_backward",
-            2,
-            grad_output,
-            input,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            ceil_mode,
-            count_include_pad,
-            divisor_override,
-            backend,
-        )
+    return launch(
+        avg_backward_call,
+        "avg_pool2d_backward",
+        2,
+        grad_output,
+        input,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        ceil_mode,
+        count_include_pad,
+        divisor_override,
+        backend,
     )
 
 
@@ -260,21 +255,20 @@ def avg_pool3d_backward(
     >>> gpuconv.avg_pool3d_backward(dy, x, (1, 1, 2)).ravel()
     array([0.5, 0.5])
     """
-    return run(
-        avg_backward_call(
-            "avg_pool3d_backward",
-            3,
-            grad_output,
-            input,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            ceil_mode,
-            count_include_pad,
-            divisor_override,
-            backend,
-        )
+    return launch(
+        avg_backward_call,
+        "avg_pool3d_backward",
+        3,
+        grad_output,
+        input,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        ceil_mode,
+        count_include_pad,
+        divisor_override,
+        backend,
     )
 
 
@@ -301,10 +295,18 @@ def lp_pool1d_backward(
     >>> gpuconv.lp_pool1d_backward(dy, x, 1, 2).ravel()
     array([1., 1.])
     """
-    return run(
-        lp_backward_call(
-            "lp_pool1d_backward", 1, grad_output, input, norm_type, kernel_size, stride, ceil_mode, padding, backend
-        )
+    return launch(
+        lp_backward_call,
+        "lp_pool1d_backward",
+        1,
+        grad_output,
+        input,
+        norm_type,
+        kernel_size,
+        stride,
+        ceil_mode,
+        padding,
+        backend,
     )
 
 
@@ -331,10 +333,18 @@ def lp_pool2d_backward(
     >>> gpuconv.lp_pool2d_backward(dy, x, 1, (1, 2)).ravel()
     array([1., 1.])
     """
-    return run(
-        lp_backward_call(
-            "lp_pool2d_backward", 2, grad_output, input, norm_type, kernel_size, stride, ceil_mode, padding, backend
-        )
+    return launch(
+        lp_backward_call,
+        "lp_pool2d_backward",
+        2,
+        grad_output,
+        input,
+        norm_type,
+        kernel_size,
+        stride,
+        ceil_mode,
+        padding,
+        backend,
     )
 
 
@@ -361,8 +371,16 @@ def lp_pool3d_backward(
     >>> gpuconv.lp_pool3d_backward(dy, x, 1, (1, 1, 2)).ravel()
     array([1., 1.])
     """
-    return run(
-        lp_backward_call(
-            "lp_pool3d_backward", 3, grad_output, input, norm_type, kernel_size, stride, ceil_mode, padding, backend
-        )
+    return launch(
+        lp_backward_call,
+        "lp_pool3d_backward",
+        3,
+        grad_output,
+        input,
+        norm_type,
+        kernel_size,
+        stride,
+        ceil_mode,
+        padding,
+        backend,
     )

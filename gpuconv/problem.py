@@ -15,7 +15,7 @@ from typing import Any
 
 from .arrays import ArrayKind
 
-__all__ = ["Call", "ConvProblem", "PoolProblem", "Prepared", "Problem", "itemsize"]
+__all__ = ["Call", "ConvProblem", "PoolProblem", "Prepared", "Problem", "itemsize", "offset_dtype"]
 
 _ITEMSIZE = {
     "bool": 1, "uint8": 1, "int8": 1, "int16": 2, "uint16": 2, "float16": 2, "bfloat16": 2, "int32": 4, "uint32": 4,
@@ -29,6 +29,11 @@ _RESULTS = {"fprop": "y", "dgrad": "x", "wgrad": "w", "transposed": "x"}
 def itemsize(dtype: str) -> int:
     """Return the bytes of one element of `dtype`."""
     return _ITEMSIZE[dtype]
+
+
+def offset_dtype(taps: int) -> str:
+    """Return the smallest signed integer type that holds every tap of a window of `taps` elements."""
+    return "int8" if taps <= 2**7 else "int16" if taps <= 2**15 else "int32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +212,7 @@ class PoolProblem:
     @property
     def offset_dtype(self) -> str:
         """Smallest signed integer that holds every tap of a window."""
-        taps = prod(self.kernel)
-        return "int8" if taps <= 2**7 else "int16" if taps <= 2**15 else "int32"
+        return offset_dtype(prod(self.kernel))
 
     @property
     def index_dtype(self) -> str:

@@ -64,7 +64,7 @@ def _forward_bytes(problem: PoolProblem) -> int:
         stride = list(problem.stride)
     read = _slab(problem.input_size, kernel, stride, lengths)
     # A widened or raised copy of the input, one pass result per axis, and sums, codes and positions of the outputs.
-    return rows * (3 * read * 8 + prod(lengths) * 40)
+    return rows * (3 * read * 8 + prod(lengths) * (72 if problem.offsets else 40))
 
 
 def _backward_bytes(problem: PoolProblem) -> int:
@@ -90,6 +90,7 @@ def _backward_bytes(problem: PoolProblem) -> int:
 def _position_bytes(problem: PoolProblem) -> int:
     """Return the bytes of the solvers that go by positions: 8 bytes a few times per position, and rows of planes."""
     planes, outputs = prod(problem.input_size), prod(problem.output_size)
+    outputs *= 2 if problem.offsets else 1  # the positions that offsets mean
     if problem.pool == "max_unpool" and problem.kind == "fprop":
         rows, lengths = largest_tile(problem, problem.input_size, 2, CONTIGUOUS)
         return rows * prod(lengths) * 48

@@ -12,6 +12,7 @@ from ..arrays import CONTIGUOUS
 from ..problem import Call, PoolProblem
 from .numpy_common import bfloat16_bits, compute_dtype, narrow, widen
 from .numpy_pool_axes import Regular, axes_of, slabs_in
+from .numpy_pool_offsets import first_elements, to_offsets, to_positions
 from .numpy_pool_tiles import Rows, dense_view, flat_targets, tiles
 from .numpy_pool_windows import lp_extremes
 
@@ -53,10 +54,29 @@ def max_backward(call: Call) -> Any:
     dy, indices = call.kind.to_numpy(call.arrays["y"]), call.kind.to_numpy(call.arrays["indices"])
     plane = prod(problem.input_size)
     for rows in _row_tiles(problem, plane + prod(problem.output_size)):
-        where = _checked(problem.op, indices[rows], plane).reshape(-1, prod(problem.output_size))
-        grads = widen(dy[rows], problem.dtype).reshape(where.shape)
+        where, inside = _positions_of(call, rows, indices[rows])
+        grads = widen(dy[rows], problem.dtype)
+        grads = grads if inside is None else np.where(inside, grads, 0)
+        where = _checked(problem.op, where, plane).reshape(-1, prod(problem.output_size))
+        grads = grads.reshape(where.shape)
         _scatter_rows(where, grads, plane, dx[rows], problem.dtype)
     return out
+
+
+def _positions_of(call: Call, rows: Rows, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the positions that `indices` are or mean, and which of them are no padding (``None``: all of them)."""
+    problem: Any = call.problem
+    if not problem.offsets:
+        return indices, None
+    taps = prod(problem.kernel)
+    if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= taps):
+        raise RuntimeError(f"{problem.op}: indices must be taps of a window of {taps} elements")
+    if problem.pool != "fractional_max":
+        whole = tuple((0, out) for out in problem.output_size)
+        return to_positions(problem, indices, first_elements(problem, whole, CONTIGUOUS))
+    starts = _row_starts(problem, _samples(call)[rows])
+    flat = indices.reshape(len(starts[0]), *problem.output_size)
+    return to_positions(problem, flat, _grid(starts))[0].reshape(indices.shape), None
 
 
 def _scatter_rows(where: np.ndarray, grads: np.ndarray, plane: int, out: np.ndarray, dtype: str) -> None:
@@ -158,28 +178,48 @@ def fractional_forward(call: Call) -> Any:
     problem: Any = call.problem
     out = call.kind.empty(problem.y_shape, problem.dtype, problem.device, CONTIGUOUS)
     y, x = call.kind.to_numpy(out), call.kind.to_numpy(call.arrays["x"])
-    samples = widen(call.kind.to_numpy(call.arrays["samples"]), problem.dtype)
-    if problem.dtype == "float16":
-        samples = samples.astype(np.float16)
-    indices = call.kind.empty(problem.y_shape, "int64", problem.device, CONTIGUOUS) if problem.return_indices else None
-    where = None if indices is None else call.kind.to_numpy(indices)
+    samples = _samples(call)
+    indices = where = None
+    if problem.return_indices:
+        indices = call.kind.empty(problem.y_shape, problem.index_dtype, problem.device, CONTIGUOUS)
+        where = call.kind.to_numpy(indices)
     plane = prod(problem.input_size)
     if not y.size:
         return out if indices is None else (out, indices)
-    # torch's 2-D kernel takes its samples as (W, H), its 3-D kernel as (D, H, W).
-    order = (1, 0) if problem.ndim == 2 else tuple(range(problem.ndim))
     for rows in _row_tiles(problem, plane + 4 * prod(problem.output_size)):
         values = widen(x[rows], problem.dtype).reshape(-1, plane)
-        drawn = samples[rows].reshape(len(values), -1)
-        starts = [
-            _fitting(problem, axis, fractional_starts(*sizes, drawn[:, order[axis]], problem.dtype))
-            for axis, sizes in enumerate(zip(problem.input_size, problem.output_size, problem.kernel))
-        ]
+        starts = _row_starts(problem, samples[rows])
         best, at = _fractional_rows(problem, values, starts)
         narrow(best.reshape(y[rows].shape), problem.dtype, y[rows])
+        if where is not None and problem.offsets:
+            at = to_offsets(problem, at.reshape(len(at), *problem.output_size), _grid(starts))
         if where is not None:
             where[rows] = at.reshape(y[rows].shape)
     return out if indices is None else (out, indices)
+
+
+def _samples(call: Call) -> np.ndarray:
+    """Return the samples of a fractional pool in the type that places are computed in."""
+    samples = widen(call.kind.to_numpy(call.arrays["samples"]), call.problem.dtype)
+    return samples.astype(np.float16) if call.problem.dtype == "float16" else samples
+
+
+def _row_starts(problem: PoolProblem, samples: np.ndarray) -> list[np.ndarray]:
+    """Return the first element of each window of a fractional pool, per axis; rows x outputs of that axis."""
+    # torch's 2-D kernel takes its samples as (W, H), its 3-D kernel as (D, H, W).
+    order = (1, 0) if problem.ndim == 2 else tuple(range(problem.ndim))
+    drawn = samples.reshape(-1, problem.ndim)
+    return [
+        _fitting(problem, axis, fractional_starts(*sizes, drawn[:, order[axis]], problem.dtype))
+        for axis, sizes in enumerate(zip(problem.input_size, problem.output_size, problem.kernel))
+    ]
+
+
+def _grid(starts: list[np.ndarray]) -> list[np.ndarray]:
+    """Shape the starts of every axis to broadcast against rows x *outputs."""
+    ndim = len(starts)
+    shapes = [(-1, *(1,) * axis, starts[axis].shape[1], *(1,) * (ndim - 1 - axis)) for axis in range(ndim)]
+    return [start.reshape(shape) for start, shape in zip(starts, shapes)]
 
 
 def _fitting(problem: PoolProblem, axis: int, starts: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from .numpy_pool_axes import (
     spread_windows,
     tap_slices,
 )
+from .numpy_pool_offsets import first_elements, to_offsets
 from .numpy_pool_tiles import Rows, row_shape, tiles
 
 __all__ = [
@@ -67,7 +68,7 @@ def max_forward(call: Call) -> Any:
     x, y = call.kind.to_numpy(call.arrays["x"]), call.kind.to_numpy(out)
     indices = where = None
     if problem.return_indices:
-        indices = call.kind.empty(problem.y_shape, "int64", problem.device, problem.y_format)
+        indices = call.kind.empty(problem.y_shape, problem.index_dtype, problem.device, problem.y_format)
         where = call.kind.to_numpy(indices)
     axes, fmt = axes_of(problem), problem.y_format
     neutral = _lowest(compute_dtype(problem.dtype))
@@ -82,6 +83,8 @@ def max_forward(call: Call) -> Any:
             narrow(best, problem.dtype, ys)
         if where is not None:
             at = _argmax(xs, best, local, read, problem.input_size, fmt)
+            if problem.offsets:
+                at = to_offsets(problem, at, first_elements(problem, box, fmt))
             _tile(where, rows, _as_slices(box), fmt)[...] = at
     return out if indices is None else (out, indices)
 

@@ -47,9 +47,12 @@ def check_same(name, args, kwargs):
     torch.manual_seed(1)  # fractional pools draw samples
     expected = getattr(F, name)(*args, **kwargs)
     torch.manual_seed(1)
-    with forbid_aten():
+    with forbid_aten():  # which runs operators of torch.library
         actual = getattr(gpuconv, name)(*args, **kwargs)
     torch.testing.assert_close(actual, expected)
+    torch.manual_seed(1)
+    plain = getattr(gpuconv, name)(*args, **kwargs)
+    torch.testing.assert_close(plain, actual, rtol=0, atol=0, check_stride=True)
 
 
 def test_every_operator_is_found():
@@ -79,6 +82,7 @@ def test_errors(op):
         expected = outcome(getattr(F, name), *args, **kwargs)
         with forbid_aten():
             actual = outcome(getattr(gpuconv, name), *args, **kwargs)
+        assert outcome(getattr(gpuconv, name), *args, **kwargs) is actual
         assert isinstance(expected, type) and issubclass(actual, expected), (args, kwargs, actual, expected)
 
 

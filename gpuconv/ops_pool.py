@@ -1,0 +1,108 @@
+"""Pools of torch tensors, in the three tiers of :mod:`gpuconv.ops`.
+
+1. Nothing records a gradient and no transform is active: straight to the dispatcher.
+2. Gradients, forward-mode tangents or ``torch.func`` transforms: ``autograd.Function``
+   (:mod:`gpuconv.ops_pool_autograd`).
+3. Compiling, exporting, a dispatch mode, a tensor subclass or a meta tensor: ``torch.library`` operators
+   (:mod:`gpuconv.ops_pool_library`).
+
+Arguments are brought into canonical form by the same functions in every tier. Sizes may be symbolic in the third; the
+problem that describes the call is then no more than a record of them: it is neither hashed nor compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .arrays import TORCH
+from .config import forced_backend
+from .dispatch import explaining, run
+from .ops_library import autocast
+from .ops_pool_autograd import apply, autocasts_to_float32
+from .ops_pool_fake import AS_INPUT, Form
+from .ops_pool_library import operator
+from .ops_tiers import DIRECT, OPERATOR, autocasts, tier_of
+from .problem import Call, PoolProblem
+
+__all__ = ["pooling"]
+
+Tensor = Any
+
+_FAMILIES = {"adaptive_avg": "avg_pool", "avg": "avg_pool", "lp": "lp_pool", "max_unpool": "max_unpool"}
+
+
+def pooling(describe: Callable[..., Call], op: str, ndim: int, array: Tensor, *arguments: Any) -> Any:
+    """Run the call that `describe` makes of the arguments, on torch tensors."""
+    if not op.endswith("_backward") and autocasts(array) and array.device.type == "cpu":
+        array, *rest = _cast(op, ndim, array, *arguments)
+        arguments = tuple(rest)
+    call = describe(op, ndim, array, *arguments)
+    if torch.compiler.is_compiling():
+        return _finish(call, operator(*_operation(call, call.backend)))
+    tier = tier_of(*call.arrays.values())
+    if tier == DIRECT or explaining():
+        return run(call)
+    operation = _operation(call, forced_backend(call.backend) or "auto")
+    return _finish(call, operator(*operation) if tier == OPERATOR else apply(*operation))
+
+
+def _cast(op: str, ndim: int, *arguments: Any) -> tuple[Any, ...]:
+    """Cast tensors as autocast on the CPU does for this pool."""
+    if not autocasts_to_float32(op.partition("_pool")[0] if "unpool" not in op else "max_unpool", ndim):
+        return arguments
+    return tuple(
+        autocast(value, dtype=torch.float32)[0] if isinstance(value, torch.Tensor) else value for value in arguments
+    )
+
+
+def _name(problem: PoolProblem) -> str:
+    """Return the name of the operator that runs a problem."""
+    name = _FAMILIES.get(problem.pool, "max_pool")
+    if problem.kind == "bwd":
+        return f"{name}_backward"
+    indices = name == "max_pool" and (problem.return_indices or problem.pool == "fractional_max")
+    return "max_pool_with_indices" if indices else name
+
+
+def _operation(call: Call, backend: str | None) -> tuple[str, tuple[Tensor | None, ...], Form]:
+    """Return the name of the operator that runs a call, its tensors, and its other arguments."""
+    problem: Any = call.problem
+    name, arrays = _name(problem), call.arrays
+    backward = problem.kind == "bwd"
+    tensors: tuple[Tensor | None, ...] = (arrays["y" if backward else "x"],)
+    if name in ("max_pool_backward", "max_unpool", "max_unpool_backward"):
+        tensors += (arrays["indices"],)
+    if name in ("max_pool_backward", "max_pool_with_indices"):
+        tensors += (arrays.get("samples"),)
+    if name == "lp_pool_backward":
+        tensors += (arrays["x"],)
+    by_stride = problem.pool in ("max", "avg", "lp")
+    if backward:
+        size = () if name == "lp_pool_backward" else problem.input_size
+    else:
+        size = () if by_stride else problem.output_size
+    follows = problem.pool != "fractional_max" and (problem.pool != "max_unpool" or problem.ndim == 2)
+    exact = backward or call.unbatched or not follows
+    p = problem
+    # The indices of a fractional pool that the user did not ask for serve its gradient alone.
+    unasked = name == "max_pool_with_indices" and not p.return_indices
+    offsets = p.offsets or (unasked and all(isinstance(size, int) for size in p.kernel))
+    form = Form(
+        p.pool, p.kernel, p.stride, p.pad_lo, p.pad_hi, p.dilation, size, p.ceil_mode, p.count_include_pad,
+        p.divisor_override, p.norm_type, bool(call.extra.get("integer_power")), offsets,
+        p.result_format if exact else AS_INPUT, backend,
+    )  # fmt: skip
+    return name, tensors, form
+
+
+def _finish(call: Call, result: Any) -> Any:
+    """Leave out indices that the user did not ask for, and the batch axis that was added."""
+    problem: Any = call.problem
+    if isinstance(result, tuple) and not problem.return_indices:
+        result = result[0]
+    if not call.unbatched:
+        return result
+    return tuple(TORCH.drop_batch(one) for one in result) if isinstance(result, tuple) else TORCH.drop_batch(result)

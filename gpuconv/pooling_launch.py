@@ -1,0 +1,21 @@
+"""How every pooling function runs: torch tensors by the operators, everything else by the dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .arrays import is_torch
+from .dispatch import run
+from .problem import Call
+
+__all__ = ["launch"]
+
+
+def launch(describe: Callable[..., Call], op: str, ndim: int, array: Any, *arguments: Any) -> Any:
+    """Run the call that `describe` makes of the arguments."""
+    if is_torch(array):
+        from .ops import ops_pool  # imports torch, and registers every operator
+
+        return ops_pool.pooling(describe, op, ndim, array, *arguments)
+    return run(describe(op, ndim, array, *arguments))
