@@ -105,6 +105,8 @@ def _signature(array: Any) -> tuple[Any, ...] | None:
 
 def _precision(requested: str | None, array: Any) -> str | None:
     """Return what decides about products: the argument, or torch's setting where float32 on a GPU follows it."""
+    if array is None:  # an error, which the analysis reports
+        raise _UnkeyedError
     if requested is not None or type(array) is np.ndarray:
         return _frozen(requested)
     torch = sys.modules["torch"]

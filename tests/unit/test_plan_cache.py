@@ -143,6 +143,8 @@ def test_torch_s_setting_of_precision_is_in_the_key(monkeypatch: pytest.MonkeyPa
         ({"dilation": (1.0, 1.0)}, TypeError),
         ({"groups": 2.0}, TypeError),
         ({"bias": VECTOR.numpy()}, TypeError),
+        ({"x": None}, TypeError),
+        ({"w": [1.0]}, TypeError),
         ({"padding": "half"}, RuntimeError),
         ({"backend": "cudnn"}, ValueError),
     ],

@@ -24,15 +24,10 @@ def test_follows_torch(setting: str, expected: str) -> None:
     assert effective_precision("conv2d", None, "float32", "cuda:0") == expected
 
 
-def test_follows_the_older_switch() -> None:
-    before = torch.backends.cudnn.allow_tf32
-    try:
-        torch.backends.cudnn.allow_tf32 = False
-        assert effective_precision("conv2d", None, "float32", "cuda:0") == "ieee"
-        torch.backends.cudnn.allow_tf32 = True
-        assert effective_precision("conv2d", None, "float32", "cuda:0") == "tf32"
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+@pytest.mark.parametrize(("allowed", "expected"), ((False, "ieee"), (True, "tf32")))
+def test_follows_the_older_switch(allowed: bool, expected: str) -> None:
+    with torch.backends.cudnn.flags(allow_tf32=allowed):  # torch's test suite forbids to assign the switch
+        assert effective_precision("conv2d", None, "float32", "cuda:0") == expected
 
 
 @pytest.mark.parametrize("setting", ("tf32", "ieee"))
