@@ -148,10 +148,12 @@ def _tile(problem: PoolProblem) -> dict[str, int]:
             "TILE_P": min(tile_p, 2), "TILE_Q": tile_q, "BLOCK_M": max(elements // lanes, 1), "BLOCK_L": lanes,
             "num_warps": 4, "num_stages": 3,
         }  # fmt: skip
-    return {
+    tile = {
         "TILE_P": tile_p, "TILE_Q": min(_dense_unit(problem), 8), "BLOCK_M": 128, "BLOCK_L": 1, "num_warps": 4,
         "num_stages": 3,
     }  # fmt: skip
+    # Without a bound ptxas spills a register of some to fit one more block.
+    return tile | {"maxnreg": 255} if problem.dtype == "float64" else tile
 
 
 class TiledPool(TritonPool):

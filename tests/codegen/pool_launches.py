@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 
 from gpuconv.arrays import CHANNELS_LAST, channels_last_strides, contiguous_strides
 from gpuconv.backends import triton_pool_tiled, triton_pool_windows
+from gpuconv.backends.triton_common import launch_options
 from gpuconv.dispatch import select
 from gpuconv.problem import PoolProblem
 
@@ -80,9 +81,8 @@ def launches(problem: PoolProblem, solver: str | None = None) -> tuple[str, list
 
 def compiled(launch: Launch, capability: int) -> Any:
     """Compile a launch for one compute capability, such as 90."""
-    options = {"num_warps": launch.config["num_warps"], "num_stages": launch.config["num_stages"]}
     source = specialise(launch.kernel, launch.arguments)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch_options(launch.config))
 
 
 def accesses(kernel: Any) -> dict[str, int]:
