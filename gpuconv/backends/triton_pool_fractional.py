@@ -32,7 +32,8 @@ def _rounds(problem: PoolProblem) -> bool:
 def _candidates(problem: PoolProblem) -> list[tuple[int, int]]:
     """Return, per axis, how many windows may contain one position, and the slack of their starts.
 
-    Window j starts less than one position from ``j last / (out - 1)``, with ``last = size - window``, but for
+    Window j starts less than one position from ``j last / (out - 1)``, with ``last = size - window``, and less than two
+    in front of it where the sample is negative, which torch takes too: it cuts off towards zero. To that come
     roundings: about ten of relative size ``2**-bits`` on numbers up to the size, which move no start past an integer
     bound as long as together they stay below ``1 / (out - 1)``.
     """
@@ -40,7 +41,7 @@ def _candidates(problem: PoolProblem) -> list[tuple[int, int]]:
     found = []
     for size, out, window in zip(problem.input_size, problem.output_size, problem.kernel, strict=True):
         exact = 12 * size * max(out - 1, 1) < 2**bits
-        slack = 0 if exact else -(-12 * size // 2**bits)
+        slack = 1 + (0 if exact else -(-12 * size // 2**bits))
         last = max(size - window, 1)
         found.append((min(out, (window + 1 + 2 * slack) * (out - 1) // last + 1), slack))
     return found
