@@ -25,8 +25,7 @@ from rich.text import Text
 from . import functional, gradients, pooling
 from .arrays import channels_last_strides, contiguous_strides
 from .config import logger
-from .dispatch import Candidate, Explanation, explain
-from .problem import ConvProblem, Problem
+from .dispatch import Explanation, explain
 
 __all__ = ["explain_app", "new_console", "parse_shape", "parse_value"]
 
@@ -212,12 +211,6 @@ def _arguments(fn: Callable[..., Any], given: dict[str, Any], make: _Maker) -> d
     return arguments
 
 
-def _related(problem: Problem, candidate: Candidate) -> bool:
-    """Tell whether a solver's id (``backend.family.kind...``) names the operation of `problem`."""
-    _, family, kind, *_ = (*candidate.solver.id.split("."), "", "")
-    return family == "conv" if isinstance(problem, ConvProblem) else (family, kind) == ("pool", problem.pool)
-
-
 def _show(explanation: Explanation, everything: bool) -> None:
     console = new_console()
     facts = Table(show_header=False, title=explanation.problem.op, title_justify="left")
@@ -230,7 +223,7 @@ def _show(explanation: Explanation, everything: bool) -> None:
     table.add_column("why not here", overflow="fold")
     hidden = 0
     for place, candidate in enumerate(explanation.candidates, 1):
-        if not everything and candidate.reason is not None and not _related(explanation.problem, candidate):
+        if not everything and candidate.reason is not None and not explanation.concerns(candidate):
             hidden += 1
             continue
         runs = candidate.solver.id == explanation.solver

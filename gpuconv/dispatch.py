@@ -17,7 +17,7 @@ from typing import Any
 from .backends.base import Backend, Plan, Solver
 from .config import BACKENDS, forced_backend, logger, workspace_limit
 from .errors import NoSolverError
-from .problem import Call, Problem
+from .problem import Call, ConvProblem, Problem
 
 __all__ = [
     "Candidate",
@@ -181,6 +181,14 @@ class Explanation:
         """Id of the solver that would run, or ``None``."""
         return self.plan.solver.id if self.plan else None
 
+    def concerns(self, candidate: Candidate) -> bool:
+        """Tell whether a solver is for this operation at all: its id names the family, and the pool."""
+        _, family, kind, *_ = (*candidate.solver.id.split("."), "", "")
+        if isinstance(self.problem, ConvProblem):
+            return family == "conv"
+        pool = self.problem.pool
+        return family == "pool" and (kind == pool or (kind == "adaptive" and pool.startswith("adaptive_")))
+
     def facts(self) -> list[tuple[str, str]]:
         """Return rows (name, text): the problem, its costs, and what would run."""
         problem = self.problem
@@ -200,10 +208,13 @@ class Explanation:
         width = max(len(name) for name, _ in rows)
         lines = [f"{name.ljust(width)}  {text}" for name, text in rows]
         lines.append("solvers, best first:")
-        ids = max((len(c.solver.id) for c in self.candidates), default=0)
-        for place, candidate in enumerate(self.candidates, 1):
+        shown = [c for c in self.candidates if c.reason is None or self.concerns(c)]
+        ids = max((len(c.solver.id) for c in shown), default=0)
+        for place, candidate in enumerate(shown, 1):
             verdict = f"not here: {candidate.reason}" if candidate.reason else f"estimate {candidate.estimate:,.1f} us"
             lines.append(f"  {place}. {candidate.solver.id.ljust(ids)}  {verdict}")
+        if len(shown) < len(self.candidates):
+            lines.append(f"  and {len(self.candidates) - len(shown)} solvers of other operations")
         return "\n".join(lines)
 
 

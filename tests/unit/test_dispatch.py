@@ -71,7 +71,9 @@ def test_explain_reads_well() -> None:
     assert any(
         TAPS in line and "not here: needs 1 input channel per group, the problem has 3" in line for line in others
     )
+    *others, last = others
     assert all("not here: " in line or "estimate" in line for line in others)
+    assert all(".conv." in line for line in others) and last.endswith("solvers of other operations")
 
 
 def test_explain_runs_nothing() -> None:
@@ -99,7 +101,8 @@ def test_explain_of_what_nothing_can_run() -> None:
     explanation = gpuconv.explain(gpuconv.conv2d, x, w, backend="cupy")
     assert explanation.plan is None and explanation.solver is None
     assert all(candidate.reason for candidate in explanation.candidates)
-    assert all("not here: " in line for line in str(explanation).partition("best first:\n")[2].splitlines())
+    *lines, last = str(explanation).partition("best first:\n")[2].splitlines()
+    assert lines and all("not here: " in line for line in lines) and last.endswith("solvers of other operations")
 
 
 def test_explain_covers_gradients_and_transposed() -> None:
