@@ -1,6 +1,6 @@
 """The interpret lane runs in a process of its own with TRITON_INTERPRET=1; elsewhere it collects nothing.
 
-The gate runs a fifth of the long lists of cases and mutants, another fifth for each release of Triton, and everything
+The gate runs a fifteenth of the long lists of cases and mutants, another one for each release of Triton, and everything
 else; ``GPUCONV_TEST_FULL=1`` (``make test-full``) runs all of them.
 """
 
@@ -23,7 +23,7 @@ LONG_LISTS = (
     "test_gradcheck_of_padding_modes",
     "test_gradcheck_in_full",
 )
-PARTS = 5
+PARTS = 15
 
 
 def pytest_collection_modifyitems(config, items):

@@ -1,6 +1,6 @@
 """Autograd over our kernels: finite differences to second order, other threads, precision and determinism.
 
-The gate runs a fifth of the finite differences (see conftest.py).
+The gate runs a fifteenth of the finite differences (see conftest.py).
 """
 
 from __future__ import annotations
