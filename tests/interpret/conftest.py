@@ -1,6 +1,6 @@
 """The interpret lane runs in a process of its own with TRITON_INTERPRET=1; elsewhere it collects nothing.
 
-The gate runs a fifteenth of the long lists of cases and mutants, another one for each release of Triton, and everything
+The gate runs a part of the long lists of cases and mutants, another one for each release of Triton, and everything
 else; ``GPUCONV_TEST_FULL=1`` (``make test-full``) runs all of them.
 """
 
@@ -16,14 +16,19 @@ from gpuconv.plan_cache import CACHE
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_*.py"]
 
-LONG_LISTS = (
-    "test_matches_reference",
-    "test_mutant_is_noticed",
-    "test_gradcheck",
-    "test_gradcheck_of_padding_modes",
-    "test_gradcheck_in_full",
-)
-PARTS = 15
+PARTS = {
+    "test_matches_reference": 15,
+    "test_mutant_is_noticed": 15,
+    "test_gradcheck": 15,
+    "test_gradcheck_of_padding_modes": 15,
+    "test_gradcheck_in_full": 15,
+    "test_dgrad_multiplies_only_the_taps_of_each_phase": 4,
+    "test_opinfo": 4,
+    "test_probes_pass_on_the_real_kernels": 4,
+    "test_small_integers_are_exact": 4,
+    "test_wgrad_states_and_bounds_its_workspace": 4,
+}
+"""Into how many parts a list of cases is cut, of which the gate runs one."""
 
 
 def pytest_collection_modifyitems(config, items):
@@ -33,12 +38,12 @@ def pytest_collection_modifyitems(config, items):
         return
     import triton
 
-    chosen = zlib.crc32(triton.__version__.encode()) % PARTS
+    release = zlib.crc32(triton.__version__.encode())
     kept, left_out = [], []
     for item in items:
-        long = item.originalname in LONG_LISTS
-        in_part = zlib.crc32(item.nodeid.rpartition("/")[2].encode()) % PARTS == chosen
-        (kept if in_part or not long else left_out).append(item)
+        parts = PARTS.get(item.originalname, 1)
+        in_part = zlib.crc32(item.nodeid.rpartition("/")[2].encode()) % parts == release % parts
+        (kept if in_part else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
 
