@@ -64,7 +64,10 @@ def _of_derivatives(form: Form) -> Form:
 
 
 def _add_at(values: Tensor, positions: Tensor, size: Sequence[int]) -> Tensor:
-    """Add `values` at positions of planes of `size` that are otherwise zero, in a fixed order."""
+    """Add `values` at positions of planes of `size` that are otherwise zero.
+
+    This is torch's ``index_put``: in a fixed order on CUDA, on the CPU only under ``use_deterministic_algorithms``.
+    """
     rows, plane = values.shape[0] * values.shape[1], prod(size)
     first = torch.arange(rows, device=values.device).reshape(*values.shape[:2], *(1,) * len(size)) * plane
     zeros = values.new_zeros(rows * plane)

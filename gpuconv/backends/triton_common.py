@@ -22,6 +22,7 @@ __all__ = [
     "bound_registers",
     "choose_tile",
     "conv_arguments",
+    "five",
     "format_strides",
     "index64",
     "launch_kernel",
@@ -50,7 +51,7 @@ def three(values: Sequence[int], fill: int) -> tuple[int, ...]:
     return (fill,) * (3 - len(values)) + tuple(values)
 
 
-def _five(strides: Sequence[int]) -> tuple[int, ...]:
+def five(strides: Sequence[int]) -> tuple[int, ...]:
     """Return strides of batch, channel and three spatial axes; a leading spatial axis of size 1 has stride 0."""
     return (*strides[:2], *three(strides[2:], 0))
 
@@ -144,9 +145,9 @@ def conv_arguments(problem: ConvProblem, strides: Strides) -> dict[str, Any]:
     arguments |= zip(("pad_d", "pad_h", "pad_w"), three(problem.pad_lo, 0), strict=True)
     axes = {"x": "ncdhw", "w": "kctrs", "y": "nkopq"}
     for name, letters in axes.items():
-        arguments |= zip((f"{name}_stride_{axis}" for axis in letters), _five(strides[name]), strict=True)
+        arguments |= zip((f"{name}_stride_{axis}" for axis in letters), five(strides[name]), strict=True)
     if problem.kind != "wgrad":
-        of_residual = _five(strides["residual"]) if problem.residual else (0,) * 5
+        of_residual = five(strides["residual"]) if problem.residual else (0,) * 5
         arguments |= zip((f"residual_stride_{axis}" for axis in axes[problem.result]), of_residual, strict=True)
         arguments["ACTIVATION"] = problem.activation
     return arguments

@@ -9,7 +9,7 @@ from typing import Any
 from ..arrays import CHANNELS_LAST
 from ..problem import Call, PoolProblem, Problem, itemsize
 from .base import Plan, Solver
-from .triton_common import Strides, as_tensor, launch_kernel, power_of_two, reach, three
+from .triton_common import Strides, as_tensor, five, launch_kernel, power_of_two, reach, three
 
 __all__ = [
     "FLOATS",
@@ -46,11 +46,6 @@ def triton_type(dtype: str) -> Any:
     import triton.language as tl
 
     return getattr(tl, dtype)
-
-
-def _five(strides: Sequence[int]) -> tuple[int, ...]:
-    """Return strides of batch, channel and three spatial axes; a leading spatial axis of size 1 has stride 0."""
-    return (*strides[:2], *three(strides[2:], 0))
 
 
 def strides_of_pool(tensors: Mapping[str, Any]) -> Strides:
@@ -91,7 +86,7 @@ def pool_arguments(problem: PoolProblem, strides: Strides) -> dict[str, Any]:
     small = problem.pool == "max_unpool"
     axes = {"x": "ncdhw", "dx": "ncdhw", "y": "ncopq", "indices": "ncdhw" if small else "ncopq"}
     for name, steps in strides.items():
-        arguments |= zip((f"{name}_stride_{axis}" for axis in axes[name]), _five(steps), strict=True)
+        arguments |= zip((f"{name}_stride_{axis}" for axis in axes[name]), five(steps), strict=True)
     return arguments
 
 

@@ -1,8 +1,7 @@
 """PyTorch's own samples (OpInfo) of pools and their gradients on the Triton kernels, under the interpreter.
 
-The gate runs a few samples per pool, evenly chosen, and ``GPUCONV_TEST_FULL=1`` all of them. A pool that no Triton
-solver takes is skipped with that reason; where there is one, every plan of the call and of its gradient must be one of
-Triton's, and kernels must have run.
+The gate runs a few samples per pool, evenly chosen, and ``GPUCONV_TEST_FULL=1`` all of them. Every plan of the
+call and of its gradient must be one of Triton's, and kernels must have run.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from torch.testing._internal.common_methods_invocations import op_db
 from triton.runtime import interpreter
 
 import gpuconv
-from gpuconv.backends.triton_backend import BACKEND
 from gpuconv.backends.triton_interpreter import repair_interpreter
 from gpuconv.dispatch import record_plans
 
@@ -29,16 +27,6 @@ LARGEST = 4096
 """Elements of an input in the gate: programs cost milliseconds each."""
 
 Sample = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def pool_of(name: str) -> str:
-    """Return the name that problems of this function have."""
-    return "max_unpool" if "unpool" in name else name.partition("_pool")[0]
-
-
-def solved(name: str) -> bool:
-    """Tell whether a Triton solver takes problems of this pool at all."""
-    return any(pool_of(name) in getattr(solver, "pools", ()) for solver in BACKEND.solvers())
 
 
 def lp_samples(ndim: int, dtype: torch.dtype) -> Iterator[Sample]:
@@ -91,8 +79,6 @@ def slope(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", NAMES)
 def test_opinfo(name: str, dtype: torch.dtype, launched: list[str], full: bool) -> None:
-    if not solved(name):
-        pytest.skip("no Triton solver")
     kernels: set[str] = set()
     for args, kwargs in samples(name, dtype, full):
         launched.clear()
@@ -120,8 +106,6 @@ SECOND: dict[str, tuple[Any, ...]] = {
 @pytest.mark.parametrize("name", SECOND)
 def test_second_order(name: str, launched: list[str]) -> None:
     """Gradients of gradients run on the kernels too: maxima are read at their indices by that of unpooling."""
-    if not solved(name) or not solved("max_unpool2d"):
-        pytest.skip("no Triton solver")
     torch.manual_seed(0)
     x = (torch.rand(1, 2, 5, 4, dtype=torch.float64) + 0.1).requires_grad_()
     found = []
