@@ -195,7 +195,7 @@ MUTANTS: dict[str, tuple[str, str | None, str, str]] = {
     "candidates begin late": (
         FRACTIONAL_BACK, None, "reach = tl.maximum(i - window - slack, 0)", "reach = tl.maximum(i - slack, 0)",
     ),
-    "candidates end early": (FRACTIONAL_BACK, None, "for s in range(0, most_q):", "for s in range(0, most_q - 1):"),
+    "candidates end early": (FRACTIONAL_BACK, None, "for s in range(0, most_q):", "for s in range(0, most_q // 2):"),
     "candidates beyond the last": (FRACTIONAL_BACK, None, "look = look_p & (j_q < q)", "look = look_p & (j_q <= q)"),
     "gradient of every candidate": (
         FRACTIONAL_BACK, None, "mask=look & (chosen == wanted)", "mask=look & (chosen >= 0)",
