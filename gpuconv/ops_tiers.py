@@ -7,11 +7,17 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from . import plan_cache
+from .dispatch import OBSERVERS, without_batch
+from .normalize_conv import Extras
 from .ops_autograd import PLAIN
+from .plan_cache import CACHE, conv_key
 
-__all__ = ["DIRECT", "OPERATOR", "RECORDED", "autocasts", "tier_of"]
+__all__ = ["DIRECT", "OPERATOR", "RECORDED", "autocasts", "repeated", "tier_of"]
 
 Tensor = Any
+
+plan_cache.PLAIN.update(PLAIN)
 
 DIRECT, RECORDED, OPERATOR = 1, 2, 3
 
@@ -38,3 +44,47 @@ def tier_of(*tensors: Tensor | None) -> int:
 def autocasts(input: Tensor) -> bool:
     """Tell whether autocast is on for the device of a tensor."""
     return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type)
+
+
+def _observed(
+    tracing: Any = torch._C._get_tracing_state,
+    modes: Any = torch._C._len_torch_dispatch_stack,
+    transforms: Any = torch._C._functorch.peek_interpreter_stack,
+    autocast: Any = torch._C._is_any_autocast_enabled,
+) -> bool:
+    """Tell whether something other than a gradient wants more than the first tier, for whatever tensors."""
+    return bool(
+        OBSERVERS
+        or modes()
+        or transforms() is not None
+        or tracing() is not None
+        or forward_ad._current_level >= 0
+        or autocast()
+    )
+
+
+def repeated(op: str, arrays: tuple[Tensor | None, ...], settings: tuple[Any, ...], extras: Extras) -> tuple[Any, Any]:
+    """Repeat a call of the first tier that was made before: return its result or None, and its key if that is known.
+
+    Arguments: see :func:`gpuconv.plan_cache.conv_key`. That an entry can be replayed says that its arrays are on a GPU.
+    """
+    if _observed():
+        return None, None
+    if torch.is_grad_enabled():
+        for array in arrays:
+            if array is not None and getattr(array, "requires_grad", False):
+                return None, None
+    key = conv_key(op, arrays, settings, extras)
+    if key is None:
+        return None, None
+    try:
+        entry = CACHE.peek(key)
+    except TypeError:  # an argument of the wrong type
+        return None, None
+    if entry is None or not entry.replay:
+        return None, key
+    CACHE.touch(entry)
+    result = entry.replay([0 if array is None else array.data_ptr() for array in arrays])
+    if result is None:
+        return None, key
+    return (without_batch(entry.kind, result) if entry.unbatched else result), key

@@ -12,19 +12,30 @@ traces, an argument of an unexpected type) is analysed every time.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from . import normalize_conv
-from .config import forced_backend, workspace_limit
+from .config import forced_backend
+from .config import settings as current_settings
 from .dispatch import explaining
 from .normalize_conv import Extras
 from .problem import Call, Prepared
 
-__all__ = ["CACHE", "PlanCache", "conv_call", "conv_transpose_call", "input_grad_call", "prepared", "weight_grad_call"]
+__all__ = [
+    "CACHE",
+    "PLAIN",
+    "PlanCache",
+    "conv_call",
+    "conv_key",
+    "conv_transpose_call",
+    "input_grad_call",
+    "prepared",
+    "weight_grad_call",
+]
 
 _WITH_BATCH = ("x", "y", "residual")
 
@@ -46,21 +57,38 @@ class PlanCache:
     def find(self, key: Any) -> Prepared | None:
         """Return what `key` stands for and mark it as used, or ``None``."""
         with self._lock:
-            entry = self._entries.pop(key, None)
+            entry = self._entries.get(key)
             if entry is None:
                 self.misses += 1
             else:
-                self._entries[key] = entry  # dictionaries keep the order of insertion: last used is last
                 self.hits += 1
+                entry.used = self.hits
             return entry
+
+    def peek(self, key: Any) -> Prepared | None:
+        """Return what `key` stands for, or ``None``; nothing is counted until :meth:`touch`."""
+        return self._entries.get(key)  # one operation, which needs no lock
+
+    def touch(self, entry: Prepared) -> None:
+        """Mark an entry as used."""
+        with self._lock:
+            self.hits += 1
+            entry.used = self.hits
 
     def keep(self, key: Any, entry: Prepared) -> Prepared:
         """Keep `entry` under `key`, unless another thread was faster; return what is kept."""
         with self._lock:
             entry = self._entries.setdefault(key, entry)
+            entry.used = self.hits
             if len(self._entries) > self.size:
-                del self._entries[next(iter(self._entries))]
+                self._forget(1 + self.size // 16)
             return entry
+
+    def _forget(self, count: int) -> None:
+        """Drop the entries used longest ago, several at once: looking for them takes longer than dropping them."""
+        ordered = sorted(self._entries.items(), key=lambda item: item[1].used)  # stable: of equal ones the older first
+        for key, _ in ordered[:count]:
+            del self._entries[key]
 
     def clear(self) -> None:
         """Forget everything."""
@@ -71,6 +99,9 @@ class PlanCache:
 
 CACHE = PlanCache(4096)
 """The cache of this process."""
+
+PLAIN: set[type] = set()
+"""Types of torch tensors that mean nothing beyond their values; :mod:`gpuconv.ops_tiers` fills it."""
 
 
 class _UnkeyedError(Exception):
@@ -90,39 +121,64 @@ def _frozen(value: Any) -> Any:
     raise _UnkeyedError
 
 
+def _exactly(values: tuple[Any, ...]) -> Any:
+    """Return :func:`_frozen` of `values`, fast where they are integers, tuples of them, strings and None."""
+    for value in values:
+        kind = type(value)
+        if kind is tuple:
+            for item in value:
+                if type(item) is not int:
+                    return _frozen(values)
+        elif kind is not int and kind is not str and value is not None:
+            return _frozen(values)
+    return values
+
+
 def _signature(array: Any) -> tuple[Any, ...] | None:
     """Return everything about `array` that a plan depends on; its values are not among that."""
     if array is None:
         return None
     kind = type(array)
+    if kind in PLAIN:
+        if array.is_neg():  # its values are the negatives of what lies in memory
+            raise _UnkeyedError
+        return array.shape, array.stride(), array.dtype, array.device, array.data_ptr() & 15 == 0
     if kind is np.ndarray:
         return array.shape, array.strides, array.dtype
+    raise _UnkeyedError
+
+
+def _precision(array: Any) -> str | None:
+    """Return what decides about products unless the caller does: torch's setting, for float32 on a GPU."""
     torch = sys.modules.get("torch")
-    if torch is None or (kind is not torch.Tensor and kind is not torch.nn.Parameter):
-        raise _UnkeyedError
-    return array.shape, array.stride(), array.dtype, array.device, array.data_ptr() % 16 == 0
-
-
-def _precision(requested: str | None, array: Any) -> str | None:
-    """Return what decides about products: the argument, or torch's setting where float32 on a GPU follows it."""
-    if array is None:  # an error, which the analysis reports
-        raise _UnkeyedError
-    if requested is not None or type(array) is np.ndarray:
-        return _frozen(requested)
-    torch = sys.modules["torch"]
-    if array.dtype is not torch.float32 or not array.is_cuda:
+    if torch is None or array.dtype is not torch.float32 or not array.is_cuda:
         return None
     setting: str = torch.backends.cudnn.conv.fp32_precision
     return setting
 
 
-def _key(named: Mapping[str, Any], settings: tuple[Any, ...], extras: Extras, backend: str | None) -> Any:
+def conv_key(op: str, arrays: tuple[Any, ...], settings: tuple[Any, ...], extras: Extras) -> Any:
+    """Return what a convolution is known again by, or None for what cannot be keyed.
+
+    Parameters
+    ----------
+    op
+        The operation.
+    arrays
+        Its arrays, or None for each that is not there; the first one must be.
+    settings
+        Arguments that are no arrays.
+    extras
+        The keyword arguments.
+    """
     try:
-        arrays = tuple([_signature(array) for array in named.values()])
-        options = (extras.padding_mode, extras.activation, backend)
-        precision = _precision(extras.precision, next(iter(named.values())))
-        return arrays, _frozen(settings), _frozen(options), precision, workspace_limit()
-    except (_UnkeyedError, RuntimeError):  # torch raises RuntimeError where a tensor has no strides or no memory
+        signatures = tuple([_signature(array) for array in arrays])
+        mode, activation, _, _, _, precision, backend = extras
+        if precision is None:
+            precision = _precision(arrays[0])
+        return op, _exactly(settings), mode, activation, precision, backend, signatures, current_settings()
+    except (_UnkeyedError, RuntimeError, AttributeError):
+        # torch raises RuntimeError where a tensor has no strides or no memory; None has no dtype
         return None
 
 
@@ -130,22 +186,23 @@ def _call(
     build: Callable[..., Call],
     arguments: tuple[Any, ...],
     named: dict[str, Any],
-    settings: tuple[Any, ...],
     extras: Extras,
+    key: Any,
 ) -> Call:
     """Return the call that ``build(*arguments, extras)`` describes, whose arrays are `named`."""
     backend = forced_backend(extras.backend)
-    key = _key(named, settings, extras, backend)
-    if key is None:
-        return build(*arguments, extras)
-    entry = CACHE.find(key)
+    try:
+        entry = CACHE.find(key) if key is not None else None
+    except TypeError:  # something of the wrong type that has no hash: an error, which the analysis reports
+        key = entry = None
     if entry is None:
         call = build(*arguments, extras)
+        if key is None or explaining():
+            return call
         for name, array in named.items():
             if call.arrays[name] is not array and not (call.unbatched and name in _WITH_BATCH):
                 return call  # not the array that came in: nothing that a key knows about
-        if explaining():
-            return call
+        call.arrays = {name: call.arrays[name] for name in named}  # in the order of the key
         call.prepared = CACHE.keep(key, Prepared(call.problem, call.kind, call.unbatched, backend or "auto"))
         return call
     if entry.unbatched:
@@ -161,7 +218,7 @@ def prepared(call: Call) -> Call:
         arrays = tuple([_signature(array) for array in call.arrays.values()])
     except (_UnkeyedError, RuntimeError):
         return call
-    key = (call.problem, call.backend, arrays, workspace_limit())
+    key = (call.problem, call.backend, arrays, current_settings())
     entry = CACHE.find(key)
     if entry is None:
         entry = CACHE.keep(key, Prepared(call.problem, call.kind, call.unbatched, call.backend or "auto"))
@@ -171,7 +228,7 @@ def prepared(call: Call) -> Call:
 
 def conv_call(
     op: str, ndim: int, input: Any, weight: Any, bias: Any,
-    stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras,
+    stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras, key: Any = None,
 ) -> Call:  # fmt: skip
     """Describe a convolution: :func:`gpuconv.normalize_conv.conv_call`, remembered."""
     named = {
@@ -179,12 +236,13 @@ def conv_call(
         "residual": extras.residual, "scale": extras.scale, "shift": extras.shift,
     }  # fmt: skip
     arguments = (op, ndim, input, weight, bias, stride, padding, dilation, groups)
-    return _call(normalize_conv.conv_call, arguments, named, (op, stride, padding, dilation, groups), extras)
+    key = key or conv_key(op, tuple(named.values()), (stride, padding, dilation, groups), extras)
+    return _call(normalize_conv.conv_call, arguments, named, extras, key)
 
 
 def conv_transpose_call(
     op: str, ndim: int, input: Any, weight: Any, bias: Any,
-    stride: Any, padding: Any, output_padding: Any, groups: Any, dilation: Any, output_size: Any, extras: Extras,
+    stride: Any, padding: Any, output_padding: Any, groups: Any, dilation: Any, output_size: Any, extras: Extras, key: Any = None,
 ) -> Call:  # fmt: skip
     """Describe a transposed convolution: :func:`gpuconv.normalize_conv.conv_transpose_call`, remembered."""
     named = {
@@ -193,26 +251,29 @@ def conv_transpose_call(
     }  # fmt: skip
     geometry = (stride, padding, output_padding, groups, dilation, output_size)
     arguments = (op, ndim, input, weight, bias, *geometry)
-    return _call(normalize_conv.conv_transpose_call, arguments, named, (op, *geometry), extras)
+    key = key or conv_key(op, tuple(named.values()), geometry, extras)
+    return _call(normalize_conv.conv_transpose_call, arguments, named, extras, key)
 
 
 def input_grad_call(
     op: str, ndim: int, input_size: Any, weight: Any, grad_output: Any,
-    stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras,
+    stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras, key: Any = None,
 ) -> Call:  # fmt: skip
     """Describe a data gradient: :func:`gpuconv.normalize_conv.input_grad_call`, remembered."""
     geometry = (stride, padding, dilation, groups)
     arguments = (op, ndim, input_size, weight, grad_output, *geometry)
     named = {"y": grad_output, "w": weight}
-    return _call(normalize_conv.input_grad_call, arguments, named, (op, input_size, *geometry), extras)
+    key = key or conv_key(op, tuple(named.values()), (input_size, *geometry), extras)
+    return _call(normalize_conv.input_grad_call, arguments, named, extras, key)
 
 
 def weight_grad_call(
     op: str, ndim: int, input: Any, weight_size: Any, grad_output: Any,
-    stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras,
+    stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras, key: Any = None,
 ) -> Call:  # fmt: skip
     """Describe a weight gradient: :func:`gpuconv.normalize_conv.weight_grad_call`, remembered."""
     geometry = (stride, padding, dilation, groups)
     arguments = (op, ndim, input, weight_size, grad_output, *geometry)
     named = {"y": grad_output, "x": input}
-    return _call(normalize_conv.weight_grad_call, arguments, named, (op, weight_size, *geometry), extras)
+    key = key or conv_key(op, tuple(named.values()), (weight_size, *geometry), extras)
+    return _call(normalize_conv.weight_grad_call, arguments, named, extras, key)

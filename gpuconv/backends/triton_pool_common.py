@@ -9,7 +9,7 @@ from typing import Any
 from ..arrays import CHANNELS_LAST
 from ..problem import Call, PoolProblem, Problem, itemsize
 from .base import Plan, Solver
-from .triton_common import Strides, as_tensor, five, launch_kernel, power_of_two, reach, three
+from .triton_common import Strides, as_tensor, five, launch_kernel, power_of_two, reach, recorded_at_first, three
 
 __all__ = [
     "FLOATS",
@@ -149,6 +149,7 @@ class TritonPool(Solver):
         """Return a rough estimate from the bytes that must move and 2 TB/s: a guess until a GPU run fits a model."""
         return _LAUNCH_US + problem.min_bytes / _BYTES_PER_US
 
+    @recorded_at_first
     def run(self, plan: Plan, call: Call) -> Any:
         import torch
 
