@@ -9,11 +9,12 @@ from torch.autograd import forward_ad
 
 from . import plan_cache
 from .dispatch import OBSERVERS, without_batch
+from .launcher import native
 from .normalize_conv import Extras
 from .ops_autograd import PLAIN
-from .plan_cache import CACHE, conv_key
+from .plan_cache import CACHE, UnkeyedError, conv_key, signatures
 
-__all__ = ["DIRECT", "OPERATOR", "RECORDED", "autocasts", "repeated", "tier_of"]
+__all__ = ["DIRECT", "OPERATOR", "RECORDED", "autocasts", "on_gpu", "repeated", "tier_of"]
 
 Tensor = Any
 
@@ -46,6 +47,11 @@ def autocasts(input: Tensor) -> bool:
     return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type)
 
 
+def on_gpu(tensor: Tensor) -> bool:
+    """Tell whether calls on a tensor launch kernels, which can be repeated."""
+    return bool(tensor.is_cuda)
+
+
 def _observed(
     tracing: Any = torch._C._get_tracing_state,
     modes: Any = torch._C._len_torch_dispatch_stack,
@@ -70,21 +76,18 @@ def repeated(op: str, arrays: tuple[Tensor | None, ...], settings: tuple[Any, ..
     """
     if _observed():
         return None, None
-    if torch.is_grad_enabled():
-        for array in arrays:
-            if array is not None and getattr(array, "requires_grad", False):
-                return None, None
-    key = conv_key(op, arrays, settings, extras)
-    if key is None:
-        return None, None
     try:
+        grad, sign = torch.is_grad_enabled(), native.SIGN
+        # from C once there is something to repeat that was built in C
+        signed, addresses = (sign and sign(arrays, grad, PLAIN)) or signatures(arrays, grad)
+        key = conv_key(op, arrays, signed, settings, extras)
         entry = CACHE.peek(key)
-    except TypeError:  # an argument of the wrong type
+    except (UnkeyedError, RuntimeError, TypeError):  # also of tensors without memory, and of keys that have no hash
         return None, None
     if entry is None or not entry.replay:
         return None, key
+    result = entry.replay(addresses)
     CACHE.touch(entry)
-    result = entry.replay([0 if array is None else array.data_ptr() for array in arrays])
-    if result is None:
-        return None, key
-    return (without_batch(entry.kind, result) if entry.unbatched else result), key
+    if entry.unbatched and result is not None:
+        result = without_batch(entry.kind, result)
+    return result, key

@@ -12,7 +12,7 @@ traces, an argument of an unexpected type) is analysed every time.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from threading import Lock
 from typing import Any
 
@@ -29,11 +29,13 @@ __all__ = [
     "CACHE",
     "PLAIN",
     "PlanCache",
+    "UnkeyedError",
     "conv_call",
     "conv_key",
     "conv_transpose_call",
     "input_grad_call",
     "prepared",
+    "signatures",
     "weight_grad_call",
 ]
 
@@ -49,6 +51,8 @@ class PlanCache:
         self.misses = 0
         self._lock = Lock()
         self._entries: dict[Any, Prepared] = {}
+        self.peek = self._entries.get
+        """Returns what a key stands for, or ``None``: one operation without a lock, not counted before `touch`."""
 
     def __len__(self) -> int:
         with self._lock:
@@ -64,10 +68,6 @@ class PlanCache:
                 self.hits += 1
                 entry.used = self.hits
             return entry
-
-    def peek(self, key: Any) -> Prepared | None:
-        """Return what `key` stands for, or ``None``; nothing is counted until :meth:`touch`."""
-        return self._entries.get(key)  # one operation, which needs no lock
 
     def touch(self, entry: Prepared) -> None:
         """Mark an entry as used."""
@@ -104,21 +104,23 @@ PLAIN: set[type] = set()
 """Types of torch tensors that mean nothing beyond their values; :mod:`gpuconv.ops_tiers` fills it."""
 
 
-class _UnkeyedError(Exception):
+class UnkeyedError(Exception):
     """A value that has no place in a key."""
 
 
 def _frozen(value: Any) -> Any:
-    """Return `value`, of integers, strings, None and sequences of them, in a hashable form.
+    """Return `value`, of numbers, strings, None and sequences of them, in a hashable form.
 
     Types are compared exactly: True and 1.0 equal 1, and are errors where it is none.
     """
     kind = type(value)
     if kind is int or kind is str or value is None:
         return value
+    if kind is bool or kind is float:
+        return kind, value
     if isinstance(value, tuple | list):
         return tuple([_frozen(item) for item in value])
-    raise _UnkeyedError
+    raise UnkeyedError
 
 
 def _exactly(values: tuple[Any, ...]) -> Any:
@@ -134,51 +136,85 @@ def _exactly(values: tuple[Any, ...]) -> Any:
     return values
 
 
-def _signature(array: Any) -> tuple[Any, ...] | None:
-    """Return everything about `array` that a plan depends on; its values are not among that."""
-    if array is None:
-        return None
-    kind = type(array)
-    if kind in PLAIN:
-        if array.is_neg():  # its values are the negatives of what lies in memory
-            raise _UnkeyedError
-        return array.shape, array.stride(), array.dtype, array.device, array.data_ptr() & 15 == 0
-    if kind is np.ndarray:
-        return array.shape, array.strides, array.dtype
-    raise _UnkeyedError
+def signatures(arrays: Iterable[Any], grad: bool = False) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """Return everything about `arrays` that a plan depends on, which their values are not, and their addresses.
+
+    One loop without calls: this is on the path of every call, and takes most of it. None has address 0, and the address
+    of a host array is not looked up.
+
+    Raises
+    ------
+    UnkeyedError
+        For an array whose type or values mean more, and with `grad` for one that requires a gradient.
+    RuntimeError
+        For a tensor without strides or memory.
+    """
+    signed: list[Any] = []
+    addresses: list[int] = []
+    for array in arrays:
+        if array is None:
+            signed.append(None)
+            addresses.append(0)
+        elif type(array) in PLAIN:
+            # With the negative bit set, values are the negatives of what lies in memory.
+            if array.is_neg() or (grad and array.requires_grad):
+                raise UnkeyedError
+            address = array.data_ptr()
+            signed.append((array.shape, array.stride(), array.dtype, array.device, address & 15 == 0))
+            addresses.append(address)
+        elif type(array) is np.ndarray:
+            signed.append((array.shape, array.strides, array.dtype))
+            addresses.append(0)
+        else:
+            raise UnkeyedError
+    return tuple(signed), tuple(addresses)
 
 
 def _precision(array: Any) -> str | None:
     """Return what decides about products unless the caller does: torch's setting, for float32 on a GPU."""
-    torch = sys.modules.get("torch")
-    if torch is None or array.dtype is not torch.float32 or not array.is_cuda:
+    if type(array) is np.ndarray or not array.is_cuda:
+        return None
+    torch = sys.modules["torch"]
+    if array.dtype is not torch.float32:
         return None
     setting: str = torch.backends.cudnn.conv.fp32_precision
     return setting
 
 
-def conv_key(op: str, arrays: tuple[Any, ...], settings: tuple[Any, ...], extras: Extras) -> Any:
-    """Return what a convolution is known again by, or None for what cannot be keyed.
+def conv_key(
+    op: str, arrays: tuple[Any, ...], signed: tuple[Any, ...], settings: tuple[Any, ...], extras: Extras
+) -> tuple[Any, ...]:
+    """Return what a convolution is known again by.
 
     Parameters
     ----------
     op
         The operation.
-    arrays
-        Its arrays, or None for each that is not there; the first one must be.
+    arrays, signed
+        Its arrays, or None for each that is not there, and their :func:`signatures`.
     settings
         Arguments that are no arrays.
     extras
         The keyword arguments.
+
+    Raises
+    ------
+    UnkeyedError
+        For an argument of an unexpected type.
     """
+    first = arrays[0]
+    if first is None:
+        raise UnkeyedError
+    mode, activation, _, _, _, precision, backend = extras
+    if precision is None:
+        precision = _precision(first)
+    return op, _exactly(settings), mode, activation, precision, backend, signed, current_settings()
+
+
+def _found_key(op: str, arrays: tuple[Any, ...], settings: tuple[Any, ...], extras: Extras) -> tuple[Any, ...] | None:
     try:
-        signatures = tuple([_signature(array) for array in arrays])
-        mode, activation, _, _, _, precision, backend = extras
-        if precision is None:
-            precision = _precision(arrays[0])
-        return op, _exactly(settings), mode, activation, precision, backend, signatures, current_settings()
-    except (_UnkeyedError, RuntimeError, AttributeError):
-        # torch raises RuntimeError where a tensor has no strides or no memory; None has no dtype
+        return conv_key(op, arrays, signatures(arrays)[0], settings, extras)
+    except (UnkeyedError, RuntimeError):
         return None
 
 
@@ -215,8 +251,8 @@ def _call(
 def prepared(call: Call) -> Call:
     """Return `call`, whose problem is known already, with what is remembered of such calls."""
     try:
-        arrays = tuple([_signature(array) for array in call.arrays.values()])
-    except (_UnkeyedError, RuntimeError):
+        arrays, _ = signatures(call.arrays.values())
+    except (UnkeyedError, RuntimeError):
         return call
     key = (call.problem, call.backend, arrays, current_settings())
     entry = CACHE.find(key)
@@ -236,7 +272,7 @@ def conv_call(
         "residual": extras.residual, "scale": extras.scale, "shift": extras.shift,
     }  # fmt: skip
     arguments = (op, ndim, input, weight, bias, stride, padding, dilation, groups)
-    key = key or conv_key(op, tuple(named.values()), (stride, padding, dilation, groups), extras)
+    key = key or _found_key(op, tuple(named.values()), (stride, padding, dilation, groups), extras)
     return _call(normalize_conv.conv_call, arguments, named, extras, key)
 
 
@@ -251,7 +287,7 @@ def conv_transpose_call(
     }  # fmt: skip
     geometry = (stride, padding, output_padding, groups, dilation, output_size)
     arguments = (op, ndim, input, weight, bias, *geometry)
-    key = key or conv_key(op, tuple(named.values()), geometry, extras)
+    key = key or _found_key(op, tuple(named.values()), geometry, extras)
     return _call(normalize_conv.conv_transpose_call, arguments, named, extras, key)
 
 
@@ -263,7 +299,7 @@ def input_grad_call(
     geometry = (stride, padding, dilation, groups)
     arguments = (op, ndim, input_size, weight, grad_output, *geometry)
     named = {"y": grad_output, "w": weight}
-    key = key or conv_key(op, tuple(named.values()), (input_size, *geometry), extras)
+    key = key or _found_key(op, tuple(named.values()), (input_size, *geometry), extras)
     return _call(normalize_conv.input_grad_call, arguments, named, extras, key)
 
 
@@ -275,5 +311,5 @@ def weight_grad_call(
     geometry = (stride, padding, dilation, groups)
     arguments = (op, ndim, input, weight_size, grad_output, *geometry)
     named = {"y": grad_output, "x": input}
-    key = key or conv_key(op, tuple(named.values()), (weight_size, *geometry), extras)
+    key = key or _found_key(op, tuple(named.values()), (weight_size, *geometry), extras)
     return _call(normalize_conv.weight_grad_call, arguments, named, extras, key)

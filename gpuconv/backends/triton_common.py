@@ -205,7 +205,8 @@ def recorded_at_first(run: Callable[[Any, Plan, Call], Any]) -> Callable[[Any, P
         def run_on(arrays: Mapping[str, Any]) -> Any:
             return run(self, plan, replace(call, arrays=arrays))
 
-        result, replay = record(run_on, call.arrays, lambda: _device_guard(problem))
+        index = int(problem.device.partition(":")[2] or 0)
+        result, replay = record(run_on, call.arrays, index, lambda: _device_guard(problem))
         prepared.replay = replay or False
         return result
 
@@ -247,7 +248,8 @@ class TritonConv(Solver):
         if of_bias is not None:
             tensors["bias"] = as_tensor(torch, of_bias)
         for name, (dtype, elements) in self.parts(plan).items():
-            tensors[name] = torch.empty(elements, dtype=getattr(torch, dtype), device=problem.device)
+            device = tensors[problem.result].device
+            tensors[name] = torch.empty(elements, dtype=getattr(torch, dtype), device=device)
         self.launch(problem, tensors, plan.config, call.prepared.memo if call.prepared else None)
         return result if of_bias is None else (result, of_bias)
 

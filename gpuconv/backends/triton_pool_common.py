@@ -157,14 +157,14 @@ class TritonPool(Solver):
         assert isinstance(problem, PoolProblem)
         result = call.kind.empty(problem.result_shape, problem.dtype, problem.device, problem.result_format)
         tensors = {name: as_tensor(torch, array) for name, array in call.arrays.items()}
-        tensors["y" if problem.kind == "fprop" else "dx"] = as_tensor(torch, result)
+        written = tensors["y" if problem.kind == "fprop" else "dx"] = as_tensor(torch, result)
         indices = None
         if problem.return_indices and problem.kind == "fprop":
             indices = call.kind.empty(problem.y_shape, problem.index_dtype, problem.device, problem.y_format)
             tensors["indices"] = as_tensor(torch, indices)
         if 0 not in problem.result_shape:
             if plan.workspace:
-                tensors["workspace"] = torch.empty(plan.workspace, dtype=torch.uint8, device=problem.device)
+                tensors["workspace"] = torch.empty(plan.workspace, dtype=torch.uint8, device=written.device)
             self.launch(problem, tensors, plan.config)
         return result if indices is None else (result, indices)
 

@@ -1,4 +1,5 @@
-/* Launches everything that a prepared call consists of: per call only pointers and the stream are new.
+/* Launches everything that a prepared call consists of: per call only pointers and the stream are new. And reads what a
+   call is known again by from its tensors, which takes longer than a launch when Python does it.
 
    A plan is immutable once it is made, and what a call changes lives on its stack: threads need no lock. The CUDA
    driver is opened at run time, so that nothing but Python.h and a C compiler is needed to build this file. */
@@ -46,6 +47,7 @@ static int (*retain_context)(void **, int);
 static int (*error_string)(int, const char **);
 
 static int open_driver(void) {
+  if (error_string) return 0; /* which comes last */
   static const struct { const char *name; void *place; } wanted[] = {
       {"cuLaunchKernel", &launch_kernel},      {"cuCtxGetCurrent", &current_context},
       {"cuCtxSetCurrent", &set_context},       {"cuCtxGetDevice", &context_device},
@@ -127,6 +129,7 @@ static int read_kernel(Plan *plan, Kernel *kernel, PyObject *given, Parameter **
 static PyObject *make(PyObject *self, PyObject *args) {
   PyObject *owners, *kernels;
   int device, pointers;
+  if (open_driver()) return NULL;
   if (!PyArg_ParseTuple(args, "OiiO!", &owners, &device, &pointers, &PyTuple_Type, &kernels)) return NULL;
   Py_ssize_t count = PyTuple_GET_SIZE(kernels), parameters = 0;
   for (Py_ssize_t i = 0; i < count; i++) {
@@ -239,7 +242,82 @@ static PyObject *launch(PyObject *self, PyObject *const *args, Py_ssize_t given)
   Py_RETURN_TRUE;
 }
 
+static PyObject *name_shape, *name_stride, *name_dtype, *name_device, *name_data_ptr, *name_is_neg, *name_grad;
+
+static int make_names(void) {
+  static const struct { const char *text; PyObject **place; } names[] = {
+      {"shape", &name_shape},       {"stride", &name_stride},     {"dtype", &name_dtype},          {"device", &name_device},
+      {"data_ptr", &name_data_ptr}, {"is_neg", &name_is_neg},     {"requires_grad", &name_grad},
+  };
+  for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
+    if (!(*names[i].place = PyUnicode_InternFromString(names[i].text))) return -1;
+  return 0;
+}
+
+/* 1 where `answer`, which it consumes, is True, 0 where not, -1 where it is no answer. */
+static int is_true(PyObject *answer) {
+  int truth = answer ? answer == Py_True : -1;
+  Py_XDECREF(answer);
+  return truth;
+}
+
+/* The signature of one tensor; its address goes to `addresses`. NULL without an error: it has none. */
+static PyObject *sign_tensor(PyObject *array, int grad, PyObject *addresses, Py_ssize_t place) {
+  int odd = is_true(PyObject_CallMethodNoArgs(array, name_is_neg));
+  if (!odd && grad) odd = is_true(PyObject_GetAttr(array, name_grad));
+  if (odd) return NULL;
+  PyObject *address = PyObject_CallMethodNoArgs(array, name_data_ptr);
+  if (!address) return NULL;
+  PyTuple_SET_ITEM(addresses, place, address);
+  unsigned long long number = PyLong_AsUnsignedLongLong(address);
+  PyObject *parts[5] = {PyObject_GetAttr(array, name_shape), PyObject_CallMethodNoArgs(array, name_stride),
+                        PyObject_GetAttr(array, name_dtype), PyObject_GetAttr(array, name_device),
+                        PyBool_FromLong(number % 16 == 0)};
+  PyObject *signature = PyTuple_New(5);
+  int complete = signature && !PyErr_Occurred();
+  for (int i = 0; i < 5; i++) {
+    if (signature) PyTuple_SET_ITEM(signature, i, parts[i]);
+    else Py_XDECREF(parts[i]);
+  }
+  if (complete) return signature;
+  Py_XDECREF(signature);
+  return NULL;
+}
+
+/* sign(arrays, grad, plain): signatures and addresses, as gpuconv.plan_cache.signatures returns them for tensors whose
+   type is in the tuple `plain`; None where that raises UnkeyedError, and for arrays of other kinds. */
+static PyObject *sign(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+  if (given != 3 || !PyTuple_Check(args[0]) || !PyTuple_Check(args[2]))
+    return PyErr_Format(PyExc_TypeError, "sign(arrays, grad, plain)");
+  PyObject *arrays = args[0], *plain = args[2];
+  int grad = args[1] == Py_True;
+  Py_ssize_t count = PyTuple_GET_SIZE(arrays);
+  PyObject *signatures = PyTuple_New(count), *addresses = PyTuple_New(count), *result = NULL;
+  if (!signatures || !addresses) goto done;
+  for (Py_ssize_t i = 0; i < count; i++) {
+    PyObject *array = PyTuple_GET_ITEM(arrays, i), *signature = NULL;
+    if (array == Py_None) {
+      PyTuple_SET_ITEM(addresses, i, PyLong_FromLong(0));
+      signature = Py_NewRef(Py_None);
+    } else {
+      int known = 0;
+      for (Py_ssize_t t = 0; t < PyTuple_GET_SIZE(plain); t++)
+        known = known || (PyObject *)Py_TYPE(array) == PyTuple_GET_ITEM(plain, t);
+      if (known) signature = sign_tensor(array, grad, addresses, i);
+    }
+    if (!signature) goto done;
+    PyTuple_SET_ITEM(signatures, i, signature);
+  }
+  result = PyTuple_Pack(2, signatures, addresses);
+done:
+  Py_XDECREF(signatures);
+  Py_XDECREF(addresses);
+  if (!result && !PyErr_Occurred()) Py_RETURN_NONE;
+  return result;
+}
+
 static PyMethodDef methods[] = {
+    {"sign", (PyCFunction)(void *)sign, METH_FASTCALL, "Read what tensors are known again by."},
     {"make", make, METH_VARARGS, "Make a plan."},
     {"launch", (PyCFunction)(void *)launch, METH_FASTCALL, "Launch a plan."},
     {NULL, NULL, 0, NULL},
@@ -247,4 +325,4 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "gpuconv_launch", NULL, -1, methods};
 
-PyMODINIT_FUNC PyInit_gpuconv_launch(void) { return open_driver() ? NULL : PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit_gpuconv_launch(void) { return make_names() ? NULL : PyModule_Create(&module); }

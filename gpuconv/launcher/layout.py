@@ -11,7 +11,6 @@ import ctypes
 import re
 import struct
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 __all__ = ["Layout", "Parameter", "layout_of", "pack"]
@@ -88,7 +87,6 @@ def _refused(reason: str) -> Layout:
     return Layout((), False, reason)
 
 
-@lru_cache(maxsize=4096)
 def layout_of(compiled: Any) -> Layout:
     """Return the layout of a ``CompiledKernel``."""
     source, metadata = compiled.src, compiled.metadata

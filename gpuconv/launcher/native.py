@@ -11,6 +11,9 @@ from ..config import launcher, logger
 
 __all__ = ["native"]
 
+SIGN: Any = None
+"""The extension's function of that name, once something was prepared to go through the extension."""
+
 
 @lru_cache(maxsize=1)
 def _built() -> tuple[Any, str]:
@@ -34,9 +37,9 @@ def native() -> Any:
         If ``GPUCONV_LAUNCHER=native`` asks for it and it cannot be built.
     """
     wanted = launcher()
-    if wanted not in ("auto", "native"):
-        return None
-    module, reason = _built()
+    module, reason = _built() if wanted in ("auto", "native") else (None, "")
     if module is None and wanted == "native":
         raise RuntimeError(f"GPUCONV_LAUNCHER=native, but the C launcher cannot be built: {reason}")
+    global SIGN
+    SIGN = module.sign if module is not None else None
     return module

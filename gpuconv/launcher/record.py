@@ -184,11 +184,11 @@ def _through_triton(kernels: Sequence[_Kernel], guard: Guard) -> Callable[..., b
     return send
 
 
-def _replay(recording: Recording, results: Sequence[int], one: bool, device: Any, guard: Guard) -> Replay:
+def _replay(recording: Recording, results: Sequence[int], one: bool, index: int, guard: Guard) -> Replay:
     """Return the replay of a recording; `results` are allocations, handed back as a tuple unless there is `one`."""
     from triton import knobs
 
-    index = device.index
+    device = recording.allocated[0].device
     send = _sender(recording.kernels, len(recording.arrays) + len(recording.allocated), index, guard)
     specs = [(tuple(a.shape), a.stride(), a.dtype) for a in recording.allocated]
     runtime, stream_of, allocate = knobs.runtime, torch._C._cuda_getCurrentRawStream, torch.empty_strided
@@ -223,7 +223,7 @@ def _replay(recording: Recording, results: Sequence[int], one: bool, device: Any
 
 
 def record(
-    run: Callable[[Mapping[str, Tensor | None]], Any], arrays: Mapping[str, Tensor | None], guard: Guard
+    run: Callable[[Mapping[str, Tensor | None]], Any], arrays: Mapping[str, Tensor | None], device: int, guard: Guard
 ) -> tuple[Any, Replay | None]:
     """Run a call on its arrays; return its result, and what repeats the call or None where that is impossible.
 
@@ -233,8 +233,10 @@ def record(
         Runs the call on arrays by name, all on one CUDA device.
     arrays
         The arrays; None for one that is not there.
+    device
+        The index of that device.
     guard
-        Makes a context in which the device of the arrays is the current one.
+        Makes a context in which that device is the current one.
     """
     with Recording(arrays) as recording:
         result = run(recording.arrays)
@@ -244,7 +246,7 @@ def record(
         recording.refuse("it launches nothing")
     if recording.refusal is None:
         try:
-            return result, _replay(recording, places, not isinstance(result, tuple), results[0].device, guard)
+            return result, _replay(recording, places, not isinstance(result, tuple), device, guard)
         except OverflowError as error:
             recording.refuse(str(error))
     logger.debug("calls are not repeated through the launcher: %s", recording.refusal)
