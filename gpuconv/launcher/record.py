@@ -139,8 +139,7 @@ def _sender(kernels: Sequence[_Kernel], slots: int, device: int, guard: Guard) -
     for kernel in kernels:
         scalars = _scalars(kernel)
         parameters = [
-            (*kernel.pointers[p.name], p.aligned) if p.is_pointer else scalars[p.name]
-            for p in kernel.layout.parameters
+            (*kernel.pointers[p.name], p.aligned) if p.is_pointer else scalars[p.name] for p in kernel.layout.parameters
         ]
         parameters += [bytes(8)] * 2  # no scratch memory
         compiled = kernel.compiled
