@@ -41,7 +41,7 @@ _record: ContextVar[list[Plan] | None] = ContextVar("gpuconv_record", default=No
 _logged: set[tuple[str, str]] = set()
 
 OBSERVERS: list[object] = []
-"""One object for every :func:`explain` and :func:`record_plans` under way, in any thread: they want to see each call."""
+"""One object for every :func:`explain` and :func:`record_plans` under way, in any thread: they want each call."""
 
 
 @lru_cache(maxsize=1)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .dispatch import run
-from .late import operators
 from .functional import Array, Ints, Padding
+from .late import operators
 from .normalize_conv import Extras
 from .plan_cache import input_grad_call, weight_grad_call
 

@@ -177,7 +177,8 @@ def _precision(array: Any) -> str | None:
     torch = sys.modules["torch"]
     if array.dtype is not torch.float32:
         return None
-    setting: str = torch.backends.cudnn.conv.fp32_precision
+    # torch.backends.cudnn.conv.fp32_precision, which asks this after half a microsecond
+    setting: str = torch._C._get_fp32_precision_getter("cuda", "conv")
     return setting
 
 
@@ -278,7 +279,8 @@ def conv_call(
 
 def conv_transpose_call(
     op: str, ndim: int, input: Any, weight: Any, bias: Any,
-    stride: Any, padding: Any, output_padding: Any, groups: Any, dilation: Any, output_size: Any, extras: Extras, key: Any = None,
+    stride: Any, padding: Any, output_padding: Any, groups: Any, dilation: Any, output_size: Any, extras: Extras,
+    key: Any = None,
 ) -> Call:  # fmt: skip
     """Describe a transposed convolution: :func:`gpuconv.normalize_conv.conv_transpose_call`, remembered."""
     named = {

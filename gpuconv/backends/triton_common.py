@@ -304,7 +304,7 @@ def launch_kernel(
     if interpreting():
         repair_interpreter()
     options = launch_options(config)
-    named = {f"{name}_ptr": tensor for name, tensor in pointers.items()} | arguments
+    named = {**{f"{name}_ptr": tensor for name, tensor in pointers.items()}, **arguments}
     with _device_guard(problem):
         compiled = kernel[grid](**named, **options)
     if problem.device.startswith("cuda"):

@@ -27,7 +27,7 @@ _LARGE_SHARED = 228 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter of an entry point: the argument that it is, its type, and whether it must be aligned to 16 bytes."""
+    """One parameter of an entry point: its argument, its type, and whether it must be a multiple of 16 bytes."""
 
     name: str
     type: str
