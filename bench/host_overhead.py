@@ -195,6 +195,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=300)
     parser.add_argument("--output", type=Path, default=REPO / "bench" / "results" / "cpu" / "host-overhead.json")
     args = parser.parse_args()
+    if torch.version.cuda is not None:
+        parser.error("torch is built for CUDA: the stub would stand in the place of its driver")
     torch.set_num_threads(1)
     import triton
 

@@ -270,18 +270,17 @@ static PyObject *sign_tensor(PyObject *array, int grad, PyObject *addresses, Py_
   if (!address) return NULL;
   PyTuple_SET_ITEM(addresses, place, address);
   unsigned long long number = PyLong_AsUnsignedLongLong(address);
-  PyObject *parts[5] = {PyObject_GetAttr(array, name_shape), PyObject_CallMethodNoArgs(array, name_stride),
-                        PyObject_GetAttr(array, name_dtype), PyObject_GetAttr(array, name_device),
-                        PyBool_FromLong(number % 16 == 0)};
   PyObject *signature = PyTuple_New(5);
-  int complete = signature && !PyErr_Occurred();
-  for (int i = 0; i < 5; i++) {
-    if (signature) PyTuple_SET_ITEM(signature, i, parts[i]);
-    else Py_XDECREF(parts[i]);
+  for (int i = 0; signature && i < 5; i++) {
+    PyObject *part = i == 0   ? PyObject_GetAttr(array, name_shape)
+                     : i == 1 ? PyObject_CallMethodNoArgs(array, name_stride)
+                     : i == 2 ? PyObject_GetAttr(array, name_dtype)
+                     : i == 3 ? PyObject_GetAttr(array, name_device)
+                              : PyBool_FromLong(number % 16 == 0);
+    if (part) PyTuple_SET_ITEM(signature, i, part);
+    else Py_CLEAR(signature);
   }
-  if (complete) return signature;
-  Py_XDECREF(signature);
-  return NULL;
+  return signature;
 }
 
 /* sign(arrays, grad, plain): signatures and addresses, as gpuconv.plan_cache.signatures returns them for tensors whose

@@ -88,7 +88,9 @@ def _refused(reason: str) -> Layout:
 
 
 def layout_of(compiled: Any) -> Layout:
-    """Return the layout of a ``CompiledKernel``."""
+    """Return the layout of a ``CompiledKernel``; None is what Triton returns where a hook kept it from launching."""
+    if compiled is None:
+        return _refused("it was not launched")
     source, metadata = compiled.src, compiled.metadata
     if getattr(metadata, "global_scratch_size", 0) or getattr(metadata, "profile_scratch_size", 0):
         return _refused("it needs scratch memory")
@@ -109,6 +111,6 @@ def layout_of(compiled: Any) -> Layout:
         and not getattr(metadata, "launch_pdl", False)
         and not getattr(metadata, "launch_cooperative_grid", False)
         and metadata.shared <= _LARGE_SHARED
-        and metadata.target.warp_size == 32
+        and metadata.target.backend == "cuda"
     )
     return Layout(tuple(parameters), plain)

@@ -7,10 +7,14 @@ import pytest
 if os.environ.get("TRITON_INTERPRET") == "1":
     collect_ignore_glob = ["test_*.py"]
 else:
+    import torch
     from stub_gpu import stub_gpu
 
-    @pytest.fixture(scope="session")
+    # No longer than a module: others may run in this process, and CPU tensors are theirs.
+    @pytest.fixture(scope="module")
     def _gpu():
+        if torch.version.cuda is not None:
+            pytest.skip("torch is built for CUDA: the stub would stand in the place of its driver")
         with stub_gpu() as gpu:
             yield gpu
 

@@ -314,3 +314,23 @@ def test_a_negated_view_is_not_taken_for_its_memory(gpu: StubGpu) -> None:
             gpuconv.conv2d(x, w)
     pointers = [int.from_bytes(launch.arguments[0], "little") for launch in gpu.launches()]
     assert len(pointers) == 2 and x.data_ptr() not in pointers
+
+
+@pytest.mark.parametrize("name", ["fprop", "max_pool, axis after axis", "fprop, packed and split"])
+def test_inference_mode_repeats_too(gpu: StubGpu, name: str) -> None:
+    count, call = CALLS[name]
+    with torch.inference_mode():
+        _, looked_up = _observe(gpu, call, "native")
+    assert looked_up == [count, 0, 0]
+
+
+def test_transforms_reach_launches(gpu: StubGpu) -> None:
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return gpuconv.conv2d(x, W, B, padding=1).sum()
+
+    with launcher("native"):
+        for _ in range(3):
+            gpu.reset()
+            assert torch.func.grad(loss)(X).shape == X.shape
+            assert torch.func.vmap(lambda x: gpuconv.conv2d(x, W, B, padding=1))(X[None]).shape == X[None].shape
+            assert len(gpu.launches()) == 3
