@@ -1,25 +1,48 @@
-"""Print what one call costs on the host in each tier of `gpuconv.ops`, beside ``torch.nn.functional.conv2d``.
+"""Print what one call costs on the host, part by part, against a driver that does nothing.
 
-The convolution is small enough for its arithmetic not to count, and runs on the CPU, so that a call is host time from
-beginning to end. Its launch is replaced by an allocation of the result unless ``--launch`` is given: what is left is
-arguments, tiers, plan look-up and autograd. Times are medians of many batches of calls, in microseconds.
+Kernels are real and compiled for sm_90; the driver is the stub of ``tests/launch``, which launches nothing, and CPU
+tensors stand for CUDA ones. So a call is host time from beginning to end: arguments, key, look-up, allocation (torch's
+CPU allocator: CUDA's is another), launch. What the driver itself takes, about 2 us a launch, is not in it.
 
-    python bench/host_overhead.py [--batches 200] [--calls 50] [--launch]
+The first table takes a cached ``gpuconv.conv2d`` apart. The second compares tiers and launchers: the direct call, the
+custom op, autograd, calls with several launches, pools; through the C launcher, through Triton's compiled launcher, and
+through Triton's ``kernel[grid]``.
+
+    python bench/host_overhead.py [--batches 300] [--output bench/results/cpu/host-overhead.json]
 """
 
 import argparse
 import contextlib
+import json
+import operator
+import os
+import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import gpuconv
-import gpuconv.ops
-from gpuconv.backends.base import Plan
-from gpuconv.problem import Call
+from gpuconv import ops_tiers
+from gpuconv.launcher import native
+from gpuconv.normalize_conv import Extras
+from gpuconv.ops_autograd import PLAIN
+from gpuconv.plan_cache import CACHE, conv_key, signatures
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPO / "tests" / "launch"))
+
+from stub_gpu import launcher, stub_gpu  # noqa: E402
+
+TARGET = 5.0
+"""Microseconds of a cached conv2d beyond the allocation of its output."""
+
+_BATCH = 200.0
 
 Step = Callable[[], object]
 
@@ -31,83 +54,177 @@ class Observer(torch.utils._python_dispatch.TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextlib.contextmanager
-def without_launches() -> Iterator[None]:
-    """Plans return a new, uninitialised result instead of running."""
-    original = Plan.run
+def percentiles(step: Step, batches: int) -> dict[str, float]:
+    """Return the time of one call in microseconds: percentiles over batches of calls.
 
-    def run(self: Plan, call: Call) -> Any:
-        problem = self.problem
-        return call.kind.empty(problem.result_shape, problem.dtype, problem.device, problem.result_format)
-
-    Plan.run = run  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Plan.run = original  # type: ignore[method-assign]
-
-
-def median(step: Step, batches: int, calls: int) -> float:
-    """Return the median time of one call in microseconds."""
-    for _ in range(calls):
+    A batch is short, some `_BATCH` microseconds: where other processes share the machine, few are interrupted.
+    """
+    for _ in range(20):
         step()
+    trials = []
+    for _ in range(20):
+        start = time.perf_counter()
+        step()
+        trials.append((time.perf_counter() - start) * 1e6)
+    calls = max(1, int(_BATCH / max(statistics.median(trials), 0.1)))
     times = []
     for _ in range(batches):
         start = time.perf_counter()
         for _ in range(calls):
             step()
         times.append((time.perf_counter() - start) / calls * 1e6)
-    return statistics.median(times)
+    cuts = statistics.quantiles(times, n=10)
+    return {"p20": round(cuts[1], 3), "p50": round(cuts[4], 3), "p80": round(cuts[7], 3)}
 
 
-def operator_call(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+def half(*shape: int, last: bool = True) -> torch.Tensor:
+    tensor = torch.zeros(shape, dtype=torch.float16)
+    return tensor.to(memory_format=torch.channels_last) if last and len(shape) == 4 else tensor
+
+
+X, W, B = half(2, 64, 14, 14), half(64, 64, 3, 3), half(64)
+PLAIN_X, PLAIN_W = half(1, 128, 8, 8, last=False), half(64, 128, 3, 3, last=False)
+LEAVES = [tensor.clone().requires_grad_() for tensor in (X, W, B)]
+SEED = torch.zeros_like(X)
+
+
+def conv2d() -> torch.Tensor:
+    return gpuconv.conv2d(X, W, B, padding=1)
+
+
+def custom_op() -> torch.Tensor:
     """Call the operator as a compiled graph does."""
     geometry = ((1, 1), (1, 1), (1, 1), (1, 1), 1, "zeros")
-    return torch.ops.gpuconv.fprop(x, w, None, None, None, None, *geometry, None, None, None)
+    return torch.ops.gpuconv.fprop(X, W, B, None, None, None, *geometry, None, None, None)
 
 
-def rows() -> Iterator[
-    tuple[str, Callable[..., torch.Tensor], Callable[[], contextlib.AbstractContextManager[object]]]
-]:
-    """Yield (label, function, context)."""
-    nothing = contextlib.nullcontext
-    yield "torch.nn.functional.conv2d", lambda x, w: torch.nn.functional.conv2d(x, w, padding=1), nothing
-    yield "gpuconv.conv2d", lambda x, w: gpuconv.conv2d(x, w, padding=1), nothing
-    yield "torch.ops.gpuconv.fprop", operator_call, nothing
-    yield "gpuconv.conv2d under a dispatch mode", lambda x, w: gpuconv.conv2d(x, w, padding=1), Observer
-    yield "F.conv2d under a dispatch mode", lambda x, w: torch.nn.functional.conv2d(x, w, padding=1), Observer
+def backward(fn: Callable[..., torch.Tensor]) -> Step:
+    return lambda: torch.autograd.grad(fn(*LEAVES, padding=1), LEAVES, SEED)
+
+
+nothing = contextlib.nullcontext
+ROWS: list[tuple[str, Step, Callable[[], contextlib.AbstractContextManager[object]]]] = [
+    ("gpuconv.conv2d, direct", conv2d, torch.no_grad),
+    ("gpuconv.conv2d, three launches", lambda: gpuconv.conv2d(PLAIN_X, PLAIN_W, padding=1), torch.no_grad),
+    ("gpuconv.max_pool2d, direct", lambda: gpuconv.max_pool2d(X, 3, 2, 1), torch.no_grad),
+    ("torch.ops.gpuconv.fprop, the custom op", custom_op, torch.no_grad),
+    ("gpuconv.conv2d under a dispatch mode", conv2d, Observer),
+    ("gpuconv.conv2d, recording gradients", lambda: gpuconv.conv2d(*LEAVES, padding=1), nothing),
+    ("gpuconv.conv2d, forward and backward", backward(gpuconv.conv2d), nothing),
+]
+
+
+def parts(batches: int) -> dict[str, dict[str, float]]:
+    """Return the time of each part of a cached conv2d, of the rest, and of the whole."""
+    conv2d()
+    conv2d()
+    (entry,) = CACHE._entries.values()
+    arrays, settings, extras = (X, W, B, None, None, None), (1, 1, 1, 1), Extras()
+    sign = native.SIGN
+    signed, addresses = sign(arrays, False, PLAIN) if sign else signatures(arrays)
+    key = conv_key("conv2d", arrays, signed, settings, extras)
+    result, allocate = conv2d(), torch.empty_strided
+    shape, strides, dtype, device = tuple(result.shape), result.stride(), result.dtype, result.device
+    steps: dict[str, Step] = {
+        "state of torch": ops_tiers._observed,
+        "tensors": (lambda: sign(arrays, False, PLAIN)) if sign else (lambda: signatures(arrays)),
+        "key": lambda: conv_key("conv2d", arrays, signed, settings, extras),
+        "look-up": lambda: CACHE.touch(entry) if CACHE.peek(key) is entry else operator.truth(1 / 0),
+        "allocation": lambda: allocate(shape, strides, dtype=dtype, device=device),
+        "allocation and launch": lambda: entry.replay(addresses),
+        "whole": conv2d,
+    }
+    empty = percentiles(lambda: None, batches)
+    found = {name: percentiles(step, batches) for name, step in steps.items()}
+    # Every part but the whole is measured through a function of its own, whose call is not in the whole.
+    inner = {name: {p: t[p] - empty[p] for p in t} for name, t in found.items() if name != "whole"}
+    both, whole = inner.pop("allocation and launch"), found["whole"]
+    inner["launch"] = {p: both[p] - inner["allocation"][p] for p in both}
+    inner["rest"] = {p: whole[p] - sum(t[p] for t in inner.values()) for p in whole}
+    beyond = {p: whole[p] - inner["allocation"][p] for p in whole}
+    table = inner | {"whole": whole, "whole beyond the allocation": beyond}
+    return {name: {p: round(t, 3) for p, t in row.items()} for name, row in table.items()}
+
+
+@contextlib.contextmanager
+def stand_in() -> Iterator[None]:
+    """Take the stub for a GPU, remembering no launches, with a current stream that costs what torch's does."""
+    with stub_gpu() as gpu:
+        gpu.library.stub_record(0)
+        torch._C._cuda_getCurrentRawStream = operator.index  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            gpu.library.stub_record(1)
+
+
+def measure(batches: int) -> dict[str, Any]:
+    results: dict[str, Any] = {"parts": {}, "paths": {}}
+    for name in ("native", "python", "triton"):
+        with launcher(name), stand_in():
+            if name != "triton":
+                with torch.no_grad():
+                    results["parts"][name] = parts(batches)
+                assert (native.SIGN is not None) == (name == "native")
+            for label, step, context in ROWS:
+                with context():
+                    results["paths"].setdefault(label, {})[name] = percentiles(step, batches)
+    return results
+
+
+def show(results: dict[str, Any]) -> None:
+    for name, table in results["parts"].items():
+        print(f"{'us of a cached conv2d, launcher ' + name:<44}{'p20':>8}{'p50':>8}{'p80':>8}")
+        for part, row in table.items():
+            print(f"{part:<44}" + "".join(f"{row[p]:8.2f}" for p in ("p20", "p50", "p80")))
+        print()
+    for name, verdict in results["targets"].items():
+        print(
+            f"target: under {TARGET:g} us beyond the allocation ({name}); measured {verdict['measured']:.2f}", end=" "
+        )
+        print(f"us: {verdict['verdict']}")
+    print(f"\n{'us per call (p50) through':<44}{'native':>8}{'python':>8}{'triton':>8}")
+    for label, row in results["paths"].items():
+        print(f"{label:<44}" + "".join(f"{row[name]['p50']:8.1f}" for name in ("native", "python", "triton")))
+    print("\nnative: the C launcher; python: Triton's compiled launcher; triton: kernel[grid] at every call.")
+    print("The driver is a stub that does nothing, and outputs come from torch's CPU allocator.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--batches", type=int, default=200)
-    parser.add_argument("--calls", type=int, default=50)
-    parser.add_argument(
-        "--launch", action="store_true", help="run the NumPy backend instead of returning an empty result"
-    )
+    parser.add_argument("--batches", type=int, default=300)
+    parser.add_argument("--output", type=Path, default=REPO / "bench" / "results" / "cpu" / "host-overhead.json")
     args = parser.parse_args()
+    if torch.version.cuda is not None:
+        parser.error("torch is built for CUDA: the stub would stand in the place of its driver")
     torch.set_num_threads(1)
-    x, w = torch.randn(1, 4, 4, 4), torch.randn(4, 4, 3, 3)
-    xg, wg = x.clone().requires_grad_(), w.clone().requires_grad_()
-    seed = torch.ones(1, 4, 4, 4)
-    print(f"{'us per call':<40}{'no gradient':>14}{'forward':>14}{'+ backward':>14}")
-    with contextlib.nullcontext() if args.launch else without_launches():
-        for label, fn, context in rows():
-            steps: list[Step] = [
-                lambda fn=fn: fn(x, w),
-                lambda fn=fn: fn(xg, wg),
-                lambda fn=fn: torch.autograd.grad(fn(xg, wg), (xg, wg), seed),
-            ]
-            with context():
-                times = [median(step, args.batches, args.calls) for step in steps]
-            print(f"{label:<40}" + "".join(f"{t:14.1f}" for t in times))
-    tiers = "gpuconv.conv2d is tier 1 without a gradient and tier 2 with one; the two rows below it are tier 3."
-    launches = (
-        "with the NumPy backend's own work"
-        if args.launch
-        else "without launches of gpuconv (torch's rows include theirs)"
-    )
-    print(f"{tiers}\nTimes are {launches}.")
+    import triton
+
+    environment = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "cpu": f"{platform.processor() or platform.machine()}, {os.cpu_count()} logical",
+        "load average before": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "gpuconv": gpuconv.__version__,
+        "batches": args.batches,
+        "driver": "tests/launch/stub_libcuda.c: launches nothing",
+    }
+    results = measure(args.batches)
+    results["targets"] = {}
+    for name in ("native", "python"):
+        measured = results["parts"][name]["whole beyond the allocation"]["p50"]
+        results["targets"][name] = {
+            "limit": TARGET,
+            "measured": measured,
+            "verdict": "within" if measured < TARGET else "missed",
+        }
+    environment["load average after"] = os.getloadavg()[0]
+    show(results)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps({"environment": environment, **results}, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{args.output}")
 
 
 if __name__ == "__main__":

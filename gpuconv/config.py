@@ -5,6 +5,10 @@ Variable                   Default              Effect
 ========================== ==================== ===================================================================
 ``GPUCONV_BACKEND``        ``auto``             Backend (or solver id) forced for every call without ``backend=``.
 ``GPUCONV_WORKSPACE``      ``268435456``        Largest workspace of one call, in bytes.
+``GPUCONV_LAUNCHER``       ``auto``             What repeats a launch: ``native`` (a C extension, built at first use),
+                                                ``python`` (Triton's own launcher, without its look-up), ``triton``
+                                                (nothing is repeated), or ``auto``: ``native`` where that can be built,
+                                                else ``python``.
 ``GPUCONV_LOG``            ``WARNING``          Level of the ``gpuconv`` logger (``INFO`` names each solver once).
 ========================== ==================== ===================================================================
 
@@ -15,15 +19,28 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from typing import Any
 
-__all__ = ["BACKENDS", "forced_backend", "logger", "use_backend", "validate_backend", "workspace_limit"]
+__all__ = [
+    "BACKENDS",
+    "forced_backend",
+    "launcher",
+    "logger",
+    "settings",
+    "use_backend",
+    "validate_backend",
+    "workspace_limit",
+]
 
 BACKENDS = ("triton", "cupy", "numpy")
 """Names of the backends, in the order in which CUDA tensors try them."""
+
+LAUNCHERS = ("auto", "native", "python", "triton")
+"""Names of what launches kernels again, see ``GPUCONV_LAUNCHER``."""
 
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
@@ -112,6 +129,39 @@ def _parse_workspace(value: str) -> int:
 def workspace_limit() -> int:
     """Return the largest workspace of one call in bytes (``GPUCONV_WORKSPACE``, 256 MiB by default)."""
     return _parse_workspace(os.environ.get("GPUCONV_WORKSPACE") or str(256 << 20))
+
+
+@lru_cache(maxsize=8)
+def _parse_launcher(value: str) -> str:
+    if value not in LAUNCHERS:
+        choices = ", ".join(LAUNCHERS)
+        raise ValueError(f"environment variable GPUCONV_LAUNCHER must be one of {choices}, but got {value!r}")
+    return value
+
+
+def launcher() -> str:
+    """Return what launches kernels again (``GPUCONV_LAUNCHER``): ``auto``, ``native``, ``python`` or ``triton``."""
+    return _parse_launcher(os.environ.get("GPUCONV_LAUNCHER") or "auto")
+
+
+def _raw_environment() -> tuple[Callable[[Any], Any], tuple[Any, ...]]:
+    """Return what looks a variable up, and the names of ours as it wants them.
+
+    ``os.environ`` encodes and decodes at each look-up, which takes longer than a launch; on POSIX it keeps bytes.
+    """
+    names = ("GPUCONV_BACKEND", "GPUCONV_WORKSPACE", "GPUCONV_LAUNCHER")
+    kept = getattr(os.environ, "_data", None)
+    if os.name == "posix" and isinstance(kept, dict):
+        return kept.get, tuple(map(os.fsencode, names))
+    return os.environ.get, names
+
+
+_look_up, (_BACKEND, _WORKSPACE, _LAUNCHER) = _raw_environment()
+
+
+def settings() -> tuple[Any, ...]:
+    """Return every setting that decides how a call runs, as it stands there: neither parsed nor validated."""
+    return _backend.get(), _look_up(_BACKEND), _look_up(_WORKSPACE), _look_up(_LAUNCHER)
 
 
 def _set_log_level() -> None:

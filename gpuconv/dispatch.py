@@ -14,12 +14,14 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
+from .arrays import ArrayKind
 from .backends.base import Backend, Plan, Solver
 from .config import BACKENDS, forced_backend, logger, workspace_limit
 from .errors import NoSolverError
 from .problem import Call, ConvProblem, Problem
 
 __all__ = [
+    "OBSERVERS",
     "Candidate",
     "Explanation",
     "backends",
@@ -29,6 +31,7 @@ __all__ = [
     "record_plans",
     "run",
     "select",
+    "without_batch",
 ]
 
 _MODULES = {"triton": "triton_backend", "numpy": "numpy_backend"}
@@ -36,6 +39,9 @@ _MODULES = {"triton": "triton_backend", "numpy": "numpy_backend"}
 _explaining: ContextVar[bool] = ContextVar("gpuconv_explaining", default=False)
 _record: ContextVar[list[Plan] | None] = ContextVar("gpuconv_record", default=None)
 _logged: set[tuple[str, str]] = set()
+
+OBSERVERS: list[object] = []
+"""One object for every :func:`explain` and :func:`record_plans` under way, in any thread: they want each call."""
 
 
 @lru_cache(maxsize=1)
@@ -136,7 +142,7 @@ def run(call: Call) -> Any:
     """Run `call` and return its result (without the batch axis that was added to unbatched input)."""
     if explaining():
         return _explanation(call.problem, forced_backend(call.backend))
-    prepared = call.prepared
+    prepared, result = call.prepared, None
     if prepared is None:
         plan = select(call.problem, forced_backend(call.backend))
     else:
@@ -149,12 +155,19 @@ def run(call: Call) -> Any:
     if (call.problem.op, plan.solver.id) not in _logged:
         _logged.add((call.problem.op, plan.solver.id))
         logger.info("%s runs on %s", call.problem.op, plan.solver.id)
-    result = plan.run(call)
-    if not call.unbatched:
-        return result
+    if prepared is not None and prepared.replay:
+        addresses = [0 if array is None else array.data_ptr() for array in call.arrays.values()]
+        result = prepared.replay(addresses)
+    if result is None:
+        result = plan.run(call)
+    return without_batch(call.kind, result) if call.unbatched else result
+
+
+def without_batch(kind: ArrayKind, result: Any) -> Any:
+    """Return the result, or the results, of a call without the batch axis that was added."""
     if isinstance(result, tuple):
-        return tuple(call.kind.drop_batch(array) for array in result)
-    return call.kind.drop_batch(result)
+        return tuple(kind.drop_batch(array) for array in result)
+    return kind.drop_batch(result)
 
 
 @contextmanager
@@ -162,9 +175,11 @@ def record_plans() -> Iterator[list[Plan]]:
     """Collect the plan of every call made inside the ``with`` block (in this thread), in order."""
     plans: list[Plan] = []
     token = _record.set(plans)
+    OBSERVERS.append(token)
     try:
         yield plans
     finally:
+        OBSERVERS.remove(token)
         _record.reset(token)
 
 
@@ -261,9 +276,11 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     'numpy.conv.fprop.im2col'
     """
     token = _explaining.set(True)
+    OBSERVERS.append(token)
     try:
         explanation = fn(*args, **kwargs)
     finally:
+        OBSERVERS.remove(token)
         _explaining.reset(token)
     if not isinstance(explanation, Explanation):
         raise TypeError(f"explain: fn must be a function of gpuconv that runs one problem, but got {fn!r}")

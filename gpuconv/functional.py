@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .arrays import is_torch
 from .dispatch import run
+from .late import operators
 from .normalize_conv import Extras
 from .plan_cache import conv_call, conv_transpose_call
 
@@ -31,19 +31,20 @@ Padding = str | int | Sequence[int] | Sequence[Sequence[int]]
 PadPairs = int | Sequence[int] | Sequence[Sequence[int]]
 
 
-def _convolve(op: str, ndim: int, input: Array, *arguments: Any) -> Array:
-    if is_torch(input):
-        from .ops import convolution  # imports torch
-
-        return convolution(op, ndim, input, *arguments)
-    return run(conv_call(op, ndim, input, *arguments))
+def _convolve(
+    op: str, ndim: int, input: Array, weight: Array, bias: Array | None,
+    stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras,
+) -> Array:  # fmt: skip
+    ops = operators(input)
+    if ops is not None:
+        return ops.convolution(op, ndim, input, weight, bias, stride, padding, dilation, groups, extras)
+    return run(conv_call(op, ndim, input, weight, bias, stride, padding, dilation, groups, extras))
 
 
 def _convolve_transposed(op: str, ndim: int, input: Array, *arguments: Any) -> Array:
-    if is_torch(input):
-        from .ops import transposed_convolution
-
-        return transposed_convolution(op, ndim, input, *arguments)
+    ops = operators(input)
+    if ops is not None:
+        return ops.transposed_convolution(op, ndim, input, *arguments)
     return run(conv_transpose_call(op, ndim, input, *arguments))
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .arrays import is_torch
 from .dispatch import run
 from .functional import Array, Ints, Padding
+from .late import operators
 from .normalize_conv import Extras
 from .plan_cache import input_grad_call, weight_grad_call
 
@@ -25,18 +25,16 @@ __all__ = [
 
 
 def _input_grad(op: str, ndim: int, input_size: Any, weight: Array, grad_output: Array, *arguments: Any) -> Array:
-    if is_torch(grad_output):
-        from .ops import input_gradient  # imports torch
-
-        return input_gradient(op, ndim, input_size, weight, grad_output, *arguments)
+    ops = operators(grad_output)
+    if ops is not None:
+        return ops.input_gradient(op, ndim, input_size, weight, grad_output, *arguments)
     return run(input_grad_call(op, ndim, input_size, weight, grad_output, *arguments))
 
 
 def _weight_grad(op: str, ndim: int, input: Array, weight_size: Any, grad_output: Array, *arguments: Any) -> Array:
-    if is_torch(input):
-        from .ops import weight_gradient
-
-        return weight_gradient(op, ndim, input, weight_size, grad_output, *arguments)
+    ops = operators(input)
+    if ops is not None:
+        return ops.weight_gradient(op, ndim, input, weight_size, grad_output, *arguments)
     return run(weight_grad_call(op, ndim, input, weight_size, grad_output, *arguments))
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import shapes
 from .arrays import CHANNELS_LAST, CONTIGUOUS, ArrayKind, common_kind
@@ -53,9 +53,8 @@ TRANSPOSED_DTYPES = (*FLOATS, "int64")
 Pads = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Extras:
-    """The keyword-only arguments that go beyond torch, as the user wrote them."""
+class Extras(NamedTuple):
+    """The keyword-only arguments that go beyond torch, as the user wrote them. A tuple: one is made for every call."""
 
     padding_mode: str = "zeros"
     activation: str | None = None

@@ -1,6 +1,7 @@
 """Convolutions of torch tensors, in three tiers that one cheap test per call chooses between.
 
-1. Nothing records a gradient and no transform is active: straight to the dispatcher.
+1. Nothing records a gradient and no transform is active: straight to the dispatcher, or where the same call was made
+   before and can be repeated, straight to its launches.
 2. Gradients, forward-mode tangents or ``torch.func`` transforms: ``autograd.Function`` (:mod:`gpuconv.ops_autograd`).
 3. Compiling, exporting, a dispatch mode, a tensor subclass or a meta tensor: ``torch.library`` operators
    (:mod:`gpuconv.ops_library`), which cost more per call than the others.
@@ -11,19 +12,20 @@ both; the public functions do so at the first tensor they see.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from . import ops_pool, ops_traced
+from . import late, ops_pool, ops_traced
 from .config import forced_backend
 from .dispatch import explaining, run
 from .normalize_conv import Extras
 from .ops_autograd import OPERANDS, apply
 from .ops_epilogue import compose
 from .ops_library import autocast
-from .ops_tiers import OPERATOR, RECORDED, autocasts, tier_of
+from .ops_tiers import OPERATOR, RECORDED, autocasts, repeated, tier_of
 from .plan_cache import conv_call, conv_transpose_call, input_grad_call, weight_grad_call
 from .problem import Call, ConvProblem
 
@@ -71,6 +73,12 @@ def convolution(
     stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras,
 ) -> Any:  # fmt: skip
     """Run a convolution on torch tensors. Arguments: see :func:`gpuconv.conv2d`."""
+    key = None
+    if not torch.compiler.is_compiling():
+        arrays = (input, weight, bias, extras.residual, extras.scale, extras.shift)
+        result, key = repeated(op, arrays, (stride, padding, dilation, groups), extras)
+        if result is not None:
+            return result
     if autocasts(input):
         input, weight, bias, extras = _cast(input, weight, bias, extras)
     arguments = (op, ndim, input, weight, bias, stride, padding, dilation, groups, extras)
@@ -79,7 +87,7 @@ def convolution(
     tier = tier_of(input, weight, bias, extras.scale, extras.shift, extras.residual)
     if tier == OPERATOR and not explaining():
         return ops_traced.convolution(*arguments)
-    call = conv_call(*arguments)
+    call = conv_call(*arguments, key)
     return _recorded(call) if tier == RECORDED and not explaining() else run(call)
 
 
@@ -88,16 +96,21 @@ def transposed_convolution(
     stride: Any, padding: Any, output_padding: Any, groups: Any, dilation: Any, output_size: Any, extras: Extras,
 ) -> Any:  # fmt: skip
     """Run a transposed convolution on torch tensors. Arguments: see :func:`gpuconv.conv_transpose2d`."""
+    key, geometry = None, (stride, padding, output_padding, groups, dilation, output_size)
+    if not torch.compiler.is_compiling():
+        arrays = (input, weight, bias, extras.residual, extras.scale, extras.shift)
+        result, key = repeated(op, arrays, geometry, extras)
+        if result is not None:
+            return result
     if autocasts(input):
         input, weight, bias, extras = _cast(input, weight, bias, extras)
-    geometry = (stride, padding, output_padding, groups, dilation, output_size)
     arguments = (op, ndim, input, weight, bias, *geometry, extras)
     if torch.compiler.is_compiling():
         return ops_traced.transposed_convolution(*arguments)
     tier = tier_of(input, weight, bias, extras.scale, extras.shift, extras.residual)
     if tier == OPERATOR and not explaining():
         return ops_traced.transposed_convolution(*arguments)
-    call = conv_transpose_call(*arguments)
+    call = conv_transpose_call(*arguments, key)
     return _recorded(call) if tier == RECORDED and not explaining() else run(call)
 
 
@@ -106,6 +119,12 @@ def input_gradient(
     stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras,
 ) -> Any:  # fmt: skip
     """Run a data gradient on torch tensors. Arguments: see :func:`gpuconv.conv2d_input_grad`."""
+    key = None
+    if not torch.compiler.is_compiling():
+        settings = (input_size, stride, padding, dilation, groups)
+        result, key = repeated(op, (grad_output, weight), settings, extras)
+        if result is not None:
+            return result
     if autocasts(grad_output):
         grad_output, weight, _, extras = _cast(grad_output, weight, None, extras)
     arguments = (op, ndim, input_size, weight, grad_output, stride, padding, dilation, groups, extras)
@@ -114,7 +133,7 @@ def input_gradient(
     tier = tier_of(weight, grad_output)
     if tier == OPERATOR and not explaining():
         return ops_traced.input_gradient(*arguments)
-    call = input_grad_call(*arguments)
+    call = input_grad_call(*arguments, key)
     return _recorded(call) if tier == RECORDED and not explaining() else run(call)
 
 
@@ -123,6 +142,12 @@ def weight_gradient(
     stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras,
 ) -> Any:  # fmt: skip
     """Run a weight gradient on torch tensors. Arguments: see :func:`gpuconv.conv2d_weight_grad`."""
+    key = None
+    if not torch.compiler.is_compiling():
+        settings = (weight_size, stride, padding, dilation, groups)
+        result, key = repeated(op, (grad_output, input), settings, extras)
+        if result is not None:
+            return result
     if autocasts(input):
         input, grad_output, _, extras = _cast(input, grad_output, None, extras)
     arguments = (op, ndim, input, weight_size, grad_output, stride, padding, dilation, groups, extras)
@@ -131,5 +156,8 @@ def weight_gradient(
     tier = tier_of(input, grad_output)
     if tier == OPERATOR and not explaining():
         return ops_traced.weight_gradient(*arguments)
-    call = weight_grad_call(*arguments)
+    call = weight_grad_call(*arguments, key)
     return _recorded(call) if tier == RECORDED and not explaining() else run(call)
+
+
+late.ops = sys.modules[__name__]

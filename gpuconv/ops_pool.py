@@ -13,29 +13,45 @@ problem that describes the call is then no more than a record of them: it is nei
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from . import ops_tiers
 from .arrays import TORCH
 from .config import forced_backend
 from .dispatch import explaining, run
+from .normalize_conv import Extras
 from .ops_library import autocast
 from .ops_pool_autograd import apply, autocasts_to_float32
 from .ops_pool_fake import AS_INPUT, Form
-from .ops_pool_library import operator
-from .ops_tiers import DIRECT, OPERATOR, autocasts, tier_of
+from .ops_pool_library import known, operator
+from .ops_tiers import DIRECT, OPERATOR, autocasts, repeated, tier_of
+from .plan_cache import CACHE
 from .problem import Call, PoolProblem
 
 __all__ = ["pooling"]
 
 Tensor = Any
 
+_NO_PRECISION = Extras(precision="ieee")
+"""What a pool has of the keyword arguments of a convolution: nothing, and torch's precision does not matter to it."""
+
 _FAMILIES = {"adaptive_avg": "avg_pool", "avg": "avg_pool", "lp": "lp_pool", "max_unpool": "max_unpool"}
 
 
 def pooling(describe: Callable[..., Call], op: str, ndim: int, array: Tensor, *arguments: Any) -> Any:
     """Run the call that `describe` makes of the arguments, on torch tensors."""
+    arrays: tuple[Tensor, ...] = ()
+    key = None
+    if not torch.compiler.is_compiling() and ops_tiers.on_gpu(array):
+        given = (array, *arguments)
+        arrays = tuple([value for value in given if isinstance(value, torch.Tensor)])
+        settings = tuple(["tensor" if isinstance(value, torch.Tensor) else value for value in arguments])
+        result, key = repeated(op, arrays, settings, _NO_PRECISION)
+        if result is not None:
+            return result
     if not op.endswith("_backward") and autocasts(array) and array.device.type == "cpu":
         array, *rest = _cast(op, ndim, array, *arguments)
         arguments = tuple(rest)
@@ -43,10 +59,29 @@ def pooling(describe: Callable[..., Call], op: str, ndim: int, array: Tensor, *a
     if torch.compiler.is_compiling():
         return _finish(call, operator(*_operation(call, call.backend)))
     tier = tier_of(*call.arrays.values())
-    if tier == DIRECT or explaining():
+    if explaining():
         return run(call)
+    if tier == DIRECT:
+        call = known(call)
+        result = run(call)
+        if key is not None and call.prepared is not None and call.prepared.replay and _in_order(call, arrays):
+            CACHE.keep(key, replace(call.prepared, unbatched=call.unbatched))
+        return result
     operation = _operation(call, forced_backend(call.backend) or "auto")
     return _finish(call, operator(*operation) if tier == OPERATOR else apply(*operation))
+
+
+def _in_order(call: Call, arrays: tuple[Tensor, ...]) -> bool:
+    """Tell whether the arrays of a call are `arrays`, in the order in which the user gave them, and no two the same."""
+    values = tuple(call.arrays.values())
+    addresses = {array.data_ptr() for array in arrays}
+    if not len(values) == len(arrays) == len(addresses):
+        return False
+    for value, array in zip(values, arrays, strict=True):
+        batched = call.unbatched and value.data_ptr() == array.data_ptr() and value.shape[1:] == array.shape
+        if value is not array and not batched:
+            return False
+    return True
 
 
 def _cast(op: str, ndim: int, *arguments: Any) -> tuple[Any, ...]:

@@ -34,6 +34,7 @@ from .normalize import memory_format
 from .normalize_pool_forward import lp_types
 from .ops_library import LIBRARY, chosen_backend
 from .ops_pool_fake import RESULTS, Form, fake, input_format, output_size, window
+from .plan_cache import prepared
 from .problem import Call, PoolProblem
 
 __all__ = ["OPERATORS", "TENSORS", "launch", "operator"]
@@ -167,7 +168,12 @@ def launch(name: str, tensors: Sequence[Tensor | None], form: Form) -> Any:
         arrays = {"y": first} | {key: array for key, array in rest.items() if array is not None}
     kind = (TORCH.dtype(first), TORCH.device(first), x_format, y_format)
     problem = _problem(name, form, first.shape[0], first.shape[1], size, output, *kind)
-    return run(Call(problem, arrays, TORCH, False, form.backend, extra))
+    return run(known(Call(problem, arrays, TORCH, False, form.backend, extra)))
+
+
+def known(call: Call) -> Call:
+    """Return `call` with what is remembered of such calls, if it is on a GPU: its launches are."""
+    return prepared(call) if call.problem.device.startswith("cuda") else call
 
 
 def _define(name: str) -> Any:

@@ -7,11 +7,18 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from . import plan_cache
+from .dispatch import OBSERVERS, without_batch
+from .launcher import native
+from .normalize_conv import Extras
 from .ops_autograd import PLAIN
+from .plan_cache import CACHE, UnkeyedError, conv_key, signatures
 
-__all__ = ["DIRECT", "OPERATOR", "RECORDED", "autocasts", "tier_of"]
+__all__ = ["DIRECT", "OPERATOR", "RECORDED", "autocasts", "on_gpu", "repeated", "tier_of"]
 
 Tensor = Any
+
+plan_cache.PLAIN.update(PLAIN)
 
 DIRECT, RECORDED, OPERATOR = 1, 2, 3
 
@@ -38,3 +45,49 @@ def tier_of(*tensors: Tensor | None) -> int:
 def autocasts(input: Tensor) -> bool:
     """Tell whether autocast is on for the device of a tensor."""
     return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type)
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Tell whether calls on a tensor launch kernels, which can be repeated."""
+    return bool(tensor.is_cuda)
+
+
+def _observed(
+    tracing: Any = torch._C._get_tracing_state,
+    modes: Any = torch._C._len_torch_dispatch_stack,
+    transforms: Any = torch._C._functorch.peek_interpreter_stack,
+    autocast: Any = torch._C._is_any_autocast_enabled,
+) -> bool:
+    """Tell whether something other than a gradient wants more than the first tier, for whatever tensors."""
+    return bool(
+        OBSERVERS
+        or modes()
+        or transforms() is not None
+        or tracing() is not None
+        or forward_ad._current_level >= 0
+        or autocast()
+    )
+
+
+def repeated(op: str, arrays: tuple[Tensor | None, ...], settings: tuple[Any, ...], extras: Extras) -> tuple[Any, Any]:
+    """Repeat a call of the first tier that was made before: return its result or None, and its key if that is known.
+
+    Arguments: see :func:`gpuconv.plan_cache.conv_key`. That an entry can be replayed says that its arrays are on a GPU.
+    """
+    if _observed():
+        return None, None
+    try:
+        grad, sign = torch.is_grad_enabled(), native.SIGN
+        # from C once there is something to repeat that was built in C
+        signed, addresses = (sign and sign(arrays, grad, PLAIN)) or signatures(arrays, grad)
+        key = conv_key(op, arrays, signed, settings, extras)
+        entry = CACHE.peek(key)
+    except (UnkeyedError, RuntimeError, TypeError):  # also of tensors without memory, and of keys that have no hash
+        return None, None
+    if entry is None or not entry.replay:
+        return None, key
+    result = entry.replay(addresses)
+    CACHE.touch(entry)
+    if entry.unbatched and result is not None:
+        result = without_batch(entry.kind, result)
+    return result, key

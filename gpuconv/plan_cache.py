@@ -12,19 +12,32 @@ traces, an argument of an unexpected type) is analysed every time.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from . import normalize_conv
-from .config import forced_backend, workspace_limit
+from .config import forced_backend
+from .config import settings as current_settings
 from .dispatch import explaining
 from .normalize_conv import Extras
 from .problem import Call, Prepared
 
-__all__ = ["CACHE", "PlanCache", "conv_call", "conv_transpose_call", "input_grad_call", "prepared", "weight_grad_call"]
+__all__ = [
+    "CACHE",
+    "PLAIN",
+    "PlanCache",
+    "UnkeyedError",
+    "conv_call",
+    "conv_key",
+    "conv_transpose_call",
+    "input_grad_call",
+    "prepared",
+    "signatures",
+    "weight_grad_call",
+]
 
 _WITH_BATCH = ("x", "y", "residual")
 
@@ -38,6 +51,8 @@ class PlanCache:
         self.misses = 0
         self._lock = Lock()
         self._entries: dict[Any, Prepared] = {}
+        self.peek = self._entries.get
+        """Returns what a key stands for, or ``None``: one operation without a lock, not counted before `touch`."""
 
     def __len__(self) -> int:
         with self._lock:
@@ -46,21 +61,34 @@ class PlanCache:
     def find(self, key: Any) -> Prepared | None:
         """Return what `key` stands for and mark it as used, or ``None``."""
         with self._lock:
-            entry = self._entries.pop(key, None)
+            entry = self._entries.get(key)
             if entry is None:
                 self.misses += 1
             else:
-                self._entries[key] = entry  # dictionaries keep the order of insertion: last used is last
                 self.hits += 1
+                entry.used = self.hits
             return entry
+
+    def touch(self, entry: Prepared) -> None:
+        """Mark an entry as used."""
+        with self._lock:
+            self.hits += 1
+            entry.used = self.hits
 
     def keep(self, key: Any, entry: Prepared) -> Prepared:
         """Keep `entry` under `key`, unless another thread was faster; return what is kept."""
         with self._lock:
             entry = self._entries.setdefault(key, entry)
+            entry.used = self.hits
             if len(self._entries) > self.size:
-                del self._entries[next(iter(self._entries))]
+                self._forget(1 + self.size // 16)
             return entry
+
+    def _forget(self, count: int) -> None:
+        """Drop the entries used longest ago, several at once: looking for them takes longer than dropping them."""
+        ordered = sorted(self._entries.items(), key=lambda item: item[1].used)  # stable: of equal ones the older first
+        for key, _ in ordered[:count]:
+            del self._entries[key]
 
     def clear(self) -> None:
         """Forget everything."""
@@ -72,57 +100,122 @@ class PlanCache:
 CACHE = PlanCache(4096)
 """The cache of this process."""
 
+PLAIN: set[type] = set()
+"""Types of torch tensors that mean nothing beyond their values; :mod:`gpuconv.ops_tiers` fills it."""
 
-class _UnkeyedError(Exception):
+
+class UnkeyedError(Exception):
     """A value that has no place in a key."""
 
 
 def _frozen(value: Any) -> Any:
-    """Return `value`, of integers, strings, None and sequences of them, in a hashable form.
+    """Return `value`, of numbers, strings, None and sequences of them, in a hashable form.
 
     Types are compared exactly: True and 1.0 equal 1, and are errors where it is none.
     """
     kind = type(value)
     if kind is int or kind is str or value is None:
         return value
+    if kind is bool or kind is float:
+        return kind, value
     if isinstance(value, tuple | list):
         return tuple([_frozen(item) for item in value])
-    raise _UnkeyedError
+    raise UnkeyedError
 
 
-def _signature(array: Any) -> tuple[Any, ...] | None:
-    """Return everything about `array` that a plan depends on; its values are not among that."""
-    if array is None:
+def _exactly(values: tuple[Any, ...]) -> Any:
+    """Return :func:`_frozen` of `values`, fast where they are integers, tuples of them, strings and None."""
+    for value in values:
+        kind = type(value)
+        if kind is tuple:
+            for item in value:
+                if type(item) is not int:
+                    return _frozen(values)
+        elif kind is not int and kind is not str and value is not None:
+            return _frozen(values)
+    return values
+
+
+def signatures(arrays: Iterable[Any], grad: bool = False) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """Return everything about `arrays` that a plan depends on, which their values are not, and their addresses.
+
+    One loop without calls: this is on the path of every call, and takes most of it. None has address 0, and the address
+    of a host array is not looked up.
+
+    Raises
+    ------
+    UnkeyedError
+        For an array whose type or values mean more, and with `grad` for one that requires a gradient.
+    RuntimeError
+        For a tensor without strides or memory.
+    """
+    signed: list[Any] = []
+    addresses: list[int] = []
+    for array in arrays:
+        if array is None:
+            signed.append(None)
+            addresses.append(0)
+        elif type(array) in PLAIN:
+            # With the negative bit set, values are the negatives of what lies in memory.
+            if array.is_neg() or (grad and array.requires_grad):
+                raise UnkeyedError
+            address = array.data_ptr()
+            signed.append((array.shape, array.stride(), array.dtype, array.device, address & 15 == 0))
+            addresses.append(address)
+        elif type(array) is np.ndarray:
+            signed.append((array.shape, array.strides, array.dtype))
+            addresses.append(0)
+        else:
+            raise UnkeyedError
+    return tuple(signed), tuple(addresses)
+
+
+def _precision(array: Any) -> str | None:
+    """Return what decides about products unless the caller does: torch's setting, for float32 on a GPU."""
+    if type(array) is np.ndarray or not array.is_cuda:
         return None
-    kind = type(array)
-    if kind is np.ndarray:
-        return array.shape, array.strides, array.dtype
-    torch = sys.modules.get("torch")
-    if torch is None or (kind is not torch.Tensor and kind is not torch.nn.Parameter):
-        raise _UnkeyedError
-    return array.shape, array.stride(), array.dtype, array.device, array.data_ptr() % 16 == 0
-
-
-def _precision(requested: str | None, array: Any) -> str | None:
-    """Return what decides about products: the argument, or torch's setting where float32 on a GPU follows it."""
-    if array is None:  # an error, which the analysis reports
-        raise _UnkeyedError
-    if requested is not None or type(array) is np.ndarray:
-        return _frozen(requested)
     torch = sys.modules["torch"]
-    if array.dtype is not torch.float32 or not array.is_cuda:
+    if array.dtype is not torch.float32:
         return None
-    setting: str = torch.backends.cudnn.conv.fp32_precision
+    # torch.backends.cudnn.conv.fp32_precision, which asks this after half a microsecond
+    setting: str = torch._C._get_fp32_precision_getter("cuda", "conv")
     return setting
 
 
-def _key(named: Mapping[str, Any], settings: tuple[Any, ...], extras: Extras, backend: str | None) -> Any:
+def conv_key(
+    op: str, arrays: tuple[Any, ...], signed: tuple[Any, ...], settings: tuple[Any, ...], extras: Extras
+) -> tuple[Any, ...]:
+    """Return what a convolution is known again by.
+
+    Parameters
+    ----------
+    op
+        The operation.
+    arrays, signed
+        Its arrays, or None for each that is not there, and their :func:`signatures`.
+    settings
+        Arguments that are no arrays.
+    extras
+        The keyword arguments.
+
+    Raises
+    ------
+    UnkeyedError
+        For an argument of an unexpected type.
+    """
+    first = arrays[0]
+    if first is None:
+        raise UnkeyedError
+    mode, activation, _, _, _, precision, backend = extras
+    if precision is None:
+        precision = _precision(first)
+    return op, _exactly(settings), mode, activation, precision, backend, signed, current_settings()
+
+
+def _found_key(op: str, arrays: tuple[Any, ...], settings: tuple[Any, ...], extras: Extras) -> tuple[Any, ...] | None:
     try:
-        arrays = tuple([_signature(array) for array in named.values()])
-        options = (extras.padding_mode, extras.activation, backend)
-        precision = _precision(extras.precision, next(iter(named.values())))
-        return arrays, _frozen(settings), _frozen(options), precision, workspace_limit()
-    except (_UnkeyedError, RuntimeError):  # torch raises RuntimeError where a tensor has no strides or no memory
+        return conv_key(op, arrays, signatures(arrays)[0], settings, extras)
+    except (UnkeyedError, RuntimeError):
         return None
 
 
@@ -130,22 +223,23 @@ def _call(
     build: Callable[..., Call],
     arguments: tuple[Any, ...],
     named: dict[str, Any],
-    settings: tuple[Any, ...],
     extras: Extras,
+    key: Any,
 ) -> Call:
     """Return the call that ``build(*arguments, extras)`` describes, whose arrays are `named`."""
     backend = forced_backend(extras.backend)
-    key = _key(named, settings, extras, backend)
-    if key is None:
-        return build(*arguments, extras)
-    entry = CACHE.find(key)
+    try:
+        entry = CACHE.find(key) if key is not None else None
+    except TypeError:  # something of the wrong type that has no hash: an error, which the analysis reports
+        key = entry = None
     if entry is None:
         call = build(*arguments, extras)
+        if key is None or explaining():
+            return call
         for name, array in named.items():
             if call.arrays[name] is not array and not (call.unbatched and name in _WITH_BATCH):
                 return call  # not the array that came in: nothing that a key knows about
-        if explaining():
-            return call
+        call.arrays = {name: call.arrays[name] for name in named}  # in the order of the key
         call.prepared = CACHE.keep(key, Prepared(call.problem, call.kind, call.unbatched, backend or "auto"))
         return call
     if entry.unbatched:
@@ -158,10 +252,10 @@ def _call(
 def prepared(call: Call) -> Call:
     """Return `call`, whose problem is known already, with what is remembered of such calls."""
     try:
-        arrays = tuple([_signature(array) for array in call.arrays.values()])
-    except (_UnkeyedError, RuntimeError):
+        arrays, _ = signatures(call.arrays.values())
+    except (UnkeyedError, RuntimeError):
         return call
-    key = (call.problem, call.backend, arrays, workspace_limit())
+    key = (call.problem, call.backend, arrays, current_settings())
     entry = CACHE.find(key)
     if entry is None:
         entry = CACHE.keep(key, Prepared(call.problem, call.kind, call.unbatched, call.backend or "auto"))
@@ -171,7 +265,7 @@ def prepared(call: Call) -> Call:
 
 def conv_call(
     op: str, ndim: int, input: Any, weight: Any, bias: Any,
-    stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras,
+    stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras, key: Any = None,
 ) -> Call:  # fmt: skip
     """Describe a convolution: :func:`gpuconv.normalize_conv.conv_call`, remembered."""
     named = {
@@ -179,12 +273,14 @@ def conv_call(
         "residual": extras.residual, "scale": extras.scale, "shift": extras.shift,
     }  # fmt: skip
     arguments = (op, ndim, input, weight, bias, stride, padding, dilation, groups)
-    return _call(normalize_conv.conv_call, arguments, named, (op, stride, padding, dilation, groups), extras)
+    key = key or _found_key(op, tuple(named.values()), (stride, padding, dilation, groups), extras)
+    return _call(normalize_conv.conv_call, arguments, named, extras, key)
 
 
 def conv_transpose_call(
     op: str, ndim: int, input: Any, weight: Any, bias: Any,
     stride: Any, padding: Any, output_padding: Any, groups: Any, dilation: Any, output_size: Any, extras: Extras,
+    key: Any = None,
 ) -> Call:  # fmt: skip
     """Describe a transposed convolution: :func:`gpuconv.normalize_conv.conv_transpose_call`, remembered."""
     named = {
@@ -193,26 +289,29 @@ def conv_transpose_call(
     }  # fmt: skip
     geometry = (stride, padding, output_padding, groups, dilation, output_size)
     arguments = (op, ndim, input, weight, bias, *geometry)
-    return _call(normalize_conv.conv_transpose_call, arguments, named, (op, *geometry), extras)
+    key = key or _found_key(op, tuple(named.values()), geometry, extras)
+    return _call(normalize_conv.conv_transpose_call, arguments, named, extras, key)
 
 
 def input_grad_call(
     op: str, ndim: int, input_size: Any, weight: Any, grad_output: Any,
-    stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras,
+    stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras, key: Any = None,
 ) -> Call:  # fmt: skip
     """Describe a data gradient: :func:`gpuconv.normalize_conv.input_grad_call`, remembered."""
     geometry = (stride, padding, dilation, groups)
     arguments = (op, ndim, input_size, weight, grad_output, *geometry)
     named = {"y": grad_output, "w": weight}
-    return _call(normalize_conv.input_grad_call, arguments, named, (op, input_size, *geometry), extras)
+    key = key or _found_key(op, tuple(named.values()), (input_size, *geometry), extras)
+    return _call(normalize_conv.input_grad_call, arguments, named, extras, key)
 
 
 def weight_grad_call(
     op: str, ndim: int, input: Any, weight_size: Any, grad_output: Any,
-    stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras,
+    stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras, key: Any = None,
 ) -> Call:  # fmt: skip
     """Describe a weight gradient: :func:`gpuconv.normalize_conv.weight_grad_call`, remembered."""
     geometry = (stride, padding, dilation, groups)
     arguments = (op, ndim, input, weight_size, grad_output, *geometry)
     named = {"y": grad_output, "x": input}
-    return _call(normalize_conv.weight_grad_call, arguments, named, (op, weight_size, *geometry), extras)
+    key = key or _found_key(op, tuple(named.values()), (weight_size, *geometry), extras)
+    return _call(normalize_conv.weight_grad_call, arguments, named, extras, key)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .arrays import is_torch
 from .dispatch import run
+from .late import operators
 from .problem import Call
 
 __all__ = ["launch"]
@@ -14,8 +14,7 @@ __all__ = ["launch"]
 
 def launch(describe: Callable[..., Call], op: str, ndim: int, array: Any, *arguments: Any) -> Any:
     """Run the call that `describe` makes of the arguments."""
-    if is_torch(array):
-        from .ops import ops_pool  # imports torch, and registers every operator
-
-        return ops_pool.pooling(describe, op, ndim, array, *arguments)
+    ops = operators(array)
+    if ops is not None:
+        return ops.ops_pool.pooling(describe, op, ndim, array, *arguments)
     return run(describe(op, ndim, array, *arguments))

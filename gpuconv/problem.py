@@ -287,7 +287,9 @@ class Prepared:
     """What the plan cache keeps of a call: all but its arrays.
 
     `plan` is put in by the dispatcher when the call runs first, `memo` is for the plan's solver: what it derives from
-    the strides of the arrays, for example.
+    the strides of the arrays, for example. `replay` repeats the launches of the first run on the addresses of other
+    arrays (:data:`gpuconv.launcher.record.Replay`); False where that was tried and is impossible. `used` orders calls
+    by their last use.
     """
 
     problem: Problem
@@ -296,6 +298,8 @@ class Prepared:
     backend: str
     plan: Any = None
     memo: dict[str, Any] = field(default_factory=dict)
+    replay: Any = None
+    used: int = 0
 
 
 @dataclass(slots=True)

@@ -152,12 +152,12 @@ LANES: dict[str, tuple[str, Callable[[str], Result]]] = {
         lambda lane: interpret_lane(lane, VENV36, CHECKOUT_ENV),
     ),
     "codegen": (
-        "kernels compiled ahead of time, latest triton",
-        lambda lane: pytest_lane(lane, ["tests/codegen"]),
+        "kernels compiled ahead of time, and launched against a stub of the driver, latest triton",
+        lambda lane: pytest_lane(lane, ["tests/codegen", "tests/launch"]),
     ),
     "codegen-triton36": (
-        "kernels compiled ahead of time, triton 3.6",
-        lambda lane: pytest_lane(lane, ["tests/codegen"], VENV36, env=CHECKOUT_ENV),
+        "kernels compiled ahead of time, and launched against a stub of the driver, triton 3.6",
+        lambda lane: pytest_lane(lane, ["tests/codegen", "tests/launch"], VENV36, env=CHECKOUT_ENV),
     ),
     "gpu": ("tests that need a CUDA device", gpu_lane),
 }

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 from ..arrays import CHANNELS_LAST, CONTIGUOUS, channels_last_strides, contiguous_strides
+from ..config import launcher
 from ..problem import Call, ConvProblem, Problem, itemsize
 from .base import Plan, Solver
 from .triton_interpreter import interpreting, repair_interpreter
@@ -29,6 +32,7 @@ __all__ = [
     "launch_options",
     "power_of_two",
     "reach",
+    "recorded_at_first",
     "remembered",
     "strides_of",
     "three",
@@ -177,7 +181,36 @@ def _device_guard(problem: Problem) -> AbstractContextManager[object]:
 
 def as_tensor(torch: Any, array: Any) -> Any:
     """Show an array as a torch tensor that shares its memory."""
-    return array if array is None or isinstance(array, torch.Tensor) else torch.from_numpy(array)
+    if array is None:
+        return None
+    return array.resolve_neg() if isinstance(array, torch.Tensor) else torch.from_numpy(array)
+
+
+def recorded_at_first(run: Callable[[Any, Plan, Call], Any]) -> Callable[[Any, Plan, Call], Any]:
+    """Wrap the `run` of a solver: what the first call of a kind on a GPU launches is kept, for the next to repeat.
+
+    Everything that `run` does to tensors must follow from what the plan cache knows: it is not asked again.
+    """
+
+    @wraps(run)
+    def run_or_record(self: Any, plan: Plan, call: Call) -> Any:
+        prepared, problem = call.prepared, plan.problem
+        if prepared is None or prepared.replay is not None or not problem.device.startswith("cuda"):
+            return run(self, plan, call)
+        if launcher() == "triton":
+            prepared.replay = False
+            return run(self, plan, call)
+        from ..launcher.record import record  # imports torch
+
+        def run_on(arrays: Mapping[str, Any]) -> Any:
+            return run(self, plan, replace(call, arrays=arrays))
+
+        index = int(problem.device.partition(":")[2] or 0)
+        result, replay = record(run_on, call.arrays, index, lambda: _device_guard(problem))
+        prepared.replay = replay or False
+        return result
+
+    return run_or_record
 
 
 class TritonConv(Solver):
@@ -198,6 +231,7 @@ class TritonConv(Solver):
         """Return a rough estimate from 50 TFLOP/s and 2 TB/s: a guess until a GPU run fits a cost model."""
         return 5 + max(problem.flops / 50e6, problem.min_bytes / 2e6)
 
+    @recorded_at_first
     def run(self, plan: Plan, call: Call) -> Any:
         import torch
 
@@ -214,7 +248,8 @@ class TritonConv(Solver):
         if of_bias is not None:
             tensors["bias"] = as_tensor(torch, of_bias)
         for name, (dtype, elements) in self.parts(plan).items():
-            tensors[name] = torch.empty(elements, dtype=getattr(torch, dtype), device=problem.device)
+            device = tensors[problem.result].device
+            tensors[name] = torch.empty(elements, dtype=getattr(torch, dtype), device=device)
         self.launch(problem, tensors, plan.config, call.prepared.memo if call.prepared else None)
         return result if of_bias is None else (result, of_bias)
 
@@ -269,5 +304,12 @@ def launch_kernel(
     if interpreting():
         repair_interpreter()
     options = launch_options(config)
+    named = {**{f"{name}_ptr": tensor for name, tensor in pointers.items()}, **arguments}
     with _device_guard(problem):
-        kernel[grid](**{f"{name}_ptr": tensor for name, tensor in pointers.items()}, **arguments, **options)
+        compiled = kernel[grid](**named, **options)
+    if problem.device.startswith("cuda"):
+        from ..launcher.record import active_recording
+
+        recording = active_recording()
+        if recording is not None:
+            recording.add(compiled, grid, named)

@@ -9,7 +9,7 @@ from typing import Any
 from ..arrays import CHANNELS_LAST
 from ..problem import Call, PoolProblem, Problem, itemsize
 from .base import Plan, Solver
-from .triton_common import Strides, as_tensor, five, launch_kernel, power_of_two, reach, three
+from .triton_common import Strides, as_tensor, five, launch_kernel, power_of_two, reach, recorded_at_first, three
 
 __all__ = [
     "FLOATS",
@@ -149,6 +149,7 @@ class TritonPool(Solver):
         """Return a rough estimate from the bytes that must move and 2 TB/s: a guess until a GPU run fits a model."""
         return _LAUNCH_US + problem.min_bytes / _BYTES_PER_US
 
+    @recorded_at_first
     def run(self, plan: Plan, call: Call) -> Any:
         import torch
 
@@ -156,14 +157,14 @@ class TritonPool(Solver):
         assert isinstance(problem, PoolProblem)
         result = call.kind.empty(problem.result_shape, problem.dtype, problem.device, problem.result_format)
         tensors = {name: as_tensor(torch, array) for name, array in call.arrays.items()}
-        tensors["y" if problem.kind == "fprop" else "dx"] = as_tensor(torch, result)
+        written = tensors["y" if problem.kind == "fprop" else "dx"] = as_tensor(torch, result)
         indices = None
         if problem.return_indices and problem.kind == "fprop":
             indices = call.kind.empty(problem.y_shape, problem.index_dtype, problem.device, problem.y_format)
             tensors["indices"] = as_tensor(torch, indices)
         if 0 not in problem.result_shape:
             if plan.workspace:
-                tensors["workspace"] = torch.empty(plan.workspace, dtype=torch.uint8, device=problem.device)
+                tensors["workspace"] = torch.empty(plan.workspace, dtype=torch.uint8, device=written.device)
             self.launch(problem, tensors, plan.config)
         return result if indices is None else (result, indices)
 

@@ -127,9 +127,8 @@ def test_torch_s_setting_of_precision_is_in_the_key(monkeypatch: pytest.MonkeyPa
     try:
         for setting in ("tf32", "ieee"):
             conv.fp32_precision = setting
-            assert plan_cache._precision(None, _OnGpu()) == setting
-            assert plan_cache._precision("tf32x3", _OnGpu()) == "tf32x3"
-            assert plan_cache._precision(None, X) is None
+            assert plan_cache._precision(_OnGpu()) == setting
+            assert plan_cache._precision(X) is None
     finally:
         conv.fp32_precision = before
 
@@ -209,13 +208,13 @@ def _prepared() -> Prepared:
 
 
 def test_bounded_and_least_recently_used_goes_first() -> None:
-    cache, entry = PlanCache(3), _prepared()
+    cache, entries = PlanCache(3), [_prepared() for _ in range(4)]
     for key in range(3):
-        cache.keep(key, entry)
-    assert cache.find(0) is entry
-    cache.keep(3, entry)
+        cache.keep(key, entries[key])
+    assert cache.find(0) is entries[0]
+    cache.keep(3, entries[3])
     assert len(cache) == 3
-    assert [cache.find(key) is entry for key in range(4)] == [True, False, True, True]
+    assert [cache.find(key) is entry for key, entry in enumerate(entries)] == [True, False, True, True]
 
 
 def test_threads() -> None:

@@ -1,0 +1,327 @@
+/* Launches everything that a prepared call consists of: per call only pointers and the stream are new. And reads what a
+   call is known again by from its tensors, which takes longer than a launch when Python does it.
+
+   A plan is immutable once it is made, and what a call changes lives on its stack: threads need no lock. The CUDA
+   driver is opened at run time, so that nothing but Python.h and a C compiler is needed to build this file. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <dlfcn.h>
+#include <stdint.h>
+#include <string.h>
+
+#define MOST_PARAMETERS 512 /* of 8 bytes: 4 KiB, what CUDA allows by default */
+#define MOST_POINTERS 64    /* that a call brings */
+#define NAME "gpuconv.plan"
+
+typedef struct {
+  int slot;       /* place among the pointers of a call, or -1 for a scalar */
+  int aligned;    /* the kernel was compiled for multiples of 16 bytes */
+  int64_t offset; /* added to the pointer; for a scalar, where it begins among the scalars of its plan */
+} Parameter;
+
+typedef struct {
+  void *function;
+  unsigned grid[3], block, shared;
+  int count;
+  Parameter *parameters;
+} Kernel;
+
+typedef struct {
+  PyObject *owners; /* what must live as long: the compiled kernels, which unload their modules when they go */
+  int device;
+  void *context;
+  int pointers, count;
+  Kernel *kernels;
+  Parameter *parameters;
+  unsigned char *scalars;
+} Plan;
+
+static int (*launch_kernel)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *,
+                            void **, void **);
+static int (*current_context)(void **);
+static int (*set_context)(void *);
+static int (*context_device)(int *);
+static int (*get_device)(int *, int);
+static int (*retain_context)(void **, int);
+static int (*error_string)(int, const char **);
+
+static int open_driver(void) {
+  if (error_string) return 0; /* which comes last */
+  static const struct { const char *name; void *place; } wanted[] = {
+      {"cuLaunchKernel", &launch_kernel},      {"cuCtxGetCurrent", &current_context},
+      {"cuCtxSetCurrent", &set_context},       {"cuCtxGetDevice", &context_device},
+      {"cuDeviceGet", &get_device},            {"cuDevicePrimaryCtxRetain", &retain_context},
+      {"cuGetErrorString", &error_string},
+  };
+  void *driver = dlopen("libcuda.so.1", RTLD_LAZY);
+  if (!driver) {
+    PyErr_SetString(PyExc_ImportError, "libcuda.so.1 cannot be opened");
+    return -1;
+  }
+  for (size_t i = 0; i < sizeof(wanted) / sizeof(*wanted); i++) {
+    void *symbol = dlsym(driver, wanted[i].name);
+    if (!symbol) {
+      PyErr_Format(PyExc_ImportError, "libcuda.so.1 has no %s", wanted[i].name);
+      return -1;
+    }
+    memcpy(wanted[i].place, &symbol, sizeof(symbol));
+  }
+  return 0;
+}
+
+static PyObject *failed(int code) {
+  const char *text = NULL;
+  error_string(code, &text);
+  return PyErr_Format(PyExc_RuntimeError, "CUDA error %d: %s", code, text ? text : "unknown");
+}
+
+static void free_plan(PyObject *capsule) {
+  Plan *plan = PyCapsule_GetPointer(capsule, NAME);
+  if (!plan) return;
+  Py_XDECREF(plan->owners);
+  PyMem_Free(plan->kernels);
+  PyMem_Free(plan->parameters);
+  PyMem_Free(plan->scalars);
+  PyMem_Free(plan);
+}
+
+/* Reads (slot, offset, aligned) of a pointer, or the bytes of a scalar, which it copies behind `used` others. */
+static int read_parameter(Plan *plan, Parameter *parameter, PyObject *given, Py_ssize_t *used) {
+  if (PyBytes_Check(given)) {
+    Py_ssize_t size = PyBytes_GET_SIZE(given);
+    if (size > 8) {
+      PyErr_SetString(PyExc_ValueError, "a scalar has at most 8 bytes");
+      return -1;
+    }
+    parameter->slot = -1;
+    parameter->offset = *used;
+    memcpy(plan->scalars + *used, PyBytes_AS_STRING(given), size);
+    *used += 8; /* each begins at a multiple of 8, which aligns all of them */
+    return 0;
+  }
+  long long offset;
+  if (!PyArg_ParseTuple(given, "iLp", &parameter->slot, &offset, &parameter->aligned)) return -1;
+  parameter->offset = offset;
+  if (parameter->slot < 0 || parameter->slot >= plan->pointers) {
+    PyErr_SetString(PyExc_ValueError, "no such pointer");
+    return -1;
+  }
+  return 0;
+}
+
+static int read_kernel(Plan *plan, Kernel *kernel, PyObject *given, Parameter **next, Py_ssize_t *used) {
+  unsigned long long function;
+  PyObject *parameters;
+  if (!PyArg_ParseTuple(given, "K(III)IIO!", &function, &kernel->grid[0], &kernel->grid[1], &kernel->grid[2],
+                        &kernel->block, &kernel->shared, &PyTuple_Type, &parameters))
+    return -1;
+  kernel->function = (void *)(uintptr_t)function;
+  kernel->count = (int)PyTuple_GET_SIZE(parameters);
+  kernel->parameters = *next;
+  *next += kernel->count;
+  for (int i = 0; i < kernel->count; i++)
+    if (read_parameter(plan, &kernel->parameters[i], PyTuple_GET_ITEM(parameters, i), used)) return -1;
+  return 0;
+}
+
+/* make(owners, device, pointers, kernels): each kernel is (function, grid, block, shared, parameters). */
+static PyObject *make(PyObject *self, PyObject *args) {
+  PyObject *owners, *kernels;
+  int device, pointers;
+  if (open_driver()) return NULL;
+  if (!PyArg_ParseTuple(args, "OiiO!", &owners, &device, &pointers, &PyTuple_Type, &kernels)) return NULL;
+  Py_ssize_t count = PyTuple_GET_SIZE(kernels), parameters = 0;
+  for (Py_ssize_t i = 0; i < count; i++) {
+    PyObject *kernel = PyTuple_GET_ITEM(kernels, i);
+    PyObject *last = PyTuple_Check(kernel) && PyTuple_GET_SIZE(kernel) == 5 ? PyTuple_GET_ITEM(kernel, 4) : NULL;
+    if (!last || !PyTuple_Check(last) || PyTuple_GET_SIZE(last) > MOST_PARAMETERS)
+      return PyErr_Format(PyExc_ValueError, "a kernel has 5 facts and at most %d parameters", MOST_PARAMETERS);
+    parameters += PyTuple_GET_SIZE(last);
+  }
+  if (pointers < 0 || pointers > MOST_POINTERS)
+    return PyErr_Format(PyExc_ValueError, "at most %d pointers", MOST_POINTERS);
+  Plan *plan = PyMem_Calloc(1, sizeof(Plan));
+  if (!plan) return PyErr_NoMemory();
+  PyObject *capsule = PyCapsule_New(plan, NAME, free_plan);
+  if (!capsule) {
+    PyMem_Free(plan);
+    return NULL;
+  }
+  plan->owners = Py_NewRef(owners);
+  plan->pointers = pointers;
+  plan->count = (int)count;
+  plan->kernels = PyMem_Calloc(count + 1, sizeof(Kernel));
+  plan->parameters = PyMem_Calloc(parameters + 1, sizeof(Parameter));
+  plan->scalars = PyMem_Calloc(parameters + 1, 8);
+  if (!plan->kernels || !plan->parameters || !plan->scalars) {
+    Py_DECREF(capsule);
+    return PyErr_NoMemory();
+  }
+  Parameter *next = plan->parameters;
+  Py_ssize_t used = 0;
+  for (Py_ssize_t i = 0; i < count; i++)
+    if (read_kernel(plan, &plan->kernels[i], PyTuple_GET_ITEM(kernels, i), &next, &used)) {
+      Py_DECREF(capsule);
+      return NULL;
+    }
+  int code = get_device(&plan->device, device);
+  if (!code) code = retain_context(&plan->context, plan->device);
+  if (code) {
+    Py_DECREF(capsule);
+    return failed(code);
+  }
+  return capsule;
+}
+
+static int launch_all(const Plan *plan, void *stream, uint64_t *pointers) {
+  void *arguments[MOST_PARAMETERS];
+  uint64_t values[MOST_PARAMETERS];
+  for (int k = 0; k < plan->count; k++) {
+    const Kernel *kernel = &plan->kernels[k];
+    for (int i = 0; i < kernel->count; i++) {
+      const Parameter *parameter = &kernel->parameters[i];
+      if (parameter->slot < 0) {
+        arguments[i] = plan->scalars + parameter->offset;
+      } else {
+        values[i] = pointers[parameter->slot] + parameter->offset;
+        arguments[i] = &values[i];
+      }
+    }
+    int code = launch_kernel(kernel->function, kernel->grid[0], kernel->grid[1], kernel->grid[2], kernel->block, 1, 1,
+                             kernel->shared, stream, arguments, NULL);
+    if (code) return code;
+  }
+  return 0;
+}
+
+/* Launches with the context of the plan's device current, as a device guard would. A context of the same device that
+   is not the primary one stays: it belongs to the stream, as green contexts do. */
+static int launch_on_device(const Plan *plan, void *stream, uint64_t *pointers) {
+  void *before = NULL;
+  int code = current_context(&before), device = -1;
+  if (code) return code;
+  int stays = before == plan->context || (before && !context_device(&device) && device == plan->device);
+  if (stays) return launch_all(plan, stream, pointers);
+  code = set_context(plan->context);
+  if (code) return code;
+  code = launch_all(plan, stream, pointers);
+  int restored = before ? set_context(before) : 0; /* a thread that had no context keeps this one */
+  return code ? code : restored;
+}
+
+static int is_aligned(const Plan *plan, const uint64_t *pointers) {
+  for (int k = 0; k < plan->count; k++) {
+    const Kernel *kernel = &plan->kernels[k];
+    for (int i = 0; i < kernel->count; i++) {
+      const Parameter *parameter = &kernel->parameters[i];
+      if (parameter->slot >= 0 && parameter->aligned && (pointers[parameter->slot] + parameter->offset) % 16) return 0;
+    }
+  }
+  return 1;
+}
+
+/* launch(plan, stream, *pointers): False where a pointer is not aligned as the kernels expect; nothing ran then. */
+static PyObject *launch(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+  uint64_t pointers[MOST_POINTERS];
+  Plan *plan = given ? PyCapsule_GetPointer(args[0], NAME) : NULL;
+  if (!plan) return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "launch(plan, stream, *pointers)");
+  if (given - 2 != plan->pointers)
+    return PyErr_Format(PyExc_TypeError, "the plan takes a stream and %d pointers, but got %zd arguments",
+                        plan->pointers, given - 1);
+  void *stream = (void *)(uintptr_t)PyLong_AsUnsignedLongLong(args[1]);
+  for (int i = 0; i < plan->pointers; i++) pointers[i] = PyLong_AsUnsignedLongLong(args[2 + i]);
+  if (PyErr_Occurred()) return NULL;
+  if (!is_aligned(plan, pointers)) Py_RETURN_FALSE;
+  int code;
+  /* The driver waits when its queue is full, for a stream that may itself wait for a thread that needs the GIL. */
+  Py_BEGIN_ALLOW_THREADS
+  code = launch_on_device(plan, stream, pointers);
+  Py_END_ALLOW_THREADS
+  if (code) return failed(code);
+  Py_RETURN_TRUE;
+}
+
+static PyObject *name_shape, *name_stride, *name_dtype, *name_device, *name_data_ptr, *name_is_neg, *name_grad;
+
+static int make_names(void) {
+  static const struct { const char *text; PyObject **place; } names[] = {
+      {"shape", &name_shape},       {"stride", &name_stride},     {"dtype", &name_dtype},          {"device", &name_device},
+      {"data_ptr", &name_data_ptr}, {"is_neg", &name_is_neg},     {"requires_grad", &name_grad},
+  };
+  for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
+    if (!(*names[i].place = PyUnicode_InternFromString(names[i].text))) return -1;
+  return 0;
+}
+
+/* 1 where `answer`, which it consumes, is True, 0 where not, -1 where it is no answer. */
+static int is_true(PyObject *answer) {
+  int truth = answer ? answer == Py_True : -1;
+  Py_XDECREF(answer);
+  return truth;
+}
+
+/* The signature of one tensor; its address goes to `addresses`. NULL without an error: it has none. */
+static PyObject *sign_tensor(PyObject *array, int grad, PyObject *addresses, Py_ssize_t place) {
+  int odd = is_true(PyObject_CallMethodNoArgs(array, name_is_neg));
+  if (!odd && grad) odd = is_true(PyObject_GetAttr(array, name_grad));
+  if (odd) return NULL;
+  PyObject *address = PyObject_CallMethodNoArgs(array, name_data_ptr);
+  if (!address) return NULL;
+  PyTuple_SET_ITEM(addresses, place, address);
+  unsigned long long number = PyLong_AsUnsignedLongLong(address);
+  PyObject *signature = PyTuple_New(5);
+  for (int i = 0; signature && i < 5; i++) {
+    PyObject *part = i == 0   ? PyObject_GetAttr(array, name_shape)
+                     : i == 1 ? PyObject_CallMethodNoArgs(array, name_stride)
+                     : i == 2 ? PyObject_GetAttr(array, name_dtype)
+                     : i == 3 ? PyObject_GetAttr(array, name_device)
+                              : PyBool_FromLong(number % 16 == 0);
+    if (part) PyTuple_SET_ITEM(signature, i, part);
+    else Py_CLEAR(signature);
+  }
+  return signature;
+}
+
+/* sign(arrays, grad, plain): signatures and addresses, as gpuconv.plan_cache.signatures returns them for tensors whose
+   type is in the tuple `plain`; None where that raises UnkeyedError, and for arrays of other kinds. */
+static PyObject *sign(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+  if (given != 3 || !PyTuple_Check(args[0]) || !PyTuple_Check(args[2]))
+    return PyErr_Format(PyExc_TypeError, "sign(arrays, grad, plain)");
+  PyObject *arrays = args[0], *plain = args[2];
+  int grad = args[1] == Py_True;
+  Py_ssize_t count = PyTuple_GET_SIZE(arrays);
+  PyObject *signatures = PyTuple_New(count), *addresses = PyTuple_New(count), *result = NULL;
+  if (!signatures || !addresses) goto done;
+  for (Py_ssize_t i = 0; i < count; i++) {
+    PyObject *array = PyTuple_GET_ITEM(arrays, i), *signature = NULL;
+    if (array == Py_None) {
+      PyTuple_SET_ITEM(addresses, i, PyLong_FromLong(0));
+      signature = Py_NewRef(Py_None);
+    } else {
+      int known = 0;
+      for (Py_ssize_t t = 0; t < PyTuple_GET_SIZE(plain); t++)
+        known = known || (PyObject *)Py_TYPE(array) == PyTuple_GET_ITEM(plain, t);
+      if (known) signature = sign_tensor(array, grad, addresses, i);
+    }
+    if (!signature) goto done;
+    PyTuple_SET_ITEM(signatures, i, signature);
+  }
+  result = PyTuple_Pack(2, signatures, addresses);
+done:
+  Py_XDECREF(signatures);
+  Py_XDECREF(addresses);
+  if (!result && !PyErr_Occurred()) Py_RETURN_NONE;
+  return result;
+}
+
+static PyMethodDef methods[] = {
+    {"sign", (PyCFunction)(void *)sign, METH_FASTCALL, "Read what tensors are known again by."},
+    {"make", make, METH_VARARGS, "Make a plan."},
+    {"launch", (PyCFunction)(void *)launch, METH_FASTCALL, "Launch a plan."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "gpuconv_launch", NULL, -1, methods};
+
+PyMODINIT_FUNC PyInit_gpuconv_launch(void) { return make_names() ? NULL : PyModule_Create(&module); }

@@ -1,0 +1,252 @@
+"""What a first call allocated and launched, and how to do the same again.
+
+Imports torch. A recording is trusted only where it saw everything: allocations, views and kernels. Anything else that
+runs on tensors, or a pointer of unknown origin, and calls of that kind go the ordinary way each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..config import logger
+from .layout import Layout, layout_of, pack
+from .native import native
+
+__all__ = ["Recording", "Replay", "active_recording", "hooked", "record"]
+
+Tensor = Any
+Guard = Callable[[], AbstractContextManager[object]]
+
+Replay = Callable[[Sequence[int]], Any]
+"""Repeats a call on the addresses of its arrays, in order (0 for None): the result, or None where it cannot now."""
+
+_recording: ContextVar[Recording | None] = ContextVar("gpuconv_recording", default=None)
+
+_ALLOCATIONS = (torch.ops.aten.empty, torch.ops.aten.empty_strided)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kernel:
+    """One launch: the kernel, its grid, the arguments by name, and where its pointers come from: (slot, offset)."""
+
+    compiled: Any
+    layout: Layout
+    grid: tuple[int, int, int]
+    arguments: Mapping[str, Any]
+    pointers: Mapping[str, tuple[int, int]]
+
+
+class Recording(TorchDispatchMode):
+    """Records what runs inside its ``with`` block on `arrays`, which it stands for by aliases of its own.
+
+    An array may come twice in a call, and not in the next: aliases tell which of its places a pointer came from.
+    """
+
+    def __init__(self, arrays: Mapping[str, Tensor | None]) -> None:
+        super().__init__()
+        self.arrays = {name: None if array is None else array.detach() for name, array in arrays.items()}
+        self.allocated: list[Tensor] = []
+        self.kernels: list[_Kernel] = []
+        self.refusal: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in _ALLOCATIONS:
+            self.allocated.append(result)
+        elif not func.is_view:
+            self.refuse(f"{func} runs beside the kernels")
+        return result
+
+    def __enter__(self) -> Recording:
+        self._token = _recording.set(self)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        _recording.reset(self._token)
+
+    def refuse(self, reason: str) -> None:
+        """Say why calls of this kind cannot be repeated."""
+        self.refusal = self.refusal or reason
+
+    def add(self, compiled: Any, grid: Sequence[int], arguments: Mapping[str, Any]) -> None:
+        """Record a launch of `compiled`."""
+        layout = layout_of(compiled)
+        if layout.refusal is not None:
+            self.refuse(layout.refusal)
+            return
+        pointers = {p.name: self._origin(arguments[p.name]) for p in layout.parameters if p.is_pointer}
+        x, y, z = (*grid, 1, 1)[:3]
+        scalars = {name: value for name, value in arguments.items() if not isinstance(value, torch.Tensor)}
+        self.kernels.append(_Kernel(compiled, layout, (x, y, z), scalars, pointers))
+
+    def _origin(self, tensor: Tensor) -> tuple[int, int]:
+        """Return the slot of the array or allocation that `tensor` is or lies in, and the bytes in front of it."""
+        for slot, array in enumerate(self.arrays.values()):
+            if array is tensor:
+                return slot, 0
+        storage = tensor.untyped_storage().data_ptr()
+        for place, allocation in enumerate(self.allocated):
+            if storage and allocation.untyped_storage().data_ptr() == storage:
+                return len(self.arrays) + place, tensor.data_ptr() - allocation.data_ptr()
+        self.refuse("a pointer is neither an array of the call nor allocated by it")
+        return 0, 0
+
+    def result(self, array: Tensor) -> int:
+        """Return which allocation is `array`, a result of the call."""
+        for place, allocation in enumerate(self.allocated):
+            same = array.data_ptr() == allocation.data_ptr() != 0
+            if same and array.shape == allocation.shape and array.stride() == allocation.stride():
+                return place
+        self.refuse("a result is none of the allocations")
+        return 0
+
+
+def active_recording() -> Recording | None:
+    """Return the recording that this call belongs to, if there is one."""
+    return _recording.get()
+
+
+def hooked() -> bool:
+    """Tell whether somebody wants to see launches (profilers do), which Triton's own path serves."""
+    from triton import knobs
+
+    hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
+    return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
+
+
+def _scalars(kernel: _Kernel) -> dict[str, bytes]:
+    return {p.name: pack(p.type, kernel.arguments[p.name]) for p in kernel.layout.parameters if not p.is_pointer}
+
+
+def _sender(kernels: Sequence[_Kernel], slots: int, device: int, guard: Guard) -> Callable[..., bool]:
+    """Return what launches `kernels`: called with the stream and the address of every slot.
+
+    It returns False, and launches nothing, where an address is not aligned as a kernel expects.
+    """
+    module = native() if all(kernel.layout.plain for kernel in kernels) else None
+    if module is None:
+        return _through_triton(kernels, guard)
+    described = []
+    for kernel in kernels:
+        scalars = _scalars(kernel)
+        parameters = [
+            (*kernel.pointers[p.name], p.aligned) if p.is_pointer else scalars[p.name] for p in kernel.layout.parameters
+        ]
+        parameters += [bytes(8)] * 2  # no scratch memory
+        compiled = kernel.compiled
+        block = 32 * compiled.metadata.num_warps
+        described.append((compiled.function, kernel.grid, block, compiled.metadata.shared, tuple(parameters)))
+    plan = module.make(tuple(kernel.compiled for kernel in kernels), device, slots, tuple(described))
+    launch = module.launch
+
+    def send(stream: int, *addresses: int) -> bool:
+        done: bool = launch(plan, stream, *addresses)
+        return done
+
+    return send
+
+
+def _through_triton(kernels: Sequence[_Kernel], guard: Guard) -> Callable[..., bool]:
+    """Return what launches `kernels` through the launchers that Triton made for them."""
+    steps = []
+    for kernel in kernels:
+        _scalars(kernel)  # raises OverflowError where the native launcher would
+        names = list(kernel.compiled.src.signature)
+        template = [kernel.arguments.get(name) for name in names]
+        places = [(names.index(name), *origin) for name, origin in kernel.pointers.items()]
+        steps.append((kernel.compiled, kernel.grid, template, places))
+    aligned = [
+        kernel.pointers[p.name] for kernel in kernels for p in kernel.layout.parameters if p.is_pointer and p.aligned
+    ]
+
+    def send(stream: int, *addresses: int) -> bool:
+        if any((addresses[slot] + offset) % 16 for slot, offset in aligned):
+            return False
+        with guard():
+            for compiled, grid, template, places in steps:
+                arguments = template.copy()
+                for place, slot, offset in places:
+                    arguments[place] = addresses[slot] + offset
+                launched = (*grid, stream, compiled.function, compiled.packed_metadata)
+                compiled.run(*launched, None, None, None, *arguments)
+        return True
+
+    return send
+
+
+def _replay(recording: Recording, results: Sequence[int], one: bool, index: int, guard: Guard) -> Replay:
+    """Return the replay of a recording; `results` are allocations, handed back as a tuple unless there is `one`."""
+    from triton import knobs
+
+    device = recording.allocated[0].device
+    send = _sender(recording.kernels, len(recording.arrays) + len(recording.allocated), index, guard)
+    specs = [(tuple(a.shape), a.stride(), a.dtype) for a in recording.allocated]
+    runtime, stream_of, allocate = knobs.runtime, torch._C._cuda_getCurrentRawStream, torch.empty_strided
+
+    def replay(addresses: Sequence[int]) -> Any:
+        try:
+            if runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls:
+                return None
+        except AttributeError:  # a function, or None, in the place of a chain of hooks
+            if hooked():
+                return None
+        allocated = [allocate(shape, strides, dtype=dtype, device=device) for shape, strides, dtype in specs]
+        if not send(stream_of(index), *addresses, *[array.data_ptr() for array in allocated]):
+            return None
+        return allocated[results[0]] if one else tuple([allocated[place] for place in results])
+
+    if len(specs) > 1:
+        return replay
+    (shape, strides, dtype) = specs[0]
+
+    def replay_into_one(addresses: Sequence[int]) -> Any:
+        try:
+            if runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls:
+                return None
+        except AttributeError:
+            if hooked():
+                return None
+        result = allocate(shape, strides, dtype=dtype, device=device)
+        return result if send(stream_of(index), *addresses, result.data_ptr()) else None
+
+    return replay_into_one if one else replay
+
+
+def record(
+    run: Callable[[Mapping[str, Tensor | None]], Any], arrays: Mapping[str, Tensor | None], device: int, guard: Guard
+) -> tuple[Any, Replay | None]:
+    """Run a call on its arrays; return its result, and what repeats the call or None where that is impossible.
+
+    Parameters
+    ----------
+    run
+        Runs the call on arrays by name, all on one CUDA device.
+    arrays
+        The arrays; None for one that is not there.
+    device
+        The index of that device.
+    guard
+        Makes a context in which that device is the current one.
+    """
+    with Recording(arrays) as recording:
+        result = run(recording.arrays)
+    results = result if isinstance(result, tuple) else (result,)
+    places = [recording.result(array) for array in results]
+    if not recording.kernels:
+        recording.refuse("it launches nothing")
+    if recording.refusal is None:
+        try:
+            return result, _replay(recording, places, not isinstance(result, tuple), device, guard)
+        except OverflowError as error:
+            recording.refuse(str(error))
+    logger.debug("calls are not repeated through the launcher: %s", recording.refusal)
+    return result, None

@@ -1,0 +1,69 @@
+"""Calls whose launches are compared: every pass, several launches in one call, absent pointers, several results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import gpuconv
+
+LAST = torch.channels_last
+
+
+def half(*shape: int, last: bool = True) -> torch.Tensor:
+    tensor = torch.zeros(shape, dtype=torch.float16)
+    return tensor.to(memory_format=LAST) if last and len(shape) == 4 else tensor
+
+
+def unaligned(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a contiguous tensor that starts 2 bytes behind a multiple of 16."""
+    base = torch.zeros(tensor.numel() + 8, dtype=tensor.dtype)
+    assert base.data_ptr() % 16 == 0
+    return base[1 : tensor.numel() + 1].view(tensor.shape)
+
+
+X, W, B = half(2, 32, 12, 12), half(32, 32, 3, 3), half(32)
+DY = half(2, 32, 12, 12)
+PLAIN_X, PLAIN_W = half(1, 128, 8, 8, last=False), half(64, 128, 3, 3, last=False)
+UNALIGNED = unaligned(half(1, 32, 8, 8, last=False))
+MANY_X, MANY_DY = half(8, 32, 12, 12), half(8, 32, 12, 12)
+LEAVES = [tensor.clone().requires_grad_() for tensor in (MANY_X, W, B)]
+LEAF, POOLED = X.clone().requires_grad_(), half(2, 32, 6, 6)
+
+
+def _backward() -> list[torch.Tensor]:
+    y = gpuconv.conv2d(*LEAVES, padding=1)
+    return [y.detach(), *torch.autograd.grad(y, LEAVES, MANY_DY)]
+
+
+def _separable_pool() -> torch.Tensor:
+    return gpuconv.max_pool2d(X, 7, 1, 3, backend="triton.pool.max.fprop.separable")
+
+
+def _pool_backward() -> list[torch.Tensor]:
+    y = gpuconv.max_pool2d(LEAF, 2)
+    return [y.detach(), *torch.autograd.grad(y, LEAF, POOLED)]
+
+
+CALLS: dict[str, tuple[int, Callable[[], Any]]] = {
+    "fprop": (1, lambda: gpuconv.conv2d(X, W, B, padding=1)),
+    "fprop without bias": (1, lambda: gpuconv.conv2d(X, W, padding=(1, 1))),
+    "fprop, packed and split": (3, lambda: gpuconv.conv2d(PLAIN_X, PLAIN_W, padding=1)),
+    "fprop, unbatched": (1, lambda: gpuconv.conv2d(X[0], W, B, padding=1)),
+    "fprop, unaligned": (1, lambda: gpuconv.conv2d(UNALIGNED, W, padding=1)),
+    "residual is the input": (1, lambda: gpuconv.conv2d(X, W, padding=1, residual=X, activation="relu")),
+    "dgrad": (1, lambda: gpuconv.conv2d_input_grad(X.shape, W, DY, padding=1)),
+    "transposed": (1, lambda: gpuconv.conv_transpose2d(DY, W, B, stride=2)),
+    "wgrad": (2, lambda: gpuconv.conv2d_weight_grad(MANY_X, W.shape, MANY_DY, padding=1)),
+    "forward and backward": (4, _backward),
+    "max_pool": (1, lambda: gpuconv.max_pool2d(X, 3, 2, 1)),
+    "max_pool with indices": (1, lambda: gpuconv.max_pool2d(X, 3, 2, 1, return_indices=True)),
+    "max_pool, axis after axis": (2, _separable_pool),
+    "avg_pool, unbatched": (1, lambda: gpuconv.avg_pool2d(X[0], 2)),
+    "lp_pool": (1, lambda: gpuconv.lp_pool2d(X, 2.0, 2)),
+    "adaptive_avg_pool": (1, lambda: gpuconv.adaptive_avg_pool2d(X, 5)),
+    "max_pool, forward and backward": (2, _pool_backward),
+}
+"""The number of launches, and the call."""

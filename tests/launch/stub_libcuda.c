@@ -1,0 +1,128 @@
+/* A libcuda.so.1 that runs nothing and remembers launches, for machines without a GPU.
+
+   What a test reads: how often anything was called that loads or asks, and each launch with its function, grid, block, shared memory, stream, context and argument bytes. The
+   sizes of arguments are those that the test declared for the function (stub_declare), since a driver knows them from
+   the binary and this one does not parse it. A function is the address of an object made when its module is loaded. */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int Result;
+
+typedef struct {
+  char name[512];
+  int count, sizes[512];
+} Function;
+
+typedef struct {
+  void *function, *stream, *context;
+  unsigned grid[3], block[3], shared, attributes;
+  int bytes;
+  unsigned char arguments[4096];
+} Launch;
+
+typedef struct { /* CUlaunchConfig */
+  unsigned grid[3], block[3], shared;
+  void *stream, *attributes;
+  unsigned count;
+} Config;
+
+#define MOST 65536
+static Launch *launches;
+static int launched, recording = 1, failing, others, device_of_context[16];
+static __thread void *current; /* a context is the address of an element of device_of_context */
+
+/* What the tests call. */
+void stub_reset(void) { launched = failing = others = 0; }
+int stub_others(void) { return others; }
+void stub_record(int on) { recording = on; }
+void stub_fail(int code) { failing = code; }
+int stub_launches(void) { return launched; }
+const Launch *stub_launch(int i) { return &launches[i]; }
+void *stub_context(void) { return current; }
+void stub_set_device(int device) { device_of_context[device] = device; current = &device_of_context[device]; }
+void stub_forget_context(void) { current = NULL; }
+const char *stub_name(void *function) { return ((Function *)function)->name; }
+void stub_declare(void *function, int count, const int *sizes) {
+  ((Function *)function)->count = count;
+  memcpy(((Function *)function)->sizes, sizes, count * sizeof(int));
+}
+
+static Result record(void *f, const unsigned *grid, const unsigned *block, unsigned shared, void *stream,
+                     unsigned attributes, void **parameters) {
+  if (failing) return failing;
+  if (!current) return 201; /* CUDA_ERROR_INVALID_CONTEXT */
+  if (!recording) return 0;
+  if (!launches) launches = calloc(MOST, sizeof(Launch));
+  int place = __atomic_fetch_add(&launched, 1, __ATOMIC_SEQ_CST);
+  if (place >= MOST) return 2;
+  Launch *launch = &launches[place];
+  Function *function = f;
+  launch->function = f;
+  launch->stream = stream;
+  launch->context = current;
+  memcpy(launch->grid, grid, sizeof(launch->grid));
+  memcpy(launch->block, block, sizeof(launch->block));
+  launch->shared = shared;
+  launch->attributes = attributes;
+  launch->bytes = 0;
+  for (int i = 0; i < function->count; i++) {
+    memcpy(launch->arguments + launch->bytes, parameters[i], function->sizes[i]);
+    launch->bytes += function->sizes[i];
+  }
+  return 0;
+}
+
+/* The driver's interface, as far as Triton and gpuconv use it. */
+Result cuLaunchKernelEx(const Config *c, void *f, void **parameters, void **extra) {
+  return record(f, c->grid, c->block, c->shared, c->stream, c->count, parameters);
+}
+Result cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                      unsigned shared, void *stream, void **parameters, void **extra) {
+  unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
+  return record(f, grid, block, shared, stream, 0, parameters);
+}
+Result cuInit(unsigned flags) { return 0; }
+Result cuGetErrorString(int error, const char **text) { *text = "the stub fails"; return 0; }
+Result cuGetErrorName(int error, const char **text) { *text = "STUB"; return 0; }
+Result cuDriverGetVersion(int *version) { *version = 13000; return 0; }
+Result cuDeviceGetCount(int *count) { *count = 2; return 0; }
+Result cuDeviceGet(int *device, int ordinal) { others++; *device = ordinal; return 0; }
+Result cuDeviceGetAttribute(int *value, int attribute, int device) { others++;
+  switch (attribute) {
+  case 10: *value = 32; break;     /* warp size */
+  case 16: *value = 132; break;    /* multiprocessors */
+  case 75: *value = 9; break;      /* compute capability */
+  case 76: *value = 0; break;
+  case 81: *value = 233472; break; /* shared memory of a multiprocessor */
+  case 97: *value = 232448; break; /* and of a block */
+  default: *value = 65536;
+  }
+  return 0;
+}
+Result cuDevicePrimaryCtxRetain(void **context, int device) { others++;
+  device_of_context[device] = device;
+  *context = &device_of_context[device];
+  return 0;
+}
+Result cuCtxGetCurrent(void **context) { *context = current; return 0; }
+Result cuCtxSetCurrent(void *context) { current = context; return 0; }
+Result cuCtxGetDevice(int *device) { *device = *(int *)current; return 0; }
+Result cuCtxGetLimit(size_t *value, int limit) { *value = 0; return 0; }
+Result cuCtxSetLimit(int limit, size_t value) { return 0; }
+Result cuModuleLoadData(void **module, const void *image) { others++; *module = calloc(1, sizeof(Function)); return 0; }
+Result cuModuleUnload(void *module) { others++; return 0; }
+Result cuModuleGetFunction(void **function, void *module, const char *name) { others++;
+  strncpy(((Function *)module)->name, name, sizeof(((Function *)module)->name) - 1);
+  *function = module;
+  return 0;
+}
+Result cuFuncGetAttribute(int *value, int attribute, void *function) { others++; *value = attribute ? 0 : 1024; return 0; }
+Result cuFuncSetAttribute(void *function, int attribute, int value) { others++; return 0; }
+Result cuFuncSetCacheConfig(void *function, int config) { others++; return 0; }
+Result cuPointerGetAttribute(void *data, int attribute, uint64_t pointer) { *(uint64_t *)data = pointer; return 0; }
+Result cuStreamIsCapturing(void *stream, int *status) { *status = 0; return 0; }
+Result cuOccupancyMaxActiveClusters(int *count, void *function, const void *config) { *count = 1; return 0; }
+Result cuTensorMapEncodeTiled(void *map) { return 0; }
+Result cuTensorMapEncodeIm2col(void *map) { return 0; }
