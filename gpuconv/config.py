@@ -6,6 +6,11 @@ Variable                   Default              Effect
 ``GPUCONV_BACKEND``        ``auto``             Backend (or solver id) forced for every call without ``backend=``.
 ``GPUCONV_WORKSPACE``      ``268435456``        Largest workspace of one call, in bytes.
 ``GPUCONV_LOG``            ``WARNING``          Level of the ``gpuconv`` logger (``INFO`` names each solver once).
+``GPUCONV_TUNE``           ``read``             ``read``: configs come from shipped tables and the user's tuned cache;
+                                                ``on``: new problems are also timed, for later processes; ``off``:
+                                                defaults alone.
+``GPUCONV_CACHE_DIR``      see effect           Folder of what tuning found; default ``$XDG_CACHE_HOME/gpuconv``, or
+                                                ``~/.cache/gpuconv``.
 ========================== ==================== ===================================================================
 
 Variables are read when they are first needed and validated then.
@@ -19,15 +24,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from pathlib import Path
 
-__all__ = ["BACKENDS", "forced_backend", "logger", "use_backend", "validate_backend", "workspace_limit"]
+__all__ = [
+    "BACKENDS",
+    "TUNING_MODES",
+    "cache_directory",
+    "forced_backend",
+    "logger",
+    "tuning_mode",
+    "use_backend",
+    "use_tuning",
+    "validate_backend",
+    "workspace_limit",
+]
 
 BACKENDS = ("triton", "cupy", "numpy")
 """Names of the backends, in the order in which CUDA tensors try them."""
 
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
+TUNING_MODES = ("read", "on", "off")
+"""Values of ``GPUCONV_TUNE``."""
+
 _backend: ContextVar[str | None] = ContextVar("gpuconv_backend", default=None)
+_tune: ContextVar[bool | None] = ContextVar("gpuconv_tune", default=None)
 
 logger = logging.getLogger("gpuconv")
 logger.addHandler(logging.NullHandler())
@@ -112,6 +133,56 @@ def _parse_workspace(value: str) -> int:
 def workspace_limit() -> int:
     """Return the largest workspace of one call in bytes (``GPUCONV_WORKSPACE``, 256 MiB by default)."""
     return _parse_workspace(os.environ.get("GPUCONV_WORKSPACE") or str(256 << 20))
+
+
+def cache_directory() -> Path:
+    """Return the folder of what tuning found: ``GPUCONV_CACHE_DIR``, or ``gpuconv`` in the user's cache directory."""
+    chosen = os.environ.get("GPUCONV_CACHE_DIR")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or ""
+    # The XDG specification has relative paths ignored.
+    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "gpuconv"
+
+
+@lru_cache(maxsize=8)
+def _parse_tuning(value: str) -> str:
+    if value not in TUNING_MODES:
+        choices = ", ".join(repr(choice) for choice in TUNING_MODES)
+        raise ValueError(f"environment variable GPUCONV_TUNE must be one of {choices}, but got {value!r}")
+    return value
+
+
+def tuning_mode() -> str:
+    """Return ``"read"``, ``"on"`` or ``"off"``: what :func:`use_tuning` or ``GPUCONV_TUNE`` says of tuned configs."""
+    mode = _parse_tuning(os.environ.get("GPUCONV_TUNE") or "read")
+    chosen = _tune.get()
+    if chosen is None:
+        return mode
+    return "on" if chosen else "read" if mode == "on" else mode
+
+
+@contextmanager
+def use_tuning(tune: bool) -> Iterator[None]:
+    """Time the configs of every new problem inside a ``with`` block (``True``), or of none (``False``).
+
+    A problem is timed at its first call, which takes seconds, and what was found is written to the user's cache. Later
+    processes read it: results of this one stay what they are. Never during CUDA graph capture or compilation, and only
+    for kernels on a GPU. The choice is held in a context variable, as that of :func:`use_backend`; it wins over
+    ``GPUCONV_TUNE``.
+
+    Raises
+    ------
+    TypeError
+        If `tune` is not a bool.
+    """
+    if not isinstance(tune, bool):
+        raise TypeError(f"use_tuning: tune must be True or False, but got {tune!r}")
+    token = _tune.set(tune)
+    try:
+        yield
+    finally:
+        _tune.reset(token)
 
 
 def _set_log_level() -> None:

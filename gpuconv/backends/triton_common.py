@@ -9,8 +9,11 @@ from typing import Any
 
 from ..arrays import CHANNELS_LAST, CONTIGUOUS, channels_last_strides, contiguous_strides
 from ..problem import Call, ConvProblem, Problem, itemsize
-from .base import Plan, Solver
+from ..tuning.cost_model import Work
+from ..tuning.describe import conv_work
+from .base import Plan
 from .triton_interpreter import interpreting, repair_interpreter
+from .triton_tuned import Tunable
 
 __all__ = [
     "VECTORS",
@@ -180,7 +183,7 @@ def as_tensor(torch: Any, array: Any) -> Any:
     return array if array is None or isinstance(array, torch.Tensor) else torch.from_numpy(array)
 
 
-class TritonConv(Solver):
+class TritonConv(Tunable):
     """A convolution solver that launches Triton kernels on torch tensors."""
 
     kinds: tuple[str, ...]
@@ -194,9 +197,9 @@ class TritonConv(Solver):
             return f"computes {', '.join(_DTYPES)}, not {problem.dtype}"
         return None
 
-    def rank(self, problem: Problem) -> float:
-        """Return a rough estimate from 50 TFLOP/s and 2 TB/s: a guess until a GPU run fits a cost model."""
-        return 5 + max(problem.flops / 50e6, problem.min_bytes / 2e6)
+    def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
+        assert isinstance(problem, ConvProblem)
+        return conv_work(problem, configs)
 
     def run(self, plan: Plan, call: Call) -> Any:
         import torch
