@@ -175,6 +175,13 @@ def use_tuning(tune: bool) -> Iterator[None]:
     ------
     TypeError
         If `tune` is not a bool.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> with gpuconv.use_tuning(True):  # on the CPU there is nothing to choose
+    ...     gpuconv.conv1d(np.ones((1, 1, 4)), np.ones((1, 1, 3))).shape
+    (1, 1, 2)
     """
     if not isinstance(tune, bool):
         raise TypeError(f"use_tuning: tune must be True or False, but got {tune!r}")

@@ -18,6 +18,8 @@ from .backends.base import Backend, Plan, Solver
 from .config import BACKENDS, forced_backend, logger, tuning_mode, workspace_limit
 from .errors import NoSolverError
 from .problem import Call, ConvProblem, Problem
+from .tuning.constants import constants_of, gpu_of
+from .tuning.describe import roofline
 
 __all__ = [
     "Candidate",
@@ -86,7 +88,7 @@ def candidates(problem: Problem, backend: str | None = None) -> list[Candidate]:
             reason = refusal or solver.why_not(problem)
             if reason is None and backend is not None and "." in backend and backend != solver.id:
                 reason = f"solver {backend!r} was forced"
-            found_time = None if reason else solver.estimate(problem)
+            found_time = None if reason else solver.estimated(problem)
             time, source = (None, None) if found_time is None else (found_time.microseconds, found_time.source)
             ranked.append(((reason is not None, order, time or 0.0), Candidate(solver, name, reason, time, source)))
     ranked.sort(key=lambda entry: entry[0])
@@ -279,7 +281,15 @@ def _shown(candidate: Candidate) -> str:
 def _roofline(problem: Problem) -> str:
     if not problem.device.startswith("cuda"):
         return "not computed: the arrays are not on a GPU"
-    return "not computed: no measured ceilings for this GPU yet"
+    if gpu_of(problem.device) is None:
+        return "not computed: the GPU is not known before torch has initialised it"
+    constants = constants_of(problem.device)
+    time, bound, rate = roofline(problem, constants)
+    sources = f"{constants.values[rate]:g} {_UNITS[bound]}, {constants.sources[rate]}"
+    return f"{time:,.1f} us, bound by {bound} ({sources})"
+
+
+_UNITS = {"memory": "TB/s", "arithmetic": "TFLOP/s"}
 
 
 def _explanation(problem: Problem, backend: str | None) -> Explanation:

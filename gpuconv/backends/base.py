@@ -51,7 +51,7 @@ class Solver(ABC):
     def rank(self, problem: Problem) -> float:
         """Return the estimated time in microseconds; the lowest estimate wins within a backend."""
 
-    def estimate(self, problem: Problem) -> Estimate:
+    def estimated(self, problem: Problem) -> Estimate:
         """Return the estimated time with its source; its time is that of :meth:`rank`."""
         return Estimate(self.rank(problem), "guess")
 

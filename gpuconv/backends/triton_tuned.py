@@ -70,7 +70,7 @@ class Tunable(Solver):
         entry = self._entry(problem)
         return self.bind(problem, self.default(problem) if entry is None else entry.config)
 
-    def estimate(self, problem: Problem) -> Estimate:
+    def estimated(self, problem: Problem) -> Estimate:
         entry = self._entry(problem)
         if entry is None:
             return Estimate(float(self.modelled(problem, [self.default(problem)])[0]), "model")
@@ -81,7 +81,7 @@ class Tunable(Solver):
         return Estimate(time, entry.source)
 
     def rank(self, problem: Problem) -> float:
-        return self.estimate(problem).microseconds
+        return self.estimated(problem).microseconds
 
 
 def _sides(most: int) -> list[int]:

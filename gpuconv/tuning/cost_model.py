@@ -81,7 +81,7 @@ def terms(work: Work, constants: Constants) -> dict[str, np.ndarray]:
     """Return the microseconds of each term of `work` that may hide behind another, by name; see the module."""
     value = constants.values
     sms, clock = value["sms"], value["clock_ghz"]
-    programs = np.asarray(work.programs, float)
+    programs = np.maximum(np.asarray(work.programs, float), 1)
     busy = np.ceil(programs / sms)
     rounds = np.ceil(programs / (sms * np.asarray(work.resident)))
     per_sm = np.minimum(value["l2_tb_s"] * 1e6 / np.minimum(programs, sms), _BYTES_PER_CLOCK * clock * 1e3)

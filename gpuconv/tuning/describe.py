@@ -19,10 +19,10 @@ import numpy as np
 
 from ..arrays import CHANNELS_LAST
 from ..problem import ConvProblem, PoolProblem, itemsize
-from .constants import PATHS, PIPES
+from .constants import PATHS, PIPES, Constants
 from .cost_model import Work
 
-__all__ = ["Gemm", "conv_gemm", "conv_work", "direct_work", "fits", "pipe_of", "registers", "shared_bytes"]
+__all__ = ["Gemm", "conv_gemm", "conv_work", "direct_work", "fits", "pipe_of", "registers", "roofline", "shared_bytes"]
 
 Configs = Sequence[Mapping[str, Any]]
 
@@ -240,6 +240,21 @@ def conv_work(problem: ConvProblem, configs: Configs, gemm: Gemm | None = None) 
         extra_bytes=packed * 2 * gemm.weight_bytes + np.where(splits > 1, 2 * splits * sums * gemm.result_elements, 0),
         launches=1 + (packed > 0) + (splits > 1),
     )
+
+
+def roofline(problem: ConvProblem | PoolProblem, constants: Constants) -> tuple[float, str, str]:
+    """Return the least microseconds of a problem on a GPU, what bounds it, and the constant that this comes from.
+
+    The least bytes over the bandwidth of memory, or the FLOPs of a convolution over the rate of what multiplies.
+    """
+    moved = problem.min_bytes / (constants.values["dram_tb_s"] * 1e6)
+    if isinstance(problem, ConvProblem):
+        pipe, factor = pipe_of(problem)
+        rate = f"{PIPES[pipe]}_tflops"
+        computed = problem.flops * factor / (constants.values[rate] * 1e6)
+        if computed > moved:
+            return computed, "arithmetic", rate
+    return moved, "memory", "dram_tb_s"
 
 
 def direct_work(

@@ -102,7 +102,7 @@ class Trial:
         return launch
 
     def same(self, one: Any, other: Any) -> bool:
-        """Tell whether two results agree: bit by bit, or within a few roundings where functions or divisions come after sums."""
+        """Tell whether two results agree: bit by bit, or within a few roundings where sums are divided or mapped."""
         pairs = zip(one, other, strict=True) if isinstance(one, tuple) else ((one, other),)
         problem = self.problem
         if isinstance(problem, ConvProblem):
