@@ -76,19 +76,37 @@ class Trial:
             arrays["x"] = self._integers(problem.x_shape, problem.dtype, problem.x_format, low, high)
         if not forward:
             arrays["y"] = self._integers(problem.y_shape, problem.dtype, problem.y_format, low, high)
-        if pool == "max_unpool" or (not forward and "max" in pool):
-            small = pool == "max_unpool"
-            shape = problem.x_shape if small else problem.y_shape
-            positions = prod(problem.output_size if small else problem.input_size)
-            most = prod(problem.kernel) if problem.offsets else positions
-            layout = problem.x_format if small else problem.y_format
-            arrays["indices"] = self._integers(shape, problem.index_dtype, layout, 0, max(most, 1))
+        if pool == "max_unpool":
+            positions = max(prod(problem.output_size), 1)
+            arrays["indices"] = self._integers(problem.x_shape, "int64", problem.x_format, 0, positions)
+        elif not forward and "max" in pool:
+            arrays["indices"] = TORCH.empty(problem.y_shape, problem.index_dtype, problem.device, problem.y_format)
+            arrays["indices"].copy_(self._chosen(problem))
         if pool == "fractional_max":
             shape = (problem.n, problem.c, problem.ndim)
             arrays["samples"] = self._torch.rand(
                 shape, generator=self._random, device=problem.device, dtype=self._torch.float32
             ).to(getattr(self._torch, problem.dtype))
         return arrays
+
+    def _chosen(self, problem: PoolProblem) -> Any:
+        """Return, for every window of a plane, the tap or the position of an element that lies in it."""
+        axes = zip(
+            problem.input_size, problem.kernel, problem.output_size, problem.stride, problem.pad_lo, problem.dilation,
+            strict=True,
+        )  # fmt: skip
+        chosen = self._torch.zeros((), dtype=self._torch.int64)
+        for size, kernel, out, stride, pad, dilation in axes:
+            outputs = self._torch.arange(out)
+            if problem.pool == "max":
+                start = outputs * stride - pad
+                first = (-(start // dilation)).clamp(min=0)
+                tap = (first + ((size - 1 - start) // dilation).clamp(max=kernel - 1)) // 2
+                place = start + tap * dilation
+            else:  # windows of adaptive and fractional pools begin about here
+                tap, place = self._torch.zeros_like(outputs), outputs * size // max(out, 1)
+            chosen = chosen[..., None] * (kernel if problem.offsets else size) + (tap if problem.offsets else place)
+        return chosen.to(problem.device)
 
     def launcher(self, plan: Plan) -> Callable[[], Any]:
         """Return a function that launches `plan` once and returns its result."""
