@@ -14,7 +14,7 @@ from ._cli_explain import new_console
 from .config import logger
 from .problem import Problem
 from .tuning import cache
-from .tuning.constants import Constants, gpu_of, user_constants_path
+from .tuning.constants import Constants, Gpu, constants_of_gpu, gpu_of, user_constants_path
 from .tuning.problems import from_json
 
 __all__ = ["tune_command"]
@@ -26,15 +26,13 @@ def _load(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _samples(paths: list[Path]) -> list[Any]:
-    from .tuning.tune import samples_from_json
-
+def _records(paths: list[Path]) -> list[Any]:
     found = []
     for path in paths:
         data = _load(path)
         if not isinstance(data, dict) or data.get("schema") != RECORDS_SCHEMA:
             raise ValueError(f"{path}: must be what --output wrote, with schema {RECORDS_SCHEMA}")
-        found += samples_from_json(data.get("records", []))
+        found += data.get("records", [])
     return found
 
 
@@ -80,17 +78,19 @@ def _show_fit(before: Constants, after: Constants) -> None:
     console.print(str(user_constants_path(after.gpu)), soft_wrap=True)
 
 
-def _fit(samples: list[Any]) -> None:
-    from .tuning.constants import constants_of
-    from .tuning.tune import fit_to_user
+def _fit(records: list[Any]) -> None:
+    """Fit to the timings of records as plain data, which are of one GPU; it need not be here."""
+    from .tuning.tune import fit_to_user, samples_from_json
 
+    samples = samples_from_json(records)
     if not samples:
         raise ValueError("--fit needs timings: of problems that were tuned, or in --samples files")
-    device = samples[0].problem.device
-    gpu = gpu_of(device)
-    if gpu is None:
-        raise ValueError(f"--fit needs the GPU that the timings are of, and {device} is not here")
-    _show_fit(constants_of(device), fit_to_user(samples, gpu))
+    names = sorted({str(record.get("gpu")) for record in records})
+    if len(names) > 1:
+        raise ValueError(f"--fit needs timings of one GPU, and these are of {', '.join(names)}")
+    here = gpu_of(samples[0].problem.device)
+    gpu = here if here is not None and here.name == names[0] else Gpu(names[0], (9, 0))
+    _show_fit(constants_of_gpu(gpu), fit_to_user(samples, gpu))
 
 
 def tune_command(
@@ -113,16 +113,17 @@ def tune_command(
     if problems is None and not samples:
         raise typer.BadParameter("give a file of problems, or --samples with --fit")
     try:
-        records = []
+        records: list[Any] = []
         if problems is not None:
             if _torch() is None:
                 raise ValueError("tuning needs torch, which is not installed")
-            records = _tune(from_json(_load(problems), str(problems)), budget, most)
+            found = _tune(from_json(_load(problems), str(problems)), budget, most)
+            records = [record.to_json() for record in found]
         if output is not None:
-            data = {"schema": RECORDS_SCHEMA, "records": [record.to_json() for record in records]}
+            data = {"schema": RECORDS_SCHEMA, "records": records}
             output.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         if fit:
-            _fit([sample for record in records for sample in record.samples] + _samples(samples or []))
+            _fit(records + _records(samples or []))
     except (RuntimeError, ValueError, OSError) as error:
         logger.debug("tune failed", exc_info=True)
         typer.echo(f"error: {error}", err=True)

@@ -22,6 +22,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ..config import cache_directory, logger, tuning_mode
@@ -199,11 +200,20 @@ def _tables() -> list[tuple[str, Path, dict[str, Any]]]:
     return found
 
 
-@lru_cache(maxsize=16)
+_lock = Lock()
+_read: dict[str, Entries] = {}
+
+
 def _known(gpu: str) -> Entries:
-    """Return the entries for a GPU as they were when this process first asked: the user's over the shipped ones."""
-    if tuning_mode() == "off":
-        return {}
+    """Return the entries for a GPU as they were when this process first asked: the same for every thread."""
+    with _lock:
+        if gpu not in _read:
+            _read[gpu] = {} if tuning_mode() == "off" else _merged_tables(gpu)
+        return _read[gpu]
+
+
+def _merged_tables(gpu: str) -> Entries:
+    """Return the shipped entries for a GPU with the user's over them."""
     merged: Entries = {}
     for name, path, entries in _tables():
         if name == gpu:
@@ -216,7 +226,8 @@ def _known(gpu: str) -> Entries:
 
 def forget() -> None:
     """Forget what was read, as a new process would have it. For tests; plans that were made stay."""
-    _known.cache_clear()
+    with _lock:
+        _read.clear()
 
 
 def lookup(problem: Problem, solver: str) -> Entry | None:

@@ -28,6 +28,7 @@ __all__ = [
     "Constants",
     "Gpu",
     "constants_of",
+    "constants_of_gpu",
     "fallback",
     "gpu_of",
     "parse_constants",
@@ -218,4 +219,9 @@ def constants_of(device: str) -> Constants:
     They are read when a GPU is first asked for, and then stay what they are in this process.
     """
     gpu = gpu_of(device)
-    return fallback((9, 0)) if gpu is None else _of_name(gpu.name, gpu.capability)
+    return fallback((9, 0)) if gpu is None else constants_of_gpu(gpu)
+
+
+def constants_of_gpu(gpu: Gpu) -> Constants:
+    """Return the constants of a GPU: the user's, those shipped for its name, or those of its compute capability."""
+    return _of_name(gpu.name, gpu.capability)

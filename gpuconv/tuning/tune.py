@@ -18,7 +18,7 @@ from ..backends.triton_tuned import Tunable
 from ..config import logger, workspace_limit
 from ..problem import Problem
 from . import cache
-from .constants import Constants, Gpu, gpu_of, user_constants_path
+from .constants import Constants, Gpu, constants_of_gpu, gpu_of, user_constants_path
 from .cost_model import Sample, fit
 from .files import locked, warn_once, write_json
 from .problems import problem_from_json, problem_to_json
@@ -262,12 +262,14 @@ def tune(
 def fit_to_user(samples: Iterable[Sample], gpu: Gpu) -> Constants:
     """Fit the cost model to timings on a GPU, write the constants for later processes, and return them.
 
+    The GPU need not be in this machine.
+
     Raises
     ------
     OSError
         If the file cannot be written.
     """
-    found = fit(samples)
+    found = fit(samples, constants_of_gpu(gpu))
     named = Constants(gpu.name, found.values, found.sources, found.notes)
     path = user_constants_path(gpu.name)
     with locked(path):

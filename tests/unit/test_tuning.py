@@ -387,6 +387,12 @@ def test_the_command_tunes_writes_and_fits(gpu, monkeypatch, tmp_path):
     assert constants.user_constants_path("NVIDIA H200").exists()
     again = run_command("--samples", str(output), "--fit")
     assert again.exit_code == 0, again.output
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text(output.read_text().replace("NVIDIA H200", "NVIDIA A100-SXM4-80GB"))
+    mixed = run_command("--samples", str(output), "--samples", str(foreign), "--fit")
+    assert mixed.exit_code == 2 and "of one GPU" in mixed.output
+    assert run_command("--samples", str(foreign), "--fit").exit_code == 0
+    assert constants.user_constants_path("NVIDIA A100-SXM4-80GB").exists()
 
 
 def test_the_command_says_what_is_wrong(gpu, tmp_path):
