@@ -151,7 +151,7 @@ class AdaptiveWindow(Adaptive):
         assert isinstance(problem, PoolProblem)
         # Channels are read 16 bytes at a time, other lanes element by element.
         cost = (4 if configs[0]["CHANNELS_INNERMOST"] else 10) + 4 * problem.return_indices
-        programs = prod(problem.y_shape) // column(configs, "BLOCK_M", "BLOCK_L") + 1
+        programs = np.ceil(prod(problem.y_shape) / column(configs, "BLOCK_M", "BLOCK_L"))
         warps = column(configs, "num_warps")
         return direct_work(problem, prod(problem.x_shape) * cost, programs, prod(problem.kernel), warps)
 
@@ -185,7 +185,7 @@ class AdaptiveLines(Adaptive):
         rows = prod(problem.kernel[:-1])
         masked = -(-problem.output_size[-1] // _WINDOWS_OF_LINE) * _WINDOWS_OF_LINE / rows
         cost = 6 + 8 * masked if problem.return_indices else 4 + 3 * masked
-        programs = prod(problem.y_shape[:-1]) // column(configs, "BLOCK_M") + 1
+        programs = np.ceil(prod(problem.y_shape[:-1]) / column(configs, "BLOCK_M"))
         return direct_work(problem, prod(problem.x_shape) * cost, programs, rows, column(configs, "num_warps"))
 
     def default(self, problem: Problem) -> dict[str, Any]:

@@ -97,10 +97,11 @@ def tile_variants(problem: ConvProblem, default: Mapping[str, Any]) -> Iterator[
     """
     m, n, k, warps = (default[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps"))
     accumulators, loads = m * n / warps, (m + n) * k / warps
+    free = (accumulators, loads)
     if problem.kind == "fprop" and itemsize(problem.dtype) == 2 and m >= 64 and k >= 32 and default["num_stages"] == 3:
         gemm = describe.conv_gemm(problem)
         if min(gemm.widths) == 16 or (gemm.widths[0] == 16 and default.get("packed")):
-            accumulators, loads = 32 * _FREE, max(loads, 32 * _FREE)
+            free = (32 * _FREE, max(loads, 32 * _FREE))
     choices = product(
         [side for side in _sides(2 * m) if side >= min(m, 32)],
         [side for side in _sides(2 * n) if side >= min(n, 32)],
@@ -113,8 +114,10 @@ def tile_variants(problem: ConvProblem, default: Mapping[str, Any]) -> Iterator[
         config.pop("maxnreg", None)
         config |= {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
         config |= {"num_warps": some_warps, "num_stages": stages}
-        small = block_m * block_n / some_warps <= accumulators and (block_m + block_n) * block_k / some_warps <= loads
-        if small and describe.fits(problem, config):
+        # Of the tiles with many accumulators ptxas spills those with few rows or short steps.
+        most = free if block_m >= 64 and block_k >= 32 else (accumulators, loads)
+        needs = (block_m * block_n / some_warps, (block_m + block_n) * block_k / some_warps)
+        if needs[0] <= most[0] and needs[1] <= most[1] and describe.fits(problem, config):
             yield config
 
 
