@@ -13,6 +13,7 @@ import numpy as np
 from ..config import workspace_limit
 from ..problem import ConvProblem, Problem, itemsize
 from ..tuning import cache, constants, cost_model, describe
+from ..tuning.constants import PIPES
 from .base import Estimate, Plan, Solver
 
 __all__ = ["MOST_CONFIGS", "Tunable", "block_variants", "split_variants", "tile_variants"]
@@ -91,9 +92,10 @@ def _sides(most: int) -> list[int]:
 def tile_variants(problem: ConvProblem, default: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield GEMM tiles around `default` that should not spill: none asks for more of a thread than it does.
 
-    That is: no more accumulators, and no more elements of operands per step. The forward pass on 16-bit operands that
-    are read 16 bytes at a time may go to 64 accumulators. Tiles are at most twice as large as the default along a side,
-    steps no longer, stages two to four where shared memory holds them.
+    That is: no more accumulators and no more elements of operands per step. The forward pass on 16-bit operands that
+    are read 16 bytes at a time may go to 64 accumulators. For tensor cores tiles are at most twice as large as the
+    default along a side, for the plain cores, which keep what they multiply in registers, not larger; under 64 rows
+    only where the default is; steps no longer; stages two to four where shared memory holds them.
     """
     m, n, k, warps = (default[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps"))
     accumulators, loads = m * n / warps, (m + n) * k / warps
@@ -102,9 +104,10 @@ def tile_variants(problem: ConvProblem, default: Mapping[str, Any]) -> Iterator[
         gemm = describe.conv_gemm(problem)
         if min(gemm.widths) == 16 or (gemm.widths[0] == 16 and default.get("packed")):
             free = (32 * _FREE, max(loads, 32 * _FREE))
+    larger = 1 if PIPES[describe.pipe_of(problem)[0]].startswith("fma") else 2
     choices = product(
-        [side for side in _sides(2 * m) if side >= min(m, 32)],
-        [side for side in _sides(2 * n) if side >= min(n, 32)],
+        [side for side in _sides(larger * m) if side >= min(m, 64)],
+        [side for side in _sides(larger * n) if side >= min(n, 32)],
         [side for side in (16, 32, 64) if k / 2 <= side <= k],
         (4, 8),
         (2, 3, 4) if default["num_stages"] == 3 else (default["num_stages"],),
@@ -114,8 +117,8 @@ def tile_variants(problem: ConvProblem, default: Mapping[str, Any]) -> Iterator[
         config.pop("maxnreg", None)
         config |= {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
         config |= {"num_warps": some_warps, "num_stages": stages}
-        # Of the tiles with many accumulators ptxas spills those with few rows or short steps.
-        most = free if block_m >= 64 and block_k >= 32 else (accumulators, loads)
+        # Of tiles with many accumulators ptxas spills some with short steps.
+        most = free if block_k >= 32 else (accumulators, loads)
         needs = (block_m * block_n / some_warps, (block_m + block_n) * block_k / some_warps)
         if needs[0] <= most[0] and needs[1] <= most[1] and describe.fits(problem, config):
             yield config

@@ -261,14 +261,22 @@ def works_of(problem: ConvProblem, rng: np.random.Generator, count: int) -> cost
     return solver.work(problem, [found[place] for place in chosen])
 
 
+def powers(work: cost_model.Work, model: constants.Constants) -> np.ndarray:
+    """Return times of a GPU whose terms hide behind each other in another way than the model has it."""
+    found = [np.broadcast_to(term, len(work.programs)) for term in terms(work, model).values()]
+    rest = estimate(work, model.replaced({"loss": 1e-9}, "assumed")) - np.max(found, axis=0)
+    return rest + sum(term**3 for term in found) ** (1 / 3)
+
+
+@pytest.mark.parametrize("truth_of", [estimate, powers])
 @pytest.mark.parametrize("seed", range(6))
-def test_a_fit_to_noisy_timings_ranks_held_out_problems(seed):
+def test_a_fit_to_noisy_timings_ranks_held_out_problems(seed, truth_of):
     """A GPU unlike the assumed one, timed with 10 % noise: what the fit picks loses under 5 % on the average."""
     rng = np.random.default_rng(seed)
     names = [*cost_model._FITTED, "efficiency_pointer", "efficiency_tma"]
     truth = H200.replaced({name: H200.values[name] * float(rng.lognormal(0, 0.4)) for name in names}, "assumed")
     work = concatenate([works_of(problem, rng, 6) for problem in problems_of(rng, 40)])
-    timings = estimate(work, truth) * rng.lognormal(0, 0.1, len(work.programs))
+    timings = truth_of(work, truth) * rng.lognormal(0, 0.1, len(work.programs))
     fitted = fit_work(work, timings, H200)
 
     def regret(model: constants.Constants, seed: int) -> float:
@@ -276,13 +284,13 @@ def test_a_fit_to_noisy_timings_ranks_held_out_problems(seed):
         losses = []
         for problem in problems_of(rng, 60):
             held_out = works_of(problem, rng, 60)
-            true = estimate(held_out, truth)
+            true = truth_of(held_out, truth)
             losses.append(true[estimate(held_out, model).argmin()] / true.min() - 1)
         return float(np.mean(losses))
 
-    assert regret(fitted, seed + 100) < 0.05
-    off = np.abs(np.log(estimate(work, fitted) / estimate(work, truth)))
-    assert off.mean() < 0.05 < np.abs(np.log(estimate(work, H200) / estimate(work, truth))).mean()
+    assert regret(fitted, seed + 100) < min(0.05, regret(H200, seed + 100))
+    off, before = (np.abs(np.log(estimate(work, model) / truth_of(work, truth))).mean() for model in (fitted, H200))
+    assert off < 0.06 and off < before / 2
     assert {fitted.sources[name] for name in names} == {"fitted"}
 
 
