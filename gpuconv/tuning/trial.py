@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from math import prod
 from statistics import median
@@ -19,8 +20,9 @@ Timer = Callable[[Plan, Callable[[], Any]], float]
 
 def capturing_or_compiling() -> bool:
     """Tell whether this thread records a CUDA graph or traces a model: nothing may be timed then."""
-    import torch
-
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
     if torch.compiler.is_compiling():
         return True
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
