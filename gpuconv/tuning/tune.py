@@ -195,6 +195,14 @@ def _gpu(problem: Problem) -> Gpu:
     return gpu
 
 
+def _distinct(problems: Iterable[Problem]) -> list[Problem]:
+    """Return the first problem of each key and device."""
+    found: dict[tuple[str, str], Problem] = {}
+    for problem in problems:
+        found.setdefault((cache.key_of(problem), problem.device), problem)
+    return list(found.values())
+
+
 def tune(
     problems: Iterable[Problem],
     *,
@@ -234,9 +242,7 @@ def tune(
     """
     if capturing_or_compiling():
         raise RuntimeError("tune: nothing can be timed while a CUDA graph is captured or a model is compiled")
-    distinct: dict[tuple[str, str], Problem] = {}
-    for problem in problems:
-        distinct.setdefault((cache.key_of(problem), problem.device), problem)
+    distinct = _distinct(problems)
     end = None if budget_s is None else time.monotonic() + budget_s
 
     def late() -> bool:
@@ -244,7 +250,7 @@ def tune(
 
     records: list[Record] = []
     cuda_timer = CudaTimer()
-    for problem in distinct.values():
+    for problem in distinct:
         if late():
             break
         gpu, begun = _gpu(problem), time.monotonic()
