@@ -4,8 +4,8 @@ The functions have the names, arguments and results of ``torch.nn.functional``. 
 a call runs and why.
 """
 
-from .config import use_backend
-from .dispatch import Explanation, explain
+from .config import use_backend, use_tuning
+from .dispatch import Explanation, explain, record_problems
 from .errors import NoSolverError
 from .functional import *  # noqa: F403
 from .functional import __all__ as _functional
@@ -16,4 +16,14 @@ from .pooling import __all__ as _pooling
 
 __version__ = "0.1.0"
 
-__all__ = ["Explanation", "NoSolverError", "explain", "use_backend", *_functional, *_gradients, *_pooling]
+__all__ = [
+    "Explanation",
+    "NoSolverError",
+    "explain",
+    "record_problems",
+    "use_backend",
+    "use_tuning",
+    *_functional,
+    *_gradients,
+    *_pooling,
+]

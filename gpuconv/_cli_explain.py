@@ -227,7 +227,7 @@ def _show(explanation: Explanation, everything: bool) -> None:
             hidden += 1
             continue
         runs = candidate.solver.id == explanation.solver
-        estimate = "" if candidate.estimate is None else f"{candidate.estimate:,.0f} us"
+        estimate = "" if candidate.estimate is None else f"{candidate.estimate:,.0f} us ({candidate.source})"
         style = "bold green" if runs else "dim" if candidate.reason else None
         reason = Text(candidate.reason or ("(runs)" if runs else ""))
         table.add_row("->" if runs else str(place), candidate.solver.id, estimate, reason, style=style)

@@ -1,4 +1,4 @@
-"""The ``gpuconv`` command: ``info``, ``explain`` and ``demo``.
+"""The ``gpuconv`` command: ``info``, ``explain``, ``tune`` and ``demo``.
 
 ``explain`` has one subcommand per public function, made from its signature; see :mod:`gpuconv._cli_explain`.
 """
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from . import __version__
 from ._cli_explain import explain_app, new_console
+from ._cli_tune import tune_command
 from .config import BACKENDS
 from .dispatch import backends
 
@@ -35,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(explain_app, name="explain")
+app.command("tune")(tune_command)
 
 
 def _version(*distributions: str) -> str | None:

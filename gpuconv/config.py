@@ -10,6 +10,11 @@ Variable                   Default              Effect
                                                 (nothing is repeated), or ``auto``: ``native`` where that can be built,
                                                 else ``python``.
 ``GPUCONV_LOG``            ``WARNING``          Level of the ``gpuconv`` logger (``INFO`` names each solver once).
+``GPUCONV_TUNE``           ``read``             ``read``: configs come from shipped tables and the user's tuned cache;
+                                                ``on``: new problems are also timed, for later processes; ``off``:
+                                                defaults alone.
+``GPUCONV_CACHE_DIR``      see effect           Folder of what tuning found; default ``$XDG_CACHE_HOME/gpuconv``, or
+                                                ``~/.cache/gpuconv``.
 ========================== ==================== ===================================================================
 
 Variables are read when they are first needed and validated then.
@@ -23,15 +28,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 __all__ = [
     "BACKENDS",
+    "TUNING_MODES",
+    "cache_directory",
     "forced_backend",
     "launcher",
     "logger",
     "settings",
+    "tuning_mode",
     "use_backend",
+    "use_tuning",
     "validate_backend",
     "workspace_limit",
 ]
@@ -44,7 +54,11 @@ LAUNCHERS = ("auto", "native", "python", "triton")
 
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
+TUNING_MODES = ("read", "on", "off")
+"""Values of ``GPUCONV_TUNE``."""
+
 _backend: ContextVar[str | None] = ContextVar("gpuconv_backend", default=None)
+_tune: ContextVar[bool | None] = ContextVar("gpuconv_tune", default=None)
 
 logger = logging.getLogger("gpuconv")
 logger.addHandler(logging.NullHandler())
@@ -162,6 +176,63 @@ _look_up, (_BACKEND, _WORKSPACE, _LAUNCHER) = _raw_environment()
 def settings() -> tuple[Any, ...]:
     """Return every setting that decides how a call runs, as it stands there: neither parsed nor validated."""
     return _backend.get(), _look_up(_BACKEND), _look_up(_WORKSPACE), _look_up(_LAUNCHER)
+
+
+def cache_directory() -> Path:
+    """Return the folder of what tuning found: ``GPUCONV_CACHE_DIR``, or ``gpuconv`` in the user's cache directory."""
+    chosen = os.environ.get("GPUCONV_CACHE_DIR")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or ""
+    # The XDG specification has relative paths ignored.
+    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "gpuconv"
+
+
+@lru_cache(maxsize=8)
+def _parse_tuning(value: str) -> str:
+    if value not in TUNING_MODES:
+        choices = ", ".join(repr(choice) for choice in TUNING_MODES)
+        raise ValueError(f"environment variable GPUCONV_TUNE must be one of {choices}, but got {value!r}")
+    return value
+
+
+def tuning_mode() -> str:
+    """Return ``"read"``, ``"on"`` or ``"off"``: what :func:`use_tuning` or ``GPUCONV_TUNE`` says of tuned configs."""
+    mode = _parse_tuning(os.environ.get("GPUCONV_TUNE") or "read")
+    chosen = _tune.get()
+    if chosen is None:
+        return mode
+    return "on" if chosen else "read" if mode == "on" else mode
+
+
+@contextmanager
+def use_tuning(tune: bool) -> Iterator[None]:
+    """Time the configs of every new problem inside a ``with`` block (``True``), or of none (``False``).
+
+    A problem is timed at its first call, which takes seconds, and what was found is written to the user's cache. Later
+    processes read it: results of this one stay what they are. Never during CUDA graph capture or compilation, and only
+    for kernels on a GPU. The choice is held in a context variable, as that of :func:`use_backend`; it wins over
+    ``GPUCONV_TUNE``.
+
+    Raises
+    ------
+    TypeError
+        If `tune` is not a bool.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> with gpuconv.use_tuning(True):  # on the CPU there is nothing to choose
+    ...     gpuconv.conv1d(np.ones((1, 1, 4)), np.ones((1, 1, 3))).shape
+    (1, 1, 2)
+    """
+    if not isinstance(tune, bool):
+        raise TypeError(f"use_tuning: tune must be True or False, but got {tune!r}")
+    token = _tune.set(tune)
+    try:
+        yield
+    finally:
+        _tune.reset(token)
 
 
 def _set_log_level() -> None:

@@ -16,9 +16,11 @@ from typing import Any
 
 from .arrays import ArrayKind
 from .backends.base import Backend, Plan, Solver
-from .config import BACKENDS, forced_backend, logger, workspace_limit
+from .config import BACKENDS, forced_backend, logger, tuning_mode, workspace_limit
 from .errors import NoSolverError
 from .problem import Call, ConvProblem, Problem
+from .tuning.constants import constants_of, gpu_of
+from .tuning.describe import roofline
 
 __all__ = [
     "OBSERVERS",
@@ -29,8 +31,10 @@ __all__ = [
     "explain",
     "explaining",
     "record_plans",
+    "record_problems",
     "run",
     "select",
+    "solver_of",
     "without_batch",
 ]
 
@@ -38,10 +42,11 @@ _MODULES = {"triton": "triton_backend", "numpy": "numpy_backend"}
 
 _explaining: ContextVar[bool] = ContextVar("gpuconv_explaining", default=False)
 _record: ContextVar[list[Plan] | None] = ContextVar("gpuconv_record", default=None)
+_recorders: list[dict[Problem, None]] = []
 _logged: set[tuple[str, str]] = set()
 
 OBSERVERS: list[object] = []
-"""One object for every :func:`explain` and :func:`record_plans` under way, in any thread: they want each call."""
+"""One object for every explanation and recording under way, in any thread: they want each call."""
 
 
 @lru_cache(maxsize=1)
@@ -56,12 +61,16 @@ def backends() -> dict[str, Backend]:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A solver in the race for a problem: either its estimate in microseconds or the reason why it cannot run."""
+    """A solver in the race for a problem: either its estimate in microseconds or the reason why it cannot run.
+
+    `source` says where the estimate comes from, see :class:`.backends.base.Estimate`.
+    """
 
     solver: Solver
     backend: str
     reason: str | None
     estimate: float | None
+    source: str | None = None
 
 
 def candidates(problem: Problem, backend: str | None = None) -> list[Candidate]:
@@ -85,11 +94,26 @@ def candidates(problem: Problem, backend: str | None = None) -> list[Candidate]:
             reason = refusal or solver.why_not(problem)
             if reason is None and backend is not None and "." in backend and backend != solver.id:
                 reason = f"solver {backend!r} was forced"
-            estimate = None if reason else solver.rank(problem)
-            key = (reason is not None, order, estimate or 0.0)
-            ranked.append((key, Candidate(solver, name, reason, estimate)))
+            found_time = None if reason else solver.estimated(problem)
+            time, source = (None, None) if found_time is None else (found_time.microseconds, found_time.source)
+            ranked.append(((reason is not None, order, time or 0.0), Candidate(solver, name, reason, time, source)))
     ranked.sort(key=lambda entry: entry[0])
     return [candidate for _, candidate in ranked]
+
+
+def solver_of(id: str) -> Solver:
+    """Return the solver of an id.
+
+    Raises
+    ------
+    ValueError
+        If no backend of this version has it.
+    """
+    found = backends().get(id.partition(".")[0])
+    for solver in found.solvers() if found else ():
+        if solver.id == id:
+            return solver
+    raise ValueError(f"there is no solver {id!r}")
 
 
 def _no_solver(problem: Problem, backend: str | None, found: list[Candidate]) -> NoSolverError:
@@ -130,6 +154,8 @@ def select(problem: Problem, backend: str | None = None) -> Plan:
     NoSolverError
         If no solver can; the message lists every candidate and its reason.
     """
+    if tuning_mode() == "on" and not explaining():
+        import_module(".tuning.tune", __package__).consider(problem)
     return _plan(problem, backend, workspace_limit())
 
 
@@ -149,6 +175,9 @@ def run(call: Call) -> Any:
         if prepared.plan is None:
             prepared.plan = select(call.problem, forced_backend(call.backend))
         plan = prepared.plan
+    if _recorders:
+        for recorder in tuple(_recorders):
+            recorder.setdefault(call.problem)
     recorded = _record.get()
     if recorded is not None:
         recorded.append(plan)
@@ -168,6 +197,36 @@ def without_batch(kind: ArrayKind, result: Any) -> Any:
     if isinstance(result, tuple):
         return tuple(kind.drop_batch(array) for array in result)
     return kind.drop_batch(result)
+
+
+@contextmanager
+def record_problems() -> Iterator[list[Problem]]:
+    """Collect the distinct problems of every call made inside the ``with`` block, by any thread, in order.
+
+    Backward passes run on other threads, so all count. The list is filled when the block ends. Write it with
+    ``json.dump(gpuconv.tuning.problems.to_json(problems), file)`` for ``gpuconv tune``.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> with gpuconv.record_problems() as problems:
+    ...     for _ in range(2):
+    ...         y = gpuconv.conv1d(np.ones((1, 1, 4)), np.ones((1, 1, 3)))
+    >>> [(problem.op, problem.y_shape) for problem in problems]
+    [('conv1d', (1, 1, 2))]
+    """
+    problems: list[Problem] = []
+    seen: dict[Problem, None] = {}
+    _recorders.append(seen)
+    OBSERVERS.append(seen)
+    try:
+        yield problems
+    finally:
+        place = next(place for place, each in enumerate(_recorders) if each is seen)
+        del _recorders[place]
+        place = next(place for place, each in enumerate(OBSERVERS) if each is seen)
+        del OBSERVERS[place]
+        problems.extend(seen)
 
 
 @contextmanager
@@ -226,17 +285,29 @@ class Explanation:
         shown = [c for c in self.candidates if c.reason is None or self.concerns(c)]
         ids = max((len(c.solver.id) for c in shown), default=0)
         for place, candidate in enumerate(shown, 1):
-            verdict = f"not here: {candidate.reason}" if candidate.reason else f"estimate {candidate.estimate:,.1f} us"
+            verdict = f"not here: {candidate.reason}" if candidate.reason else _shown(candidate)
             lines.append(f"  {place}. {candidate.solver.id.ljust(ids)}  {verdict}")
         if len(shown) < len(self.candidates):
             lines.append(f"  and {len(self.candidates) - len(shown)} solvers of other operations")
         return "\n".join(lines)
 
 
+def _shown(candidate: Candidate) -> str:
+    return f"estimate {candidate.estimate:,.1f} us ({candidate.source})"
+
+
 def _roofline(problem: Problem) -> str:
     if not problem.device.startswith("cuda"):
         return "not computed: the arrays are not on a GPU"
-    return "not computed: no measured ceilings for this GPU yet"
+    if gpu_of(problem.device) is None:
+        return "not computed: the GPU is not known before torch has initialised it"
+    constants = constants_of(problem.device)
+    time, bound, rate = roofline(problem, constants)
+    sources = f"{constants.values[rate]:g} {_UNITS[bound]}, {constants.sources[rate]}"
+    return f"{time:,.1f} us, bound by {bound} ({sources})"
+
+
+_UNITS = {"memory": "TB/s", "arithmetic": "TFLOP/s"}
 
 
 def _explanation(problem: Problem, backend: str | None) -> Explanation:

@@ -1,10 +1,15 @@
 """What every test shares: when GPU tests run, seeded generators, and whether the long lists of cases are wanted."""
 
 import os
+import tempfile
 import zlib
 
 import numpy as np
 import pytest
+
+# What the user tuned is no business of tests: plans are the defaults, and nothing is written to the user's folder.
+os.environ["GPUCONV_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"gpuconv-tests-{os.getpid()}")
+os.environ.pop("GPUCONV_TUNE", None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

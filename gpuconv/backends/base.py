@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..problem import Call, Problem
 
-__all__ = ["Backend", "Plan", "Solver"]
+__all__ = ["Backend", "Estimate", "Plan", "Solver"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,18 @@ class Plan:
         return self.solver.run(self, call)
 
 
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """How long a solver should take in microseconds, and where that comes from.
+
+    `source` is ``"tuned"`` (timed on this machine), ``"table"`` (timed for the library's table), ``"model"`` (computed
+    by the cost model) or ``"guess"`` (a rule of thumb).
+    """
+
+    microseconds: float
+    source: str
+
+
 class Solver(ABC):
     """One way to solve a family of problems on one backend. Stateless; `id` never changes its meaning."""
 
@@ -38,6 +50,18 @@ class Solver(ABC):
     @abstractmethod
     def rank(self, problem: Problem) -> float:
         """Return the estimated time in microseconds; the lowest estimate wins within a backend."""
+
+    def estimated(self, problem: Problem) -> Estimate:
+        """Return the estimated time with its source; its time is that of :meth:`rank`."""
+        return Estimate(self.rank(problem), "guess")
+
+    def configs(self, problem: Problem) -> list[dict[str, Any]]:
+        """Return the configs that tuning may choose from, that of an untuned plan first; none: nothing to choose."""
+        return []
+
+    def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
+        """Return the plan of a problem with one of :meth:`configs`."""
+        raise NotImplementedError(f"{self.id} has no configs to choose from")
 
     @abstractmethod
     def plan(self, problem: Problem) -> Plan:

@@ -12,8 +12,11 @@ from typing import Any
 from ..arrays import CHANNELS_LAST, CONTIGUOUS, channels_last_strides, contiguous_strides
 from ..config import launcher
 from ..problem import Call, ConvProblem, Problem, itemsize
-from .base import Plan, Solver
+from ..tuning.cost_model import Work
+from ..tuning.describe import conv_work
+from .base import Plan
 from .triton_interpreter import interpreting, repair_interpreter
+from .triton_tuned import Tunable
 
 __all__ = [
     "VECTORS",
@@ -213,7 +216,7 @@ def recorded_at_first(run: Callable[[Any, Plan, Call], Any]) -> Callable[[Any, P
     return run_or_record
 
 
-class TritonConv(Solver):
+class TritonConv(Tunable):
     """A convolution solver that launches Triton kernels on torch tensors."""
 
     kinds: tuple[str, ...]
@@ -227,9 +230,9 @@ class TritonConv(Solver):
             return f"computes {', '.join(_DTYPES)}, not {problem.dtype}"
         return None
 
-    def rank(self, problem: Problem) -> float:
-        """Return a rough estimate from 50 TFLOP/s and 2 TB/s: a guess until a GPU run fits a cost model."""
-        return 5 + max(problem.flops / 50e6, problem.min_bytes / 2e6)
+    def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
+        assert isinstance(problem, ConvProblem)
+        return conv_work(problem, configs)
 
     @recorded_at_first
     def run(self, plan: Plan, call: Call) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -28,6 +28,7 @@ from .triton_common import (
     remembered,
     strides_of,
 )
+from .triton_tuned import split_variants, tile_variants
 from .triton_units import divide_by_eight
 
 __all__ = [
@@ -128,6 +129,11 @@ def _splits(problem: ConvProblem, config: Mapping[str, int], room: int) -> int:
         return 1
     # As many as are not empty once all have the same number of steps.
     return -(-steps // -(-steps // wanted))
+
+
+def _room(problem: ConvProblem, packed: bool) -> int:
+    """Return the bytes that are left for partial sums."""
+    return workspace_limit() - (_bytes(packed_weights(problem)) if packed else 0)
 
 
 _IN_UNITS: dict[str, dict[str, str | None]] = {
@@ -234,14 +240,27 @@ class FpropImplicitGemm(TritonConv):
     id = "triton.conv.fprop.implicit_gemm"
     kinds = ("fprop",)
 
-    def plan(self, problem: Problem) -> Plan:
+    def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, ConvProblem)
         packed = _packs(problem)
         config = bound_registers("fprop", _tile(problem, packed)) | {"packed": packed}
-        room = workspace_limit() - (_bytes(packed_weights(problem)) if packed else 0)
-        config["splits"] = _splits(problem, config, room)
+        return config | {"splits": _splits(problem, config, _room(problem, packed))}
+
+    def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
+        assert isinstance(problem, ConvProblem)
+        default = self.default(problem)
+        room = _room(problem, default["packed"])
+        for tile in tile_variants(problem, default):
+            config = bound_registers("fprop", tile)
+            usual = _splits(problem, config, room)
+            most = room // max(_bytes(partial_sums(problem, 1)), 1)
+            for splits in split_variants(usual, _steps(problem, config), most):
+                yield config | {"splits": splits}
+
+    def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
+        assert isinstance(problem, ConvProblem)
         planned = fprop_arguments(problem, format_strides(problem), config)
-        config |= {"unit_c": planned["UNIT_C"], "unit_k": planned["UNIT_K"]}
+        config = {**config, "unit_c": planned["UNIT_C"], "unit_k": planned["UNIT_K"]}
         return Plan(self, problem, sum(map(_bytes, workspace_parts(problem, config).values())), config)
 
     def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:

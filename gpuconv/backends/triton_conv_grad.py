@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import gcd, prod
 from typing import Any
 
@@ -25,6 +25,7 @@ from .triton_common import (
     strides_of,
     three,
 )
+from .triton_tuned import split_variants, tile_variants
 from .triton_units import UNIT, in_units
 
 __all__ = [
@@ -136,12 +137,20 @@ class DgradImplicitGemm(TritonConv):
     id = "triton.conv.dgrad.implicit_gemm"
     kinds = ("dgrad", "transposed")
 
-    def plan(self, problem: Problem) -> Plan:
+    def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, ConvProblem)
         sizes = (_phase_rows(problem), problem.c // problem.groups, problem.k // problem.groups)
-        config = bound_registers("dgrad", _dgrad_tile(problem, sizes))
+        return bound_registers("dgrad", _dgrad_tile(problem, sizes))
+
+    def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
+        assert isinstance(problem, ConvProblem)
+        for tile in tile_variants(problem, self.default(problem)):
+            yield bound_registers("dgrad", tile)
+
+    def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
+        assert isinstance(problem, ConvProblem)
         extra = {"phases": prod(problem.stride), "images of a position": prod(_images(problem))}
-        return Plan(self, problem, 0, config | extra)
+        return Plan(self, problem, 0, {**config, **extra})
 
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
@@ -292,12 +301,30 @@ class WgradSplitK(TritonConv):
     id = "triton.conv.wgrad.split_k"
     kinds = ("wgrad",)
 
-    def plan(self, problem: Problem) -> Plan:
+    def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, ConvProblem)
         config = bound_registers("wgrad", _wgrad_tile(problem))
-        splits = _splits(problem, config)
+        return config | {"splits": _splits(problem, config)}
+
+    def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
+        assert isinstance(problem, ConvProblem)
+        default = self.default(problem)
+        c, one = problem.c // problem.groups, default["ONE_TAP"]
+        most = workspace_limit() // max(_partial_bytes(problem), 1)
+        for tile in tile_variants(problem, default):
+            block = tile["BLOCK_N"]
+            if one and (c % block or (block < 32 and prod(problem.kernel) > 1)):
+                continue  # columns of such a tile belong to more than one tap
+            config = bound_registers("wgrad", tile)
+            steps = -(-problem.n * prod(problem.output_size) // config["BLOCK_K"])
+            for splits in split_variants(_splits(problem, config), steps, most):
+                yield config | {"splits": splits}
+
+    def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
+        assert isinstance(problem, ConvProblem)
+        splits = config["splits"]
         workspace = splits * _partial_bytes(problem) if splits > 1 else 0
-        return Plan(self, problem, workspace, config | {"splits": splits})
+        return Plan(self, problem, workspace, dict(config))
 
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None

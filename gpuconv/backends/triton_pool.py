@@ -6,11 +6,15 @@ after another so that its cost grows with the sides of a window and not with its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isinf, prod
 from typing import Any
 
-from ..problem import PoolProblem, Problem
+import numpy as np
+
+from ..problem import PoolProblem, Problem, itemsize
+from ..tuning.cost_model import Work
+from ..tuning.describe import direct_work
 from .base import Plan, Solver
 from .triton_pool_common import FLOATS, INTEGERS, TritonPool, Workspace, compute_type, row_tile
 from .triton_pool_windows import backward_passes, forward_passes, max_backward, max_forward, sum_backward, sum_forward
@@ -20,10 +24,8 @@ __all__ = ["SOLVERS", "WindowPool"]
 _SMALL_WINDOW = 25
 """Elements of a window up to which one launch reads it at least as fast as one launch per axis."""
 
-_TAPS_PER_US = 1e6
-"""A guess, until a GPU run fits a cost model, at how many elements of windows are read from caches per microsecond."""
-
-_PASS_US = 5.0
+_PER_TAP = 32
+"""Instructions of a thread per element of a window: its coordinates and bounds are computed for each."""
 
 
 class WindowPool(TritonPool):
@@ -50,22 +52,30 @@ class WindowPool(TritonPool):
             return "int64 indices may choose two elements of one line, which passes over axes cannot tell apart"
         return None
 
-    def rank(self, problem: Problem) -> float:
-        """Return a rough estimate from the bytes and the window elements that each launch reads."""
+    def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
+        """Describe a launch for each pass, all with programs of tiles of their results."""
         assert isinstance(problem, PoolProblem)
         passes = (forward_passes if self.kind == "fprop" else backward_passes)(problem, self.separable)
-        outputs = problem.n * problem.c
-        taps = sum(outputs * prod(step.sizes) * _taps(problem, step.axis, self.kind) for step in passes)
-        return super().rank(problem) + _PASS_US * (len(passes) - 1) + taps / _TAPS_PER_US
+        planes = problem.n * problem.c
+        results = [planes * prod(step.sizes) for step in passes]
+        taps = [_taps(problem, step.axis, self.kind) for step in passes]
+        read = sum(count * each for count, each in zip(results, taps, strict=True))
+        between = sum(results[:-1]) * 2 * itemsize(compute_type(problem.dtype))
+        sizes = np.array([config["BLOCK_M"] * config["BLOCK_L"] for config in configs], float)
+        warps = np.array([config["num_warps"] for config in configs], float)
+        programs = np.ceil(max(results) / sizes)
+        return direct_work(problem, _PER_TAP * read, programs, sum(taps), warps, len(passes), between)
 
-    def plan(self, problem: Problem) -> Plan:
+    def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, PoolProblem)
-        layout = problem.result_format
         sizes = problem.output_size if self.kind == "fprop" else problem.input_size
+        return row_tile(problem, sizes, problem.result_format)
+
+    def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
+        assert isinstance(problem, PoolProblem)
         workspace = Workspace()
-        config = row_tile(problem, sizes, layout)
         self._launch(problem, {}, config, workspace)
-        return Plan(self, problem, workspace.used, config | {"separable": self.separable})
+        return Plan(self, problem, workspace.used, {**config, "separable": self.separable})
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         # Without a planned workspace nothing is taken from the buffer; any tensor then says that this is no counting.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from ..arrays import CHANNELS_LAST
 from ..problem import PoolProblem, Problem, itemsize
 from ..shapes import adaptive_windows
-from .base import Plan, Solver
+from ..tuning.cost_model import Work
+from ..tuning.describe import direct_work
+from .base import Solver
 from .triton_common import Strides, power_of_two, three
 from .triton_pool_common import (
     TritonPool,
@@ -30,8 +34,8 @@ __all__ = [
     "AdaptiveLines",
     "AdaptiveWindow",
     "adaptive_arguments",
+    "column",
     "described",
-    "estimate",
     "grid_of",
     "lines_arguments",
     "products_fit",
@@ -114,25 +118,9 @@ def lines_arguments(problem: PoolProblem, strides: Strides, config: Mapping[str,
     return arguments | {name: config[name] for name in ("BLOCK_M", "BLOCK_W", "BLOCK_Q")}
 
 
-def estimate(problem: PoolProblem, cost: float, steps: int, programs: int) -> float:
-    """Return a rough estimate in microseconds, a guess until a GPU run fits a cost model.
-
-    Parameters
-    ----------
-    problem
-        The problem, whose least bytes move at 2 TB/s.
-    cost
-        Instructions per element of x: 132 multiprocessors issue 128 of them per clock at 1.9 GHz.
-    steps
-        Loads that one program waits for in turn, 0.4 us each.
-    programs
-        How many programs of four warps there are: sixteen at a time per multiprocessor.
-    """
-    waves = -(-programs // (16 * 132))
-    busy = prod(problem.x_shape) * cost / (132 * 128 * 1900)
-    moved, waited = problem.min_bytes / 2e6, 0.4 * steps * waves
-    # What is shortest hides behind the longest, but not all of it.
-    return 5.0 + max(moved, busy, waited) + 0.1 * (moved + busy + waited)
+def column(configs: Sequence[Mapping[str, Any]], *names: str) -> np.ndarray:
+    """Return the product of some of the numbers of each config."""
+    return np.array([prod(config[name] for name in names) for config in configs], float)
 
 
 def grid_of(problem: PoolProblem, arguments: Mapping[str, Any]) -> tuple[int, ...]:
@@ -155,18 +143,17 @@ class AdaptiveWindow(Adaptive):
     id = "triton.pool.adaptive.fprop.window"
     kind = "fprop"
 
-    def plan(self, problem: Problem) -> Plan:
+    def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, PoolProblem)
-        tile = row_tile(problem, problem.output_size, problem.y_format, tile_elements(problem.dtype))
-        return Plan(self, problem, 0, tile)
+        return row_tile(problem, problem.output_size, problem.y_format, tile_elements(problem.dtype))
 
-    def rank(self, problem: Problem) -> float:
+    def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
         assert isinstance(problem, PoolProblem)
-        config = self.plan(problem).config
         # Channels are read 16 bytes at a time, other lanes element by element.
-        cost = (4 if config["CHANNELS_INNERMOST"] else 10) + 4 * problem.return_indices
-        programs = prod(problem.y_shape) // (config["BLOCK_M"] * config["BLOCK_L"]) + 1
-        return estimate(problem, cost, prod(problem.kernel), programs)
+        cost = (4 if configs[0]["CHANNELS_INNERMOST"] else 10) + 4 * problem.return_indices
+        programs = np.ceil(prod(problem.y_shape) / column(configs, "BLOCK_M", "BLOCK_L"))
+        warps = column(configs, "num_warps")
+        return direct_work(problem, prod(problem.x_shape) * cost, programs, prod(problem.kernel), warps)
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         from ..kernels.tl.pool_adaptive import _pool_adaptive_fprop_window_kernel as kernel
@@ -193,22 +180,21 @@ class AdaptiveLines(Adaptive):
                 return f"holds lines of up to {_WIDEST_LINE} elements, not {problem.input_size[-1]}"
         return reason
 
-    def rank(self, problem: Problem) -> float:
+    def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
         assert isinstance(problem, PoolProblem)
         rows = prod(problem.kernel[:-1])
         masked = -(-problem.output_size[-1] // _WINDOWS_OF_LINE) * _WINDOWS_OF_LINE / rows
         cost = 6 + 8 * masked if problem.return_indices else 4 + 3 * masked
-        programs = prod(problem.y_shape[:-1]) // self.plan(problem).config["BLOCK_M"] + 1
-        return estimate(problem, cost, rows, programs)
+        programs = np.ceil(prod(problem.y_shape[:-1]) / column(configs, "BLOCK_M"))
+        return direct_work(problem, prod(problem.x_shape) * cost, programs, rows, column(configs, "num_warps"))
 
-    def plan(self, problem: Problem) -> Plan:
+    def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, PoolProblem)
         block_w = power_of_two(problem.input_size[-1])
         elements = tile_elements(problem.dtype)
         block_m = min(power_of_two(prod(problem.y_shape[:-1])), max(elements // block_w, 1))
         block_q = min(power_of_two(problem.output_size[-1]), _WINDOWS_OF_LINE)
-        tile = {"BLOCK_M": block_m, "BLOCK_W": block_w, "BLOCK_Q": block_q, "num_warps": 4, "num_stages": 3}
-        return Plan(self, problem, 0, tile)
+        return {"BLOCK_M": block_m, "BLOCK_W": block_w, "BLOCK_Q": block_q, "num_warps": 4, "num_stages": 3}
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         from ..kernels.tl.pool_adaptive_lines import _pool_adaptive_fprop_lines_kernel as kernel
@@ -226,10 +212,9 @@ class AdaptiveGather(Adaptive):
     id = "triton.pool.adaptive.bwd.gather"
     kind = "bwd"
 
-    def plan(self, problem: Problem) -> Plan:
+    def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, PoolProblem)
-        tile = row_tile(problem, problem.input_size, problem.x_format, tile_elements(problem.dtype))
-        return Plan(self, problem, 0, tile)
+        return row_tile(problem, problem.input_size, problem.x_format, tile_elements(problem.dtype))
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         from ..kernels.tl.pool_adaptive import _pool_adaptive_bwd_gather_kernel as kernel

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from ..arrays import CHANNELS_LAST
 from ..problem import Call, PoolProblem, Problem, itemsize
-from .base import Plan, Solver
+from ..tuning.cost_model import Work
+from ..tuning.describe import direct_work
+from .base import Plan
 from .triton_common import Strides, as_tensor, five, launch_kernel, power_of_two, reach, recorded_at_first, three
+from .triton_tuned import Tunable, block_variants
 
 __all__ = [
     "FLOATS",
@@ -28,10 +33,8 @@ __all__ = [
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
 
-_BYTES_PER_US = 2e6
-"""A guess at the memory bandwidth until a GPU run fits a cost model."""
-
-_LAUNCH_US = 5.0
+_PER_TAP = 12
+"""Instructions of a thread per element of a window: address, mask, load and comparison, read off compiled kernels."""
 
 
 def compute_type(dtype: str) -> str:
@@ -129,7 +132,7 @@ class Workspace:
         return flat.view(tuple(shape))
 
 
-class TritonPool(Solver):
+class TritonPool(Tunable):
     """A pooling solver that launches Triton kernels on torch tensors."""
 
     pools: tuple[str, ...]
@@ -145,9 +148,25 @@ class TritonPool(Solver):
             return f"computes {', '.join(self.dtypes)}, not {problem.dtype}"
         return None
 
-    def rank(self, problem: Problem) -> float:
-        """Return a rough estimate from the bytes that must move and 2 TB/s: a guess until a GPU run fits a model."""
-        return _LAUNCH_US + problem.min_bytes / _BYTES_PER_US
+    def variants(self, problem: Problem) -> Iterable[dict[str, Any]]:
+        return block_variants(self.default(problem))
+
+    def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
+        return Plan(self, problem, 0, dict(config))
+
+    def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
+        """Describe a kernel whose programs each have a tile of results, and read every element of their windows."""
+        assert isinstance(problem, PoolProblem)
+        results = prod(problem.result_shape)
+        taps = prod(problem.kernel)
+        if problem.kind == "bwd":
+            taps = prod(-(-size // step) for size, step in zip(problem.kernel, problem.stride, strict=True))
+        sides = ("BLOCK_M", "BLOCK_L", "TILE_P", "TILE_Q")
+        sizes = np.array([prod(config.get(side, 1) for side in sides) for config in configs], float)
+        if problem.kind == "bwd" and "TILE_P" in configs[0]:
+            sizes *= prod(three(problem.stride, 1)[1:])  # tiles are of windows, each of which begins at a stride
+        warps = np.array([config["num_warps"] for config in configs], float)
+        return direct_work(problem, results * _PER_TAP * taps, np.ceil(results / sizes), 2, warps)
 
     @recorded_at_first
     def run(self, plan: Plan, call: Call) -> Any:

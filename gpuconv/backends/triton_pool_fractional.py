@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..problem import PoolProblem, Problem
-from .base import Plan, Solver
+from .base import Solver
 from .triton_common import Strides, three
 from .triton_pool_adaptive import described, grid_of, products_fit, tile_elements
 from .triton_pool_common import (
@@ -110,10 +110,9 @@ class FractionalWindow(_Fractional):
     id = "triton.pool.fractional_max.fprop.window"
     kind = "fprop"
 
-    def plan(self, problem: Problem) -> Plan:
+    def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, PoolProblem)
-        tile = row_tile(problem, problem.output_size, problem.y_format, tile_elements(problem.dtype))
-        return Plan(self, problem, 0, tile)
+        return row_tile(problem, problem.output_size, problem.y_format, tile_elements(problem.dtype))
 
 
 class FractionalGather(_Fractional):
@@ -125,10 +124,9 @@ class FractionalGather(_Fractional):
     id = "triton.pool.fractional_max.bwd.gather"
     kind = "bwd"
 
-    def plan(self, problem: Problem) -> Plan:
+    def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, PoolProblem)
-        tile = row_tile(problem, problem.input_size, problem.x_format, tile_elements(problem.dtype))
-        return Plan(self, problem, 0, tile)
+        return row_tile(problem, problem.input_size, problem.x_format, tile_elements(problem.dtype))
 
 
 SOLVERS: tuple[Solver, ...] = (FractionalWindow(), FractionalGather())

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
+
+import numpy as np
 
 from ..arrays import CHANNELS_LAST
 from ..config import workspace_limit
 from ..problem import PoolProblem, Problem
+from ..tuning.cost_model import Work
+from ..tuning.describe import direct_work
 from .base import Plan, Solver
 from .triton_common import Strides, power_of_two, three
-from .triton_pool_adaptive import Adaptive, described, estimate, products_fit, tile_elements
+from .triton_pool_adaptive import Adaptive, column, described, products_fit, tile_elements
 from .triton_pool_common import (
     Workspace,
     compute_type,
@@ -20,6 +24,7 @@ from .triton_pool_common import (
     triton_type,
     wide_index,
 )
+from .triton_tuned import block_variants, split_variants
 
 __all__ = ["SOLVERS", "AdaptiveSplit", "combine_arguments", "partial_arguments", "take_partial"]
 
@@ -28,6 +33,9 @@ _PROGRAMS = 8 * 132
 
 _LEAST_STEPS = 4
 """Steps of a split at least, so that its partial results cost little beside what it reads."""
+
+_REDUCTION = 20
+"""Instructions of a warp in which a program reduces its tile across threads: a guess."""
 
 _COMBINE_BLOCK = 256
 """Outputs of one program of the pass that combines splits."""
@@ -143,25 +151,38 @@ class AdaptiveSplit(Adaptive):
     id = "triton.pool.adaptive.fprop.split"
     kind = "fprop"
 
-    def rank(self, problem: Problem) -> float:
-        """Return a rough estimate: bytes at 2 TB/s, or where programs are few, the steps that each takes in turn."""
+    def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
         assert isinstance(problem, PoolProblem)
-        config = _tile(problem)
-        splits = _splits(problem, config)
-        steps = -(-_steps(problem, config) // splits)
+        splits = column(configs, "splits")
+        steps = np.ceil(np.ceil(prod(problem.kernel) / column(configs, "BLOCK_K")) / splits)
+        lanes, groups = _lanes_groups(problem, configs[0]["CHANNELS_INNERMOST"])
         # Windows that are not whole planes cost divisions, and loads of single elements where lanes are not channels.
         whole = all(out == 1 for out in problem.output_size)
-        cost = (4 if whole or config["CHANNELS_INNERMOST"] else 30) + 4 * problem.return_indices
-        return (2.0 if splits > 1 else 0.0) + estimate(problem, cost, steps, _programs(problem, config) * splits)
+        cost = (4 if whole or configs[0]["CHANNELS_INNERMOST"] else 30) + 4 * problem.return_indices
+        programs = np.ceil(lanes / column(configs, "BLOCK_L")) * groups * splits
+        between = np.where(splits > 1, 2 * splits * _split_bytes(problem), 0)
+        warps, launches = column(configs, "num_warps"), 1 + (splits > 1)
+        instructions = prod(problem.x_shape) * cost + _REDUCTION * 32 * warps * programs
+        return direct_work(problem, instructions, programs, steps, warps, launches, between)
 
-    def plan(self, problem: Problem) -> Plan:
+    def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, PoolProblem)
         config = _tile(problem)
-        config["splits"] = _splits(problem, config)
+        return config | {"splits": _splits(problem, config)}
+
+    def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
+        assert isinstance(problem, PoolProblem)
+        most = workspace_limit() // (_split_bytes(problem) + 512)
+        for config in block_variants(self.default(problem), "BLOCK_K"):
+            for splits in split_variants(_splits(problem, config), _steps(problem, config), most):
+                yield config | {"splits": splits}
+
+    def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
+        assert isinstance(problem, PoolProblem)
         space = Workspace()
         if config["splits"] > 1:
             take_partial(space, problem, config["splits"])
-        return Plan(self, problem, space.used, config)
+        return Plan(self, problem, space.used, dict(config))
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         from ..kernels.tl import pool_global as kernels

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..arrays import CHANNELS_LAST
 from ..problem import PoolProblem, Problem, itemsize
-from .base import Plan, Solver
+from .base import Solver
 from .triton_common import Strides, power_of_two, three
 from .triton_pool_common import (
     FLOATS,
@@ -181,9 +181,9 @@ class TiledPool(TritonPool):
             return f"takes powers of 1 and 2, not {problem.norm_type:g}"
         return None
 
-    def plan(self, problem: Problem) -> Plan:
+    def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, PoolProblem)
-        return Plan(self, problem, 0, dict(_tile(problem)))
+        return dict(_tile(problem))
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         pointers = {"y": tensors["y"], "indices": tensors.get("indices")}

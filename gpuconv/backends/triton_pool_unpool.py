@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from ..arrays import CHANNELS_LAST
 from ..problem import PoolProblem, Problem, itemsize
+from ..tuning.cost_model import Work
+from ..tuning.describe import direct_work
 from .base import Plan, Solver
 from .triton_common import Strides, power_of_two
 from .triton_pool_adaptive import described, grid_of, tile_elements
@@ -20,6 +24,9 @@ _PROGRAMS = 4 * 132
 
 _MOST_PARTS = 8
 """Into how many parts a plane is cut at most. Every part reads all indices of its plane, which L2 then holds."""
+
+_PER_ELEMENT = 6
+"""Instructions of a thread for each element that it writes, or reads to see whose it is: a guess."""
 
 
 def even_spacing(sizes: Sequence[int], strides: Sequence[int]) -> bool:
@@ -90,7 +97,7 @@ class UnpoolClaim(TritonPool):
     pools = ("max_unpool",)
     kind = "fprop"
 
-    def plan(self, problem: Problem) -> Plan:
+    def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, PoolProblem)
         innermost = problem.y_format == CHANNELS_LAST
         lanes, groups = (problem.c, problem.n) if innermost else (problem.n * problem.c, 1)
@@ -102,14 +109,37 @@ class UnpoolClaim(TritonPool):
         block_k = min(power_of_two(large), elements // block_l)
         programs = -(-lanes // block_l) * groups
         parts = max(1, min(-(-_PROGRAMS // max(programs, 1)), _MOST_PARTS, large // (4 * block_k)))
-        config: dict[str, Any] = {
+        return {
             "BLOCK_K": block_k, "BLOCK_L": block_l, "CHANNELS_INNERMOST": innermost, "parts": parts,
             "claim": claim_type(problem),
             "num_warps": 8 if block_k * block_l == elements else 4, "num_stages": 1,
         }  # fmt: skip
+
+    def variants(self, problem: Problem) -> Iterable[dict[str, Any]]:
+        # Blocks of positions and their parts belong together; channels are halved.
+        default = self.default(problem)
+        return [{**default, "BLOCK_L": default["BLOCK_L"] // 2}] if default["BLOCK_L"] > 1 else []
+
+    def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
+        """Describe programs that first write their part of y, then read every element to see which it has."""
+        assert isinstance(problem, PoolProblem)
+        lanes, groups = problem.n * problem.c, 1
+        if configs[0]["CHANNELS_INNERMOST"]:
+            lanes, groups = problem.c, problem.n
+        parts, lane, block = (
+            np.array([config[name] for config in configs], float) for name in ("parts", "BLOCK_L", "BLOCK_K")
+        )
+        small, large = prod(problem.input_size), prod(problem.output_size)
+        instructions = _PER_ELEMENT * problem.n * problem.c * (large + parts * small)
+        warps = np.array([config["num_warps"] for config in configs], float)
+        chain = 2 * small / block + large / parts / block
+        return direct_work(problem, instructions, parts * groups * np.ceil(lanes / lane), chain, warps)
+
+    def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
+        assert isinstance(problem, PoolProblem)
         space = Workspace()
         take_claims(space, problem, config["claim"])
-        return Plan(self, problem, space.used, config)
+        return Plan(self, problem, space.used, dict(config))
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         import torch
@@ -146,10 +176,9 @@ class UnpoolGather(TritonPool):
     pools = ("max_unpool",)
     kind = "bwd"
 
-    def plan(self, problem: Problem) -> Plan:
+    def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, PoolProblem)
-        tile = row_tile(problem, problem.input_size, problem.x_format, tile_elements(problem.dtype))
-        return Plan(self, problem, 0, tile)
+        return row_tile(problem, problem.input_size, problem.x_format, tile_elements(problem.dtype))
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         from ..kernels.tl.pool_unpool import _pool_unpool_bwd_gather_kernel as kernel

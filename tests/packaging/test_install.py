@@ -17,7 +17,7 @@ REPO = Path(__file__).resolve().parents[2]
 CONVOLVE = """
 import importlib.metadata, json, sys
 import numpy as np
-import gpuconv, gpuconv.kernels.cu, gpuconv.kernels.tl
+import gpuconv, gpuconv.kernels.cu, gpuconv.kernels.tl, gpuconv.tuning.cache
 
 x = np.arange(2 * 3 * 5 * 6, dtype=np.float32).reshape(2, 3, 5, 6) % 7 - 3
 w = np.arange(4 * 3 * 3 * 3, dtype=np.float32).reshape(4, 3, 3, 3) % 5 - 2
@@ -36,6 +36,8 @@ print(json.dumps({
     "tl": gpuconv.kernels.tl.__file__,
     "cu": gpuconv.kernels.cu.__file__,
     "sources": {name: gpuconv.kernels.cu.source(name) for name in gpuconv.kernels.cu.names()},
+    "gpus": sorted(gpuconv.tuning.constants.shipped()),
+    "tables": len(gpuconv.tuning.cache._tables()),
     "version": gpuconv.__version__,
     "frameworks": sorted({"torch", "triton", "cupy"} & set(sys.modules)),
 }))
@@ -54,6 +56,9 @@ def check(output: str, gpuconv: Path, kernels: Path) -> None:
     assert Path(said["tl"]) == kernels / "tl" / "__init__.py"
     assert Path(said["cu"]) == kernels / "cu" / "__init__.py"
     assert said["sources"] == {path.stem: path.read_text() for path in (REPO / "kernels" / "cu").glob("*.cu")}
+    tuning = REPO / "gpuconv" / "tuning"
+    assert said["gpus"] == sorted(path.stem for path in (tuning / "gpus").glob("*.json")) != []
+    assert said["tables"] == len(list((tuning / "tables").glob("*.json"))) > 0
     assert said["version"] == project()["version"]
     assert said["frameworks"] == []
 

@@ -1,0 +1,309 @@
+"""Tuning: time the configs that the cost model likes best, and write the fastest to the user's cache.
+
+What is written is read by processes that start later; results of this one stay what they are (see :mod:`.cache`).
+Nothing is timed while a CUDA graph is captured or a model is compiled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from threading import Lock
+from typing import Any
+
+from ..backends.base import Plan
+from ..backends.triton_tuned import Tunable
+from ..config import logger, workspace_limit
+from ..problem import Problem
+from . import cache
+from .constants import Constants, Gpu, constants_of_gpu, gpu_of, user_constants_path
+from .cost_model import Sample, fit
+from .files import locked, warn_once, write_json
+from .problems import problem_from_json, problem_to_json
+from .trial import CudaTimer, Timer, Trial, capturing_or_compiling
+
+__all__ = ["Record", "Timing", "consider", "fit_to_user", "samples_from_json", "tune"]
+
+_MOST = 8
+"""Configs of a problem that are timed, beside each solver's default: the best by the cost model."""
+
+_HOPELESS = 4.0
+"""How many times the best estimate a default may take to be timed all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One config on trial: its estimate and its time in microseconds, or the reason why it has none."""
+
+    solver: str
+    config: Mapping[str, Any]
+    default: bool
+    estimate: float
+    microseconds: float | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What tuning found for one problem on one GPU. `saved` says whether the user's cache has it."""
+
+    problem: Problem
+    gpu: str
+    timings: tuple[Timing, ...]
+    saved: bool
+    seconds: float
+
+    @property
+    def best(self) -> Timing | None:
+        """The fastest, or None when nothing was timed."""
+        timed = [timing for timing in self.timings if timing.microseconds is not None]
+        return min(timed, key=lambda timing: timing.microseconds or 0.0, default=None)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The timings as :func:`gpuconv.tuning.cost_model.fit` takes them."""
+        return [
+            Sample(self.problem, timing.solver, timing.config, timing.microseconds)
+            for timing in self.timings
+            if timing.microseconds is not None
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, which :func:`samples_from_json` reads."""
+        timings = [
+            {
+                "solver": timing.solver, "config": dict(timing.config), "default": timing.default,
+                "estimate": timing.estimate, "microseconds": timing.microseconds, "reason": timing.reason,
+            }
+            for timing in self.timings
+        ]  # fmt: skip
+        problem = problem_to_json(self.problem)
+        return {
+            "problem": problem, "gpu": self.gpu, "timings": timings, "saved": self.saved, "seconds": self.seconds,
+        }  # fmt: skip
+
+
+def samples_from_json(records: Iterable[Mapping[str, Any]]) -> list[Sample]:
+    """Return the timings in records that :meth:`Record.to_json` made.
+
+    Raises
+    ------
+    ValueError
+        If a record is something else.
+    """
+    found = []
+    for place, record in enumerate(records):
+        try:
+            problem = problem_from_json(record["problem"], f"record {place}")
+            timings = [(each["solver"], each["config"], each["microseconds"]) for each in record["timings"]]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"record {place}: is not a record of tuning ({error!r})") from None
+        found += [Sample(problem, solver, config, float(took)) for solver, config, took in timings if took is not None]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    solver: Tunable
+    config: Mapping[str, Any]
+    default: bool
+    estimate: float
+
+
+def _options(problem: Problem, most: int) -> list[_Option]:
+    """Return what is to be timed: the best by the cost model, and defaults that are not hopeless, best first."""
+    found: list[_Option] = []
+    for candidate in import_module("..dispatch", __package__).candidates(problem, "triton"):
+        solver = candidate.solver
+        if candidate.reason is None and isinstance(solver, Tunable):
+            configs = solver.configs(problem)
+            times = solver.modelled(problem, configs).tolist()
+            found += [
+                _Option(solver, config, place == 0, took)
+                for place, (config, took) in enumerate(zip(configs, times, strict=True))
+            ]
+    found.sort(key=lambda option: option.estimate)
+    return [
+        option
+        for place, option in enumerate(found)
+        if place < most or (option.default and option.estimate <= _HOPELESS * found[0].estimate)
+    ]
+
+
+def _timings(problem: Problem, options: list[_Option], timer: Timer, late: Callable[[], bool]) -> Iterator[Timing]:
+    """Time `options`, defaults first: what others compute must be what the first one does."""
+    trial: Trial | None = None
+    expected: Any = None
+
+    def launcher(plan: Plan) -> Callable[[], Any]:
+        # Arrays are made when a timer asks for the first launch: one that launches nothing needs none.
+        made: list[Callable[[], Any]] = []
+
+        def launch() -> Any:
+            nonlocal trial
+            if not made:
+                trial = trial or Trial(problem)
+                made.append(trial.launcher(plan))
+            return made[0]()
+
+        return launch
+
+    checks = getattr(timer, "launches", True)
+    for option in sorted(options, key=lambda option: not option.default):
+        if late() and not option.default:
+            return
+        took, reason = None, None
+        try:
+            plan = option.solver.bind(problem, option.config)
+            if plan.workspace > workspace_limit():
+                raise ValueError(f"needs {plan.workspace} B of workspace, the limit is {workspace_limit()} B")
+            launch = launcher(plan)
+            if checks:
+                result = launch()
+                expected = result if expected is None else expected
+                if trial is None or not trial.same(expected, result):
+                    raise ValueError("computes something else than the default")
+            took = timer(plan, launch)
+        except Exception as error:  # a compiler's, a launcher's or torch's: what fails here is not a choice
+            if option.default and isinstance(error, (TypeError, KeyError, AttributeError)):
+                raise
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        yield Timing(option.solver.id, option.config, option.default, option.estimate, took, reason)
+
+
+def _entries(problem: Problem, timings: Iterable[Timing]) -> cache.Entries:
+    """Return the fastest config of each solver."""
+    best: dict[str, cache.Entry] = {}
+    for timing in timings:
+        took = timing.microseconds
+        if took is not None and (timing.solver not in best or took < best[timing.solver].microseconds):
+            best[timing.solver] = cache.Entry(timing.config, took, problem.n)
+    return {cache.key_of(problem): best} if best else {}
+
+
+def _gpu(problem: Problem) -> Gpu:
+    if problem.device.startswith("cuda"):
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.init()
+    gpu = gpu_of(problem.device)
+    if gpu is None:
+        raise ValueError(f"tune: problems must be on a CUDA device that is there, but one is on {problem.device!r}")
+    return gpu
+
+
+def _distinct(problems: Iterable[Problem]) -> list[Problem]:
+    """Return the first problem of each key and device."""
+    found: dict[tuple[str, str], Problem] = {}
+    for problem in problems:
+        found.setdefault((cache.key_of(problem), problem.device), problem)
+    return list(found.values())
+
+
+def tune(
+    problems: Iterable[Problem],
+    *,
+    budget_s: float | None = None,
+    timer: Timer | None = None,
+    progress: Callable[[int, int, Record], None] | None = None,
+    most: int = _MOST,
+) -> list[Record]:
+    """Time the best few configs of each problem and write the fastest of each solver to the user's cache.
+
+    Parameters
+    ----------
+    problems
+        What :func:`gpuconv.record_problems` collected, for example. Of those that share a key, the first is timed.
+    budget_s
+        Seconds after which no further problem is begun, and the one at hand only has its defaults timed; default: none.
+    timer
+        Called with a plan and a function that launches it once; returns microseconds. Default: :class:`.CudaTimer`. One
+        with a false attribute ``launches`` does not need results compared, and no arrays are made for it.
+    progress
+        Called after each problem with the number done, the number in all, and the record. What was found is in the
+        cache by then: an interrupted run loses nothing but its last problem.
+    most
+        How many configs to time per problem, beside each solver's default.
+
+    Returns
+    -------
+    list of Record
+        One for each problem that was reached, in order.
+
+    Raises
+    ------
+    RuntimeError
+        While a CUDA graph is captured or a model is compiled.
+    ValueError
+        If a problem is not on a GPU that is there (on the CPU, under ``TRITON_INTERPRET=1``, with a `timer`, it is).
+    """
+    if capturing_or_compiling():
+        raise RuntimeError("tune: nothing can be timed while a CUDA graph is captured or a model is compiled")
+    distinct = _distinct(problems)
+    end = None if budget_s is None else time.monotonic() + budget_s
+
+    def late() -> bool:
+        return end is not None and time.monotonic() > end
+
+    records: list[Record] = []
+    cuda_timer = CudaTimer()
+    for problem in distinct:
+        if late():
+            break
+        gpu, begun = _gpu(problem), time.monotonic()
+        if timer is None and not problem.device.startswith("cuda"):
+            raise ValueError(f"tune: a timer is needed for a problem on {problem.device!r}")
+        timings = tuple(_timings(problem, _options(problem, most), timer or cuda_timer, late))
+        new = _entries(problem, timings)
+        saved = bool(new) and cache.record(gpu, new)
+        records.append(Record(problem, gpu.name, timings, saved, time.monotonic() - begun))
+        if progress is not None:
+            progress(len(records), len(distinct), records[-1])
+    return records
+
+
+def fit_to_user(samples: Iterable[Sample], gpu: Gpu) -> Constants:
+    """Fit the cost model to timings on a GPU, write the constants for later processes, and return them.
+
+    The GPU need not be in this machine.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    found = fit(samples, constants_of_gpu(gpu))
+    named = Constants(gpu.name, found.values, found.sources, found.notes)
+    path = user_constants_path(gpu.name)
+    with locked(path):
+        write_json(path, named.to_json())
+    return named
+
+
+_considered: set[str] = set()
+_lock = Lock()
+
+
+def consider(problem: Problem) -> None:
+    """Tune a problem that a call with tuning switched on met, unless this is not the moment, or it is tuned already."""
+    gpu = gpu_of(problem.device)
+    if gpu is None or not problem.device.startswith("cuda") or capturing_or_compiling():
+        return
+    key = cache.key_of(problem)
+    with _lock:
+        if key in _considered:
+            return
+        _considered.add(key)
+    if cache.entries_in(cache.cache_path(gpu.name), gpu.name).get(key):
+        return
+    try:
+        record = tune([problem])[0]
+    except RuntimeError as error:  # torch's, out of memory above all: the call itself goes on
+        warn_once(f"tune {key}", "%s was not tuned: %s", problem.op, error)
+        return
+    best = record.best
+    if best is not None:
+        logger.info("tuned %s: %s, %.1f us, for later processes", problem.op, best.solver, best.microseconds)
