@@ -32,6 +32,8 @@ CONTEXT_LOST = 75
 """Exit status of a worker whose CUDA context is of no use any more."""
 
 MOST_WORKERS = 30
+_GRACE = 30.0
+"""Seconds past the budget that the last item gets."""
 
 
 def arguments() -> argparse.Namespace:
@@ -88,11 +90,17 @@ class Worker:
         return [stage for name, stage in STAGES.items() if name in wanted]
 
     def work(self) -> None:
+        from bench.store import ResultsFullError
+
         stages = self.stages()
         for place, stage in enumerate(stages):
             remaining = self.deadline - time.time()
             share = stage.share / sum(other.share for other in stages[place:])
-            self._stage(stage, time.time() + remaining * share)
+            try:
+                self._stage(stage, time.time() + remaining * share)
+            except ResultsFullError as error:
+                print(f"{error}: no more is measured", flush=True)
+                return
 
     def _stage(self, stage: Any, deadline: float) -> None:
         from bench.progress import Progress
@@ -159,10 +167,15 @@ def watch(process: subprocess.Popen[bytes], options: argparse.Namespace, deadlin
     while process.poll() is None:
         time.sleep(0.05 if options.dry_run else 0.5)
         hung = mark.exists() and time.time() - _changed(mark) > options.item_limit
-        late = time.time() > deadline + options.item_limit
+        late = time.time() > deadline + min(_GRACE, options.item_limit)
         if hung or late:
             process.send_signal(signal.SIGKILL)
             process.wait()
+        if late:
+            print("out of time: the item in hand is left for another run", flush=True)
+            mark.unlink(missing_ok=True)
+            return None
+        if hung:
             return f"hung for more than {options.item_limit:.0f} s, killed"
     status = process.returncode
     if status in (0, CONTEXT_LOST):
@@ -260,8 +273,11 @@ def main() -> int:
     if options.watched is not None:
         return watched(options.watched)
     if options.worker is not None:
-        worker = Worker(options, options.worker)
-        worker.work()
+        if options.dry_run:
+            import torch
+
+            torch.set_num_threads(1)  # tiny problems: more threads would only wait for each other
+        Worker(options, options.worker).work()
         return 0
     import torch
 

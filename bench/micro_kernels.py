@@ -14,15 +14,15 @@ def _null_kernel(out_ptr):
 
 
 @triton.jit
-def _reread_kernel(x_ptr, out_ptr, blocks, rounds, MODIFIER: tl.constexpr, BLOCK: tl.constexpr):
-    """Read `blocks` blocks of BLOCK elements `rounds` times over, each program starting at another, and sum them.
+def _reread_kernel(x_ptr, out_ptr, blocks, MODIFIER: tl.constexpr, BLOCK: tl.constexpr):
+    """Read `blocks` blocks of BLOCK elements, each program starting at another, and sum them.
 
     Grid: any number of programs, each reads everything. `out_ptr` gets BLOCK sums per program.
     """
     program = tl.program_id(0)
     lanes = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
-    for step in range(blocks * rounds):
+    for step in range(blocks):
         block = (program + step) % blocks
         total += tl.load(x_ptr + block * BLOCK + lanes, cache_modifier=MODIFIER)
     tl.store(out_ptr + program * BLOCK + lanes, total)

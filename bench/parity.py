@@ -150,7 +150,15 @@ _DEFAULTS = (("stride", 1), ("padding", 0), ("dilation", 1))
 
 
 def parity_problems(device: str) -> Iterator[Problem]:
-    """Yield the problems, the most used number formats first."""
+    """Yield the distinct problems, the most used number formats first."""
+    seen = set()
+    for problem in _problems(device):
+        if problem not in seen:  # where every axis but the channels has size 1, both layouts are the same
+            seen.add(problem)
+            yield problem
+
+
+def _problems(device: str) -> Iterator[Problem]:
     for number, layout in _ROUNDS:
         for x, w, options in _GEOMETRIES:
             for kind in _conv_kinds(options):

@@ -1,4 +1,4 @@
-"""Plots of a run: bars per layer against torch, and every layer on the roofline. Skipped where matplotlib is missing."""
+"""Plots of a run: bars per layer against torch, and every layer on the roofline. Without matplotlib, none."""
 
 from __future__ import annotations
 

@@ -60,7 +60,10 @@ class Stage:
 
 
 def _single(key: str, run: Callable[[], Mapping[str, Any]]) -> Item:
-    return Item((key,), lambda missing: [run()])
+    def record(missing: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        yield run()  # when asked for it, so that the worker has said what it is about to do
+
+    return Item((key,), record)
 
 
 def _ceilings(context: Context) -> Iterator[Item]:
@@ -120,7 +123,7 @@ def _sanitize(tool: str, path: str, context: Context) -> dict[str, Any]:
     """Run a few problems of the parity stage in a process of their own, under one tool of compute-sanitizer."""
     script = Path(__file__).with_name("gpu_report.py")
     command = [path, "--tool", tool, "--error-exitcode", "9", sys.executable, str(script), "--watched", str(_SANITIZED)]
-    limit = max(30.0, min(240.0, context.seconds_left()))
+    limit = max(30.0, min(120.0, context.seconds_left()))
     # Without the cache of torch's allocator every tensor is an allocation of its own, whose ends the tool watches.
     env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LIMIT_BYTES", "ResultsFull", "Store", "write_atomically"]
+__all__ = ["LIMIT_BYTES", "ResultsFullError", "Store", "write_atomically"]
 
 LIMIT_BYTES = 15 << 20
 """Largest file of results: what comes back from a rented machine may be limited to 16 MiB a file."""
 
 
-class ResultsFull(RuntimeError):
+class ResultsFullError(RuntimeError):
     """The file of results has reached its limit."""
 
 
@@ -62,7 +62,7 @@ class Store:
 
         Raises
         ------
-        ResultsFull
+        ResultsFullError
             If the file would pass its limit.
         ValueError
             If (stage, key) is recorded already.
@@ -72,7 +72,7 @@ class Store:
         record = {"stage": stage, "key": key, "run": self.fingerprint, **fields}
         line = (json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n").encode()
         if os.fstat(self._file).st_size + len(line) > self.limit:
-            raise ResultsFull(f"{self.path} has reached {self.limit >> 20} MiB")
+            raise ResultsFullError(f"{self.path} has reached {self.limit >> 20} MiB")
         written = os.write(self._file, line)
         assert written == len(line), "a short write: the disk is full"
         os.fsync(self._file)

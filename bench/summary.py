@@ -18,7 +18,7 @@ from .contenders import CONTENDERS
 from .measure import ceilings, figures
 from .store import write_atomically
 
-__all__ = ["Row", "network_totals", "report_text", "rows_of", "stage_counts", "write_summary"]
+__all__ = ["Row", "network_totals", "report_text", "rows_of", "stage_counts", "summary_of", "write_summary"]
 
 TORCH = ("torch_channels_last", "torch_contiguous")
 OTHERS = ("inductor", "flag_gems", "tileops")
@@ -113,8 +113,8 @@ def _csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([
-        "problem", "networks", "status", "solver", "p20_us", "p50_us", "p80_us", "eager_us", "cold_l2", "tflops", "gbps",
-        "roofline", "torch_us", "torch_layout", "torch_eager_us", "speedup", *(f"{name}_us" for name in OTHERS),
+        "problem", "networks", "status", "solver", "p20_us", "p50_us", "p80_us", "eager_us", "cold_l2", "tflops",
+        "gbps", "roofline", "torch_us", "torch_layout", "torch_eager_us", "speedup", *(f"{name}_us" for name in OTHERS),
     ])  # fmt: skip
 
     def shown(value: Any) -> Any:
@@ -185,6 +185,18 @@ def report_text(about: Mapping[str, Any], records: Sequence[Mapping[str, Any]], 
     return "\n".join(lines) + "\n"
 
 
+def summary_of(about: Mapping[str, Any], records: Sequence[Mapping[str, Any]], cases: Sequence[Case]) -> dict[str, Any]:
+    """Return what ``summary.json`` holds."""
+    rows = rows_of(records, cases)
+    return {
+        "environment": dict(about),
+        "stages": stage_counts(records),
+        "ceilings_per_us": ceilings(records),
+        "networks": network_totals(rows, cases),
+        "layers": len(rows),
+    }
+
+
 def write_summary(
     folder: Path, about: Mapping[str, Any], records: Sequence[Mapping[str, Any]], cases: Sequence[Case]
 ) -> list[Path]:
@@ -192,14 +204,7 @@ def write_summary(
     from .plot import write_plots
 
     rows = rows_of(records, cases)
-    content = {
-        "environment": dict(about),
-        "stages": stage_counts(records),
-        "ceilings_per_us": ceilings(records),
-        "networks": network_totals(rows, cases),
-        "layers": len(rows),
-    }
-    write_atomically(folder / "summary.json", json.dumps(content, indent=1) + "\n")
+    write_atomically(folder / "summary.json", json.dumps(summary_of(about, records, cases), indent=1) + "\n")
     write_atomically(folder / "summary.txt", report_text(about, records, cases))
     write_atomically(folder / "layers.csv", _csv(rows))
     written = [folder / name for name in ("summary.json", "summary.txt", "layers.csv")]

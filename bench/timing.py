@@ -2,8 +2,8 @@
 
 On CUDA the calls of a sample run inside one CUDA graph, each on operands of its own, more of them than the L2 cache
 holds: when a graph comes to a set of operands again, the cache has seen everything else since. Kernel time is the time
-of a replay over its calls. Eager time is that of calls in a row from Python, launch cost included where it does not hide
-behind the GPU. On the CPU (dry runs) a sample is one call by the host's clock, and says nothing about speed.
+of a replay over its calls. Eager time is that of calls in a row from Python: launch cost is in it where it does not
+hide behind the GPU. On the CPU (dry runs) a sample is one call by the host's clock, and says nothing about speed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Timing:
 
 
 def _timing(samples: Sequence[float], calls: int, cold: bool) -> Timing:
-    p20, _, _, p80 = quantiles(samples, n=5) if len(samples) > 1 else (samples[0],) * 4
+    p20, _, _, p80 = quantiles(samples, n=5, method="inclusive") if len(samples) > 1 else (samples[0],) * 4
     return Timing(p20, median(samples), p80, len(samples), calls, cold)
 
 
@@ -74,7 +74,7 @@ class HostClock(Clock):
     device = "cpu"
     l2_bytes = 0
 
-    def __init__(self, samples: int = 2) -> None:
+    def __init__(self, samples: int = 1) -> None:
         self.samples = samples
 
     def sets(self, bytes_per_set: int) -> int:

@@ -1,4 +1,4 @@
-"""The tuning and fit stages of `gpu_report.py`: they call gpuconv's tuner and cost model where this version has them."""
+"""The tuning and fit stages of `gpu_report.py`, by gpuconv's tuner and cost model where this version has them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ __all__ = ["fit_items", "samples_of", "tuning_items"]
 Item = tuple[str, Callable[[], dict[str, Any]]]
 
 _PROBLEMS_PER_ITEM = 8
+_SECONDS_PER_ITEM = 100.0
 
 
 def _missing(module: str) -> bool:
@@ -39,7 +40,7 @@ def _tune(problems: list[Problem], context: Context) -> dict[str, Any]:
     from gpuconv.tuning.tune import tune
 
     folder = Path(os.environ.setdefault("GPUCONV_CACHE_DIR", tempfile.mkdtemp(prefix="gpuconv-tuned-")))
-    result = tune(problems, budget_s=context.seconds_left())
+    result = tune(problems, budget_s=min(_SECONDS_PER_ITEM, context.seconds_left()))
     files = {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*.json"))}
     write_atomically(context.out / "tuned.json", json.dumps(files, indent=1) + "\n")
     return {"status": "ok", "problems": [problem_key(problem) for problem in problems], "result": str(result)[:1000]}
