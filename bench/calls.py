@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import gpuconv
-from gpuconv.arrays import CHANNELS_LAST, channels_last_strides, contiguous_strides
+from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, channels_last_strides, contiguous_strides
 from gpuconv.problem import ConvProblem, PoolProblem, Problem
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "operand_bytes",
     "our_call",
     "output_padding",
+    "shape_operands",
     "tensor_shapes",
 ]
 
@@ -163,6 +164,17 @@ def as_called(nominal: Problem, device: str = "cuda:0") -> Problem:
     return replace(explanation.problem, device=device)
 
 
+def shape_operands(problem: Problem, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Return, for a gradient of a convolution, the operand that it is taken of: torch reads its shape and strides."""
+    if isinstance(problem, PoolProblem) or problem.kind not in ("dgrad", "wgrad"):
+        return {}
+    # In the format of the others: a contender may have changed them all.
+    given = tensors["y"]
+    layout = CHANNELS_LAST if in_format(given, CHANNELS_LAST) is given else CONTIGUOUS
+    like = torch.empty(problem.result_shape, dtype=given.dtype, device=given.device)
+    return {"like": in_format(like, layout)}
+
+
 def _aten_conv(problem: ConvProblem, tensors: Tensors) -> Callable[[], Any]:
     if problem.pad_lo != problem.pad_hi or problem.padding_mode != "zeros":
         raise NotImplementedError("torch has no call without a padded copy")
@@ -175,14 +187,8 @@ def _aten_conv(problem: ConvProblem, tensors: Tensors) -> Callable[[], Any]:
         arguments = (tensors["y"], tensors["w"], tensors.get("bias"), problem.stride, problem.pad_lo)
         return partial(convolve, *arguments, output_padding(problem), problem.groups, problem.dilation)
     wanted = [problem.kind == "dgrad", problem.kind == "wgrad", False]
-    # Of the operand that is differentiated only shape and strides are read.
-    dummy = "x" if problem.kind == "dgrad" else "w"
-    layout = problem.x_format if dummy == "x" else problem.w_format
-    like = tensors.get(f"like_{dummy}")
-    if like is None:
-        shape = problem.x_shape if dummy == "x" else problem.w_shape
-        like = in_format(torch.empty(shape, dtype=tensors["y"].dtype, device=tensors["y"].device), layout)
-    x, w = (like, tensors["w"]) if dummy == "x" else (tensors["x"], like)
+    like = tensors["like"] if "like" in tensors else shape_operands(problem, tensors)["like"]
+    x, w = (like, tensors["w"]) if problem.kind == "dgrad" else (tensors["x"], like)
     zeros = [0] * problem.ndim
     backward = torch.ops.aten.convolution_backward
     arguments = (tensors["y"], x, w, None, *map(list, geometry), False, zeros, problem.groups, wanted)

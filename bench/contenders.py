@@ -18,7 +18,7 @@ from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
 from gpuconv.dispatch import record_plans
 from gpuconv.problem import ConvProblem, Problem
 
-from .calls import Tensors, aten_call, in_format, our_call
+from .calls import Tensors, aten_call, in_format, our_call, shape_operands
 
 __all__ = ["CONTENDERS", "Contender", "plain", "settings", "version_of"]
 
@@ -121,6 +121,8 @@ class Inductor(Contender):
         return None
 
     def call(self, problem: Problem, tensors: Tensors) -> Call:
+        # The operand of which a gradient reads the shape alone is made here, not in the compiled function.
+        tensors = {**tensors, **shape_operands(problem, tensors)}
         compiled = self._compiled(problem, tuple(tensors))
         values = tuple(tensors.values())
         return lambda: compiled(*values)

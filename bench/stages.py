@@ -136,7 +136,7 @@ def _sanitize(tool: str, path: str, context: Context) -> dict[str, Any]:
 
 def _sanitizer(context: Context) -> Iterator[Item]:
     path = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-    for tool in ("memcheck", "racecheck", "initcheck"):
+    for tool in ("memcheck", "racecheck"):
         if context.dry or path is None:
             why = "a dry run has no GPU" if context.dry else "compute-sanitizer is not installed"
             yield _single(tool, partial(dict, status="not run", why=why))
