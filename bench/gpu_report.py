@@ -3,11 +3,11 @@
     python bench/gpu_report.py [--budget 1500] [--stage parity --stage benchmark] [--out DIR] [--resume [DIR]]
     python bench/gpu_report.py --dry-run     # every stage on the CPU, in Triton's interpreter, on tiny problems
 
-Stages run in order, each on its share of the time that is left, most valuable problems first: ceilings, parity,
-benchmark, micro, host, tune, sanitizer, fit. A record is on disk as soon as it is made. A worker process does the work:
-one that crashes, or hangs, loses the item in hand, which is recorded as such, and the next worker goes on behind it. A
-run that was killed goes on with ``--resume``. Outputs are at most 8 files, each under 16 MiB; they land in --out, by
-default $OUT, else bench/results/<gpu>/<date>.
+Stages run in order, each on its share of the time that is left, most valuable problems first: ceilings, parity, compile
+(fills Triton's cache), benchmark, micro, host, tune, sanitizer, fit. A record is on disk as soon as it is made. Worker
+processes do the work, several of them where nothing is timed: one that crashes, or hangs, loses the item in hand, which
+is recorded as such, and the next worker goes on behind it. A run that was killed goes on with ``--resume``. Outputs are
+at most 8 files, each under 16 MiB; they land in --out, by default $OUT, else bench/results/<gpu>/<date>.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-STAGE_NAMES = ("ceilings", "parity", "benchmark", "micro", "host", "tune", "sanitizer", "fit")
-IN_HAND = ".in-hand.json"
+STAGE_NAMES = ("ceilings", "parity", "compile", "benchmark", "micro", "host", "tune", "sanitizer", "fit")
 CONTEXT_LOST = 75
 """Exit status of a worker whose CUDA context is of no use any more."""
 
@@ -44,10 +43,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--resume", nargs="?", type=Path, const=Path(), help="go on with the run in --out, or in DIR")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, in the interpreter, tiny problems")
     parser.add_argument("--item-limit", type=float, default=150.0, help="seconds after which one item counts as hung")
+    parser.add_argument(
+        "--workers", type=int, help="processes of stages that time nothing; default: half the processors"
+    )
     parser.add_argument("--list", action="store_true", help="print stage and key of every record, and run nothing")
     parser.add_argument("--worker", type=float, help=argparse.SUPPRESS)  # the deadline, on the clock of time.time
+    parser.add_argument("--part", default="0/1", help=argparse.SUPPRESS)  # of the items of parallel stages
     parser.add_argument("--watched", type=int, help=argparse.SUPPRESS)  # that many parity problems, for a sanitizer
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.workers is None:
+        options.workers = 1 if options.dry_run else max(1, min(8, (os.cpu_count() or 1) // 2))
+    return options
 
 
 def default_folder(dry: bool) -> Path:
@@ -106,6 +112,9 @@ class Worker:
         from bench.progress import Progress
 
         items = list(stage.items(self.context))
+        if stage.parallel:
+            part, parts = map(int, self.options.part.split("/"))
+            items = items[part::parts]
         left = [item for item in items if not all(self.store.done(stage.name, key) for key in item.keys)]
         print(f"{stage.name}: {len(items)} items, {len(items) - len(left)} of them done", flush=True)
         progress = Progress(stage.name, len(left), time.monotonic() + deadline - time.time())
@@ -113,14 +122,15 @@ class Worker:
             if time.time() > deadline:
                 print(f"{stage.name}: out of time, {progress.total - progress.count} items not run", flush=True)
                 break
-            self._item(stage.name, item)
+            self._item(stage, item)
             progress.step(item.keys[0])
         progress.close()
 
-    def _item(self, stage: str, item: Any) -> None:
+    def _item(self, of: Any, item: Any) -> None:
         """Record what an item yields; an error of one is its record, a lost CUDA context the end of this worker."""
         if os.getppid() != self.parent:
             sys.exit("the parent is gone")
+        stage = of.name
         missing = [key for key in item.keys if not self.store.done(stage, key)]
         results = iter(item.run(missing))
         for key in missing:
@@ -136,51 +146,89 @@ class Worker:
                     sys.exit(CONTEXT_LOST)
                 results = iter(item.run(missing[missing.index(key) + 1 :]))
                 continue
-            self.store.add(stage, key, **fields, seconds=round(time.perf_counter() - start, 3))
-        (self.out / IN_HAND).unlink(missing_ok=True)
+            if not of.silent:
+                self.store.add(stage, key, **fields, seconds=round(time.perf_counter() - start, 3))
+        (self.out / in_hand(self.options.part)).unlink(missing_ok=True)
 
     def _mark(self, stage: str, key: str) -> None:
         from bench.store import write_atomically
 
-        write_atomically(self.out / IN_HAND, json.dumps({"stage": stage, "key": key, "run": self.run}))
+        mark = {"stage": stage, "key": key, "run": self.run}
+        write_atomically(self.out / in_hand(self.options.part), json.dumps(mark))
 
 
-def lost_item(out: Path, why: str) -> bool:
-    """Record the item that a dead worker had in hand, unless it had recorded it itself; tell whether there was one."""
-    from bench.store import Store
+class Slot:
+    """A place for one worker after the other, until one ends by itself."""
 
-    path = out / IN_HAND
-    if not path.exists():
-        return False
-    mark = json.loads(path.read_text())
-    store = Store(out, mark["run"])
-    if not store.done(mark["stage"], mark["key"]):
-        store.add(mark["stage"], mark["key"], status="crashed", why=why)
-    store.close()
-    path.unlink()
-    return True
+    def __init__(self, options: argparse.Namespace, stages: list[str], part: str, deadline: float) -> None:
+        self.options, self.part, self.deadline = options, part, deadline
+        self.mark = options.out / in_hand(part)
+        self.mark.unlink(missing_ok=True)
+        self.command = [sys.executable, str(Path(__file__).resolve()), "--worker", str(deadline), "--part", part]
+        self.command += ["--out", str(options.out), *(word for stage in stages for word in ("--stage", stage))]
+        self.command += ["--dry-run"] * options.dry_run
+        self.failures = self.workers = 0
+        self.status: int | None = None
+        self.process = subprocess.Popen(self.command)
 
+    def busy(self) -> bool:
+        """Look after the worker; return whether there still is one."""
+        if self.status is not None:
+            return False
+        why = self._why()
+        if why is None:
+            return self.status is None
+        print(why, flush=True)
+        # Two workers in a row that die with nothing in hand would go on dying.
+        self.failures = 0 if self._record_loss(why) or "context" in why else self.failures + 1
+        self.workers += 1
+        if self.failures == 2 or self.workers == MOST_WORKERS:
+            self.status = 1
+            return False
+        self.process = subprocess.Popen(self.command)
+        return True
 
-def watch(process: subprocess.Popen[bytes], options: argparse.Namespace, deadline: float) -> str | None:
-    """Wait for a worker. Return why it died, or ``None`` where it ended by itself."""
-    mark = options.out / IN_HAND
-    while process.poll() is None:
-        time.sleep(0.05 if options.dry_run else 0.5)
-        hung = mark.exists() and time.time() - _changed(mark) > options.item_limit
-        late = time.time() > deadline + min(_GRACE, options.item_limit)
-        if hung or late:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        if late:
-            print("out of time: the item in hand is left for another run", flush=True)
-            mark.unlink(missing_ok=True)
+    def _why(self) -> str | None:
+        """Return why the worker died or had to, ``None`` while it works or where it ended by itself."""
+        limit = self.options.item_limit
+        if self.process.poll() is None:
+            hung = self.mark.exists() and time.time() - _changed(self.mark) > limit
+            late = time.time() > self.deadline + min(_GRACE, limit)
+            if not hung and not late:
+                return None
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+            if late:
+                print("out of time: the item in hand is left for another run", flush=True)
+                self.mark.unlink(missing_ok=True)
+                self.status = 0
+            return None if late else f"hung for more than {limit:.0f} s, killed"
+        status = self.process.returncode
+        if status == 0:
+            self.status = 0
             return None
-        if hung:
-            return f"hung for more than {options.item_limit:.0f} s, killed"
-    status = process.returncode
-    if status in (0, CONTEXT_LOST):
-        return None if status == 0 else "the CUDA context was lost"
-    return f"the worker died by signal {-status}" if status < 0 else f"the worker exited with status {status}"
+        if status == CONTEXT_LOST:
+            return "the CUDA context was lost"
+        return f"the worker died by signal {-status}" if status < 0 else f"the worker exited with status {status}"
+
+    def _record_loss(self, why: str) -> bool:
+        """Record the item that the worker had in hand, unless it did so itself; return whether there was one."""
+        from bench.store import Store
+
+        if not self.mark.exists():
+            return False
+        mark = json.loads(self.mark.read_text())
+        store = Store(self.options.out, mark["run"])
+        if not store.done(mark["stage"], mark["key"]):
+            store.add(mark["stage"], mark["key"], status="crashed", why=why)
+        store.close()
+        self.mark.unlink()
+        return True
+
+
+def in_hand(part: str) -> str:
+    """Return the name of the file that says what the worker of a part is at."""
+    return f".in-hand-{part.replace('/', '-')}.json"
 
 
 def _changed(path: Path) -> float:
@@ -190,22 +238,36 @@ def _changed(path: Path) -> float:
         return time.time()
 
 
+def phases(stages: list[Any]) -> list[list[Any]]:
+    """Return the stages in runs of those that several workers share, and of those that one has to itself."""
+    found: list[list[Any]] = []
+    for stage in stages:
+        if found and found[-1][-1].parallel == stage.parallel:
+            found[-1].append(stage)
+        else:
+            found.append([stage])
+    return found
+
+
 def supervise(options: argparse.Namespace, deadline: float) -> int:
-    """Run workers until one ends by itself."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--worker", str(deadline), "--out", str(options.out)]
-    command += [word for stage in options.stage or () for word in ("--stage", stage)]
-    command += ["--dry-run"] * options.dry_run
-    failures = 0
-    for _ in range(MOST_WORKERS):
-        why = watch(subprocess.Popen(command), options, deadline)
-        if why is None:
-            return 0
-        print(why, flush=True)
-        # Two workers in a row that die with nothing in hand would go on dying.
-        failures = 0 if lost_item(options.out, why) or "context" in why else failures + 1
-        if failures == 2:
-            return 1
-    return 1
+    """Run the phases one after the other, each until its share of the time is over or its workers are done."""
+    from bench.stages import STAGES
+
+    chosen = [stage for name, stage in STAGES.items() if name in (options.stage or STAGE_NAMES)]
+    left = phases(chosen)
+    worst = 0
+    while left:
+        phase, *left = left
+        share = sum(stage.share for stage in phase)
+        rest = share + sum(stage.share for later in left for stage in later)
+        until = time.time() + (deadline - time.time()) * share / rest
+        parts = options.workers if phase[0].parallel else 1
+        names = [stage.name for stage in phase]
+        slots = [Slot(options, names, f"{part}/{parts}", until) for part in range(parts)]
+        while any([slot.busy() for slot in slots]):
+            time.sleep(0.05 if options.dry_run else 0.25)
+        worst = max(worst, *(slot.status or 0 for slot in slots))
+    return worst
 
 
 def finish(options: argparse.Namespace) -> None:
@@ -262,7 +324,8 @@ def prepare(options: argparse.Namespace) -> None:
         if results.exists() and results.stat().st_size:
             sys.exit(f"both {source} and {results} exist: which one?")
         shutil.copyfile(source, results)
-    (options.out / IN_HAND).unlink(missing_ok=True)
+    for mark in options.out.glob(".in-hand-*"):
+        mark.unlink()
 
 
 def main() -> int:
@@ -288,7 +351,7 @@ def main() -> int:
     if options.list:
         worker = Worker(options, start + options.budget)
         for stage in worker.stages():
-            for item in stage.items(worker.context):
+            for item in () if stage.silent else stage.items(worker.context):
                 for key in item.keys:
                     print(json.dumps([stage.name, key]))
         return 0

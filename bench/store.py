@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ class ResultsFullError(RuntimeError):
 
 class Store:
     """Records in ``results.jsonl``, by (stage, key). A pair is recorded once; a half-written last line is cut off.
+
+    Several processes may append; which of them records a pair is for them to agree on.
 
     Parameters
     ----------
@@ -41,10 +44,11 @@ class Store:
     def _load(self) -> Iterator[dict[str, Any]]:
         if not self.path.exists():
             return
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with self.path.open("r+b") as file:
+        with self.path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # no other process is in the middle of a line
+            content = file.read()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
                 file.truncate(whole)
         for line in content[:whole].splitlines():
             yield json.loads(line)
@@ -71,11 +75,15 @@ class Store:
             raise ValueError(f"{stage}: {key!r} is recorded already")
         record = {"stage": stage, "key": key, "run": self.fingerprint, **fields}
         line = (json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n").encode()
-        if os.fstat(self._file).st_size + len(line) > self.limit:
-            raise ResultsFullError(f"{self.path} has reached {self.limit >> 20} MiB")
-        written = os.write(self._file, line)
-        assert written == len(line), "a short write: the disk is full"
-        os.fsync(self._file)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            if os.fstat(self._file).st_size + len(line) > self.limit:
+                raise ResultsFullError(f"{self.path} has reached {self.limit >> 20} MiB")
+            written = os.write(self._file, line)
+            assert written == len(line), "a short write: the disk is full"
+            os.fsync(self._file)
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
         self.records.append(record)
         self._done.add((stage, key))
         return record
@@ -87,6 +95,6 @@ class Store:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text`: readers see the old content or the new."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text)
     os.replace(temporary, path)

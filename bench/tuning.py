@@ -115,10 +115,12 @@ def samples_of(
     return found
 
 
-def _fit(samples: list[Any]) -> dict[str, Any]:
+def _fit(samples: list[Any], dry: bool) -> dict[str, Any]:
     from gpuconv.tuning.cost_model import fit
 
     constants = fit(samples)
+    if dry:
+        return {"status": "not run", "why": "times of the interpreter say nothing about a GPU", "samples": len(samples)}
     return {"status": "ok", "samples": len(samples), "constants": constants.to_json()}
 
 
@@ -143,4 +145,4 @@ def fit_items(context: Context) -> Iterator[Item]:
         yield _not_run("no kernel times of convolutions in this run")
         return
     # A resumed run that has more of them fits again.
-    yield f"constants from {len(samples)} samples", partial(_fit, samples)
+    yield f"constants from {len(samples)} samples", partial(_fit, samples, context.dry)

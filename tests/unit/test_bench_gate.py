@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import gpuconv
-from bench import contenders, measure, referee
+from bench import contenders, measure, micro, referee
 from bench.calls import aten_call, make_tensors, our_call
 from bench.cases import DTYPES
 from bench.parity import conv_problem, judge, parity_problems, pool_problem
 from bench.timing import Clock, HostClock, Timing
+from bench.tuning import samples_of
 from gpuconv import numerics
 from gpuconv.problem import ConvProblem
 
@@ -205,3 +206,49 @@ def test_percentiles_stay_within_the_samples():
     timing = HostClock(samples=5).eager([lambda: None])
     assert isinstance(timing, Timing) and 0 <= timing.p20 <= timing.p50 <= timing.p80 and timing.samples == 5
     assert issubclass(HostClock, Clock)
+
+
+def _plan(*arguments, **options):
+    """Return the Triton plan of a convolution on a GPU that need not be there."""
+    problem = conv_problem(*arguments, **options)
+    (solver,) = (
+        s for s in gpuconv.dispatch.backends()["triton"].solvers() if ".conv." in s.id and s.why_not(problem) is None
+    )
+    return solver.plan(problem)
+
+
+def test_sweeps_ask_about_bounds_splits_warps_and_stages():
+    bounded = _plan((2, 512, 14, 14), (100, 512, 3, 3), padding=1, stride=3)
+    answers = [(question, answer) for question, answer, _ in micro.variants(bounded)]
+    assert ("warps x stages", "4 x 2") in answers and len(set(answers)) == len(answers)
+    plain = {name: value for name, value in bounded.config.items() if name != "maxnreg"}
+    with_bound = replace(bounded, config=plain | {"maxnreg": 255})
+    bounds = {answer: plan.config for question, answer, plan in micro.variants(with_bound) if question == "maxnreg"}
+    assert bounds == {"none": plain, "255": plain | {"maxnreg": 255}}
+
+
+@pytest.mark.parametrize("kind", ("fprop", "wgrad"))
+def test_other_splits_have_the_workspace_that_they_need(kind):
+    plan = _plan((1, 512, 7, 7) if kind == "fprop" else (32, 64, 28, 28), (64, 512 if kind == "fprop" else 64, 3, 3),
+                 kind, padding=1)  # fmt: skip
+    splits = {int(answer): changed for question, answer, changed in micro.variants(plan) if question == "splits"}
+    assert plan.config["splits"] > 1 and {1, plan.config["splits"]} <= set(splits)
+    for number, changed in splits.items():
+        assert changed.config["splits"] == number
+        if kind == "wgrad":
+            sums = 4 * number * 64 * 64 * 9
+            assert changed.workspace == (sums if number > 1 else 0)
+
+
+def test_samples_for_the_fit_are_our_kernel_times_of_triton_convolutions():
+    problem = conv_problem((32, 64, 56, 56), (64, 64, 3, 3), padding=1)
+    record = {"problem": "p", "solver": "triton.conv.fprop.implicit_gemm", "config": {}, "kernel": {"p50": 7.0}}
+    records = [
+        record | {"stage": "micro"},
+        record | {"stage": "benchmark", "contender": "gpuconv"},
+        record | {"stage": "benchmark", "contender": "torch_contiguous"},
+        record | {"stage": "micro", "solver": "cupy.conv.fprop"},
+        {"stage": "micro", "problem": "p", "status": "wrong"},
+        record | {"stage": "micro", "problem": "unknown"},
+    ]
+    assert samples_of(records, {"p": problem}) == [(problem, record["solver"], {}, 7.0)] * 2
