@@ -160,13 +160,10 @@ class Worker:
 class Slot:
     """A place for one worker after the other, until one ends by itself."""
 
-    def __init__(self, options: argparse.Namespace, stages: list[str], part: str, deadline: float) -> None:
-        self.options, self.part, self.deadline = options, part, deadline
+    def __init__(self, options: argparse.Namespace, command: list[str], part: str, deadline: float) -> None:
+        self.options, self.command, self.deadline = options, command, deadline
         self.mark = options.out / in_hand(part)
         self.mark.unlink(missing_ok=True)
-        self.command = [sys.executable, str(Path(__file__).resolve()), "--worker", str(deadline), "--part", part]
-        self.command += ["--out", str(options.out), *(word for stage in stages for word in ("--stage", stage))]
-        self.command += ["--dry-run"] * options.dry_run
         self.failures = self.workers = 0
         self.status: int | None = None
         self.process = subprocess.Popen(self.command)
@@ -226,6 +223,13 @@ class Slot:
         return True
 
 
+def worker_command(options: argparse.Namespace, stages: list[str], part: str, deadline: float) -> list[str]:
+    """Return the command line of a worker."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--worker", str(deadline), "--part", part]
+    command += ["--out", str(options.out), *(word for stage in stages for word in ("--stage", stage))]
+    return command + ["--dry-run"] * options.dry_run
+
+
 def in_hand(part: str) -> str:
     """Return the name of the file that says what the worker of a part is at."""
     return f".in-hand-{part.replace('/', '-')}.json"
@@ -261,9 +265,9 @@ def supervise(options: argparse.Namespace, deadline: float) -> int:
         share = sum(stage.share for stage in phase)
         rest = share + sum(stage.share for later in left for stage in later)
         until = time.time() + (deadline - time.time()) * share / rest
-        parts = options.workers if phase[0].parallel else 1
+        parts = [f"{part}/{options.workers}" for part in range(options.workers)] if phase[0].parallel else ["0/1"]
         names = [stage.name for stage in phase]
-        slots = [Slot(options, names, f"{part}/{parts}", until) for part in range(parts)]
+        slots = [Slot(options, worker_command(options, names, part, until), part, until) for part in parts]
         while any([slot.busy() for slot in slots]):
             time.sleep(0.05 if options.dry_run else 0.25)
         worst = max(worst, *(slot.status or 0 for slot in slots))

@@ -83,14 +83,3 @@ def test_killed_and_resumed(tmp_path):
     assert {"results.jsonl", "environment.json", "summary.json", "summary.txt", "layers.csv"} <= {f.name for f in files}
     assert len(files) <= 8 and all(path.stat().st_size < 16 << 20 for path in files)
     assert json.loads((out / "environment.json").read_text())["dry_run"]
-
-
-def test_a_hung_item_is_recorded_and_passed_by(tmp_path):
-    """With no time for an item every one counts as hung until the workers are used up, and each is its own record."""
-    process = start(tmp_path, "--item-limit", "0.0")
-    try:
-        wait_for(tmp_path, 2, process)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert any(record.get("status") == "crashed" and "hung" in record["why"] for record in records(tmp_path))
