@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,8 +31,8 @@ def record_key(contender: str, key: str) -> str:
 
 
 def _gate(contender: Contender, problem: Problem, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Run once on poisoned memory and judge the result; return the record's fields, ``status`` among them."""
-    with poisoned():
+    """Run once and judge the result, ours on poisoned memory; return the record's fields, ``status`` among them."""
+    with poisoned() if contender.name == "gpuconv" else nullcontext():
         found = contender.solver(problem, contender.call(problem, tensors))
         result = contender.call(problem, tensors)()
     with settings(None, search=False):
