@@ -16,13 +16,18 @@ TRITON_OLDEST := 3.6.0
 LANES ?= lint unit packaging interpret interpret-triton36 codegen codegen-triton36 gpu
 DEMO ?= build/demo
 
+# make gpu-report BUDGET=600 STAGES="parity benchmark" ARGS=--resume; with the Python that has torch for the GPU
+BUDGET ?= 1500
+STAGES ?=
+ARGS ?=
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 lanes_need = $(if $(filter-out %-triton36,$(LANES)),$(STAMP)) $(if $(filter %-triton36,$(LANES)),$(STAMP36))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint format clean python
+.PHONY: help demo test test-full lint format gpu-report report clean python
 
 help:
 	@echo "make demo       set up $(VENV) and run the demonstration; the picture goes to $(DEMO)"
@@ -30,6 +35,8 @@ help:
 	@echo "make test-full  the same lanes with GPUCONV_TEST_FULL=1"
 	@echo "make lint       ruff, import contracts, mypy"
 	@echo "make format     apply ruff's fixes and formatting"
+	@echo "make gpu-report measure everything on this host's GPU, with $(PYTHON), which needs torch, triton and numpy"
+	@echo "make report     rebuild the README's tables from bench/results"
 	@echo "make clean      remove environments, build outputs and caches"
 	@echo 'Some lanes only: make test LANES="lint unit".  Another interpreter: make test PYTHON=python3.12'
 
@@ -48,6 +55,12 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+gpu-report:
+	$(PYTHON) bench/gpu_report.py --budget $(BUDGET) $(foreach stage,$(STAGES),--stage $(stage)) $(ARGS)
+
+report: python
+	$(PYTHON) bench/readme.py
 
 clean:
 	rm -rf $(VENV) $(VENV36) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -1,0 +1,103 @@
+"""One measurement: the parity gate, then the clocks. A contender that computes something else gets no time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from gpuconv.problem import ConvProblem, Problem
+
+from .calls import make_tensors, operand_bytes
+from .contenders import CONTENDERS, Contender, settings
+from .referee import poisoned, verdict
+from .timing import Clock
+
+__all__ = ["PRIMARY", "ceilings", "figures", "measure", "number_format", "record_key"]
+
+PRIMARY = ("gpuconv", "torch_channels_last", "torch_contiguous")
+
+
+def number_format(problem: Problem) -> str:
+    """Return the name of the ceiling of a problem's arithmetic: its dtype, or tf32."""
+    return "tf32" if problem.dtype == "float32" and getattr(problem, "precision", "") == "tf32" else problem.dtype
+
+
+def record_key(contender: str, key: str) -> str:
+    """Return the identity of a measurement in results."""
+    return f"{contender} | {key}"
+
+
+def _gate(contender: Contender, problem: Problem, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Run once and judge the result, ours on poisoned memory; return the record's fields, ``status`` among them."""
+    with poisoned() if contender.name == "gpuconv" else nullcontext():
+        found = contender.solver(problem, contender.call(problem, tensors))
+        result = contender.call(problem, tensors)()
+    with settings(None, search=False):
+        judged = verdict(problem, tensors, result)
+    return {**found, "gate": dict(judged), "status": "ok" if judged.ok else "wrong"}
+
+
+def measure(problem: Problem, names: Sequence[str], clock: Clock) -> Iterator[dict[str, Any]]:
+    """Yield one record per contender: what ran, the gate's verdict, kernel and eager time.
+
+    ``status`` is ``ok``, ``wrong`` (the gate refused it: no times), ``not run`` (with ``why``) or ``error``.
+    """
+    size = operand_bytes(problem)
+    for name in names:
+        contender = CONTENDERS[name]
+        record: dict[str, Any] = {"contender": name}
+        reason = contender.why_not(problem)
+        if reason:
+            yield record | {"status": "not run", "why": reason}
+            continue
+        try:
+            with settings(problem):
+                record |= _gate(contender, problem, make_tensors(problem, clock.device))
+                if record["status"] == "ok":
+                    sets = [make_tensors(problem, clock.device, seed) for seed in range(clock.sets(size))]
+                    calls = [contender.call(problem, tensors) for tensors in sets]
+                    record["kernel"] = clock.kernel(calls, size).record()
+                    record["eager"] = clock.eager(calls).record()
+                    record["sets"] = len(sets)
+        except torch.cuda.OutOfMemoryError as error:
+            record |= {"status": "not run", "why": f"out of memory: {str(error)[:200]}"}
+        except NotImplementedError as error:
+            record |= {"status": "not run", "why": str(error)[:200]}
+        except Exception as error:
+            if "CUDA error" in str(error) or "illegal memory access" in str(error):
+                raise  # nothing works in this process any more
+            record |= {"status": "error", "why": f"{type(error).__name__}: {str(error)[:300]}"}
+        yield record
+        if clock.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def figures(problem: Problem, microseconds: float, limits: Mapping[str, float]) -> dict[str, float | None]:
+    """Return TFLOP/s, GB/s and the fraction of the roofline that the measured ceilings allow.
+
+    `limits` holds ``copy`` in bytes per microsecond and, per number format, FLOP per microsecond of a large GEMM. The
+    bytes are those that must move at least. Poolings are judged by their bytes alone.
+    """
+    multiplies = isinstance(problem, ConvProblem)
+    floor = None
+    if "copy" in limits and (not multiplies or number_format(problem) in limits):
+        floor = problem.min_bytes / limits["copy"]
+        if multiplies:
+            floor = max(floor, problem.flops / limits[number_format(problem)])
+    return {
+        "tflops": problem.flops / microseconds / 1e6 if multiplies else None,
+        "gbps": problem.min_bytes / microseconds / 1e3,
+        "roofline": None if floor is None else floor / microseconds,
+    }
+
+
+def ceilings(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the limits for :func:`figures` from the records of the stage ``ceilings``."""
+    return {
+        record["key"].removeprefix("gemm "): record["per_us"]
+        for record in records
+        if record.get("stage") == "ceilings" and "per_us" in record
+    }

@@ -1,0 +1,109 @@
+"""Measure the layers of real networks: gpuconv against cuDNN through PyTorch, Inductor, FlagGems and TileOPs.
+
+    python bench/run.py [--network resnet50] [--number float16] [--phase inference] [--kind fprop] [--out DIR]
+    python bench/run.py --dry-run       # the same path on the CPU, in Triton's interpreter, on tiny problems
+    python bench/run.py --from DIR      # tables and plots again, from results on disk
+
+A case is timed only after its result passed the parity gate against float64, and only if the solver that ran is one of
+ours for GPUs. cuDNN searches for its fastest algorithm (benchmark=True) at equal dtype and precision, in both memory
+formats, and the better counts. Kernel time is that of replays of a CUDA graph with a cold L2 cache and rotating inputs,
+eager time stands beside it. Ceilings (copy bandwidth, a large GEMM per number format) are measured in the same run.
+Outputs: results.jsonl, layers.csv, summary.json, summary.txt and, with matplotlib, layers.png and roofline.png.
+`bench/gpu_report.py` runs this under a time budget, with everything else there is to learn from a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+CONTENDERS = ("gpuconv", "torch_channels_last", "torch_contiguous", "inductor", "flag_gems", "tileops")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", action="append", help="repeat for several; `pooling` is a set of its own")
+    parser.add_argument("--number", action="append", choices=("float16", "bfloat16", "tf32", "float32"))
+    parser.add_argument("--phase", action="append", choices=("inference", "training"))
+    parser.add_argument("--kind", action="append", choices=("fprop", "dgrad", "wgrad", "transposed", "bwd"))
+    parser.add_argument("--contender", action="append", choices=CONTENDERS)
+    parser.add_argument("--most", type=int, help="cases at most, the most valuable first")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--from", dest="source", type=Path, help="measure nothing: read results.jsonl of this folder")
+    parser.add_argument("--dry-run", action="store_true")
+    return parser.parse_args()
+
+
+def chosen_cases(options: argparse.Namespace) -> list[Any]:
+    """Return the cases that the options select."""
+    if options.dry_run:
+        from bench.dry import tiny_cases
+
+        return tiny_cases()[: options.most]
+    from bench.cases import PHASES, all_cases
+
+    numbers = options.number or ("float16", "bfloat16", "tf32")
+    return all_cases(options.network, numbers, options.phase or PHASES, options.kind)[: options.most]
+
+
+def measure_all(options: argparse.Namespace, cases: list[Any], store: Any, clock: Any) -> None:
+    """Measure the ceilings, then every case by every contender; what is recorded already is not measured again."""
+    from bench.micro import ceiling_items
+    from bench.progress import Progress
+    from bench.stages import benchmark_items
+
+    for key, run in ceiling_items(clock):
+        if not store.done("ceilings", key):
+            store.add("ceilings", key, **run())
+    items = list(benchmark_items(cases, clock, options.contender))
+    progress = Progress("benchmark", len(items))
+    for item in items:
+        missing = [key for key in item.keys if not store.done("benchmark", key)]
+        for key, fields in zip(missing, item.run(missing)):
+            store.add("benchmark", key, **fields)
+        progress.step(item.keys[0])
+    progress.close()
+
+
+def main() -> int:
+    options = arguments()
+    if options.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+    import torch
+
+    from bench.environment import environment, fingerprint
+    from bench.store import Store, write_atomically
+    from bench.summary import report_text, write_summary
+    from bench.timing import clock_for
+
+    if options.source:
+        options.out = options.source
+        about = json.loads((options.source / "environment.json").read_text())
+        options.dry_run = about["dry_run"]
+    elif not options.dry_run and not torch.cuda.is_available():
+        print("not run (no CUDA device)")
+        return 0
+    else:
+        about = environment("cpu" if options.dry_run else "cuda")
+    cases = chosen_cases(options)
+    store = Store(options.out, fingerprint(about))
+    if not options.source:
+        write_atomically(options.out / "environment.json", json.dumps(about, indent=1) + "\n")
+        measure_all(options, cases, store, clock_for("cpu" if options.dry_run else "cuda"))
+    records = store.current()
+    store.close()
+    print(report_text(about, records, cases))
+    for path in write_summary(options.out, about, records, cases):
+        print(path)
+    wrong = [record for record in records if record.get("status") in ("wrong", "error")]
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
