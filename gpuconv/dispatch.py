@@ -31,7 +31,7 @@ __all__ = [
     "select",
 ]
 
-_MODULES = {"triton": "triton_backend", "numpy": "numpy_backend"}
+_MODULES = {"triton": "triton_backend", "cupy": "cupy_backend", "numpy": "numpy_backend"}
 
 _explaining: ContextVar[bool] = ContextVar("gpuconv_explaining", default=False)
 _record: ContextVar[list[Plan] | None] = ContextVar("gpuconv_record", default=None)

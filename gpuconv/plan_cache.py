@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import normalize_conv
+from .arrays import is_cupy
 from .config import forced_backend, workspace_limit
 from .dispatch import explaining
 from .normalize_conv import Extras
@@ -97,6 +98,8 @@ def _signature(array: Any) -> tuple[Any, ...] | None:
     kind = type(array)
     if kind is np.ndarray:
         return array.shape, array.strides, array.dtype
+    if is_cupy(array):
+        return array.shape, array.strides, array.dtype, array.device.id, array.data.ptr % 16 == 0
     torch = sys.modules.get("torch")
     if torch is None or (kind is not torch.Tensor and kind is not torch.nn.Parameter):
         raise _UnkeyedError
@@ -109,8 +112,10 @@ def _precision(requested: str | None, array: Any) -> str | None:
         raise _UnkeyedError
     if requested is not None or type(array) is np.ndarray:
         return _frozen(requested)
-    torch = sys.modules["torch"]
-    if array.dtype is not torch.float32 or not array.is_cuda:
+    torch = sys.modules.get("torch")
+    if torch is None:  # CuPy arrays, without torch beside them
+        return None
+    if not is_cupy(array) and (array.dtype is not torch.float32 or not array.is_cuda):
         return None
     setting: str = torch.backends.cudnn.conv.fp32_precision
     return setting

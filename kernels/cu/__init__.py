@@ -5,7 +5,7 @@ compiler needs no search path and a cache that looks at the text sees every chan
 """
 
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 __all__ = ["expand", "names", "source"]
@@ -19,7 +19,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.cu"))
 
 
-@lru_cache(maxsize=None)
+@cache
 def source(name: str) -> str:
     """Return the text of `<name>.cu`, its headers put in; a name that is not there raises ValueError."""
     available = names()
