@@ -150,8 +150,7 @@ class CupySolver(Solver):
         """Return the launches that compute `problem`, in order; one with a grid of 0 blocks is left out."""
         raise NotImplementedError
 
-    @staticmethod
-    def instantiations() -> list[tuple[str, str]]:
+    def instantiations(self) -> list[tuple[str, str]]:
         """Return (source, kernel) of every kernel that :meth:`launches` can ask for."""
         raise NotImplementedError
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from ..arrays import CHANNELS_LAST, CONTIGUOUS, channels_last_strides, contiguous_strides
+from ..arrays import CHANNELS_LAST, CONTIGUOUS, ArrayKind, channels_last_strides, contiguous_strides, is_cupy
 from ..problem import Call, ConvProblem, Problem, itemsize
 from .base import Plan, Solver
 from .triton_interpreter import interpreting, repair_interpreter
@@ -30,6 +30,7 @@ __all__ = [
     "power_of_two",
     "reach",
     "remembered",
+    "stream_of",
     "strides_of",
     "three",
 ]
@@ -177,7 +178,29 @@ def _device_guard(problem: Problem) -> AbstractContextManager[object]:
 
 def as_tensor(torch: Any, array: Any) -> Any:
     """Show an array as a torch tensor that shares its memory."""
-    return array if array is None or isinstance(array, torch.Tensor) else torch.from_numpy(array)
+    if array is None or isinstance(array, torch.Tensor):
+        return array
+    if not is_cupy(array):
+        return torch.from_numpy(array)
+    if array.dtype.name == "bfloat16":  # DLPack of CuPy does not know it
+        return torch.from_dlpack(array.view("int16")).view(torch.bfloat16)
+    return torch.from_dlpack(array)
+
+
+def stream_of(kind: ArrayKind, problem: Problem) -> AbstractContextManager[object]:
+    """Return a context in which torch and Triton work on the current stream of the arrays' library.
+
+    torch's own is what they use anyway; for CuPy's arrays it is CuPy's current stream of their device.
+    """
+    if kind.name != "cupy":
+        return nullcontext()
+    import torch
+
+    cupy = sys.modules["cupy"]
+    with cupy.cuda.Device(torch.device(problem.device).index):
+        pointer = cupy.cuda.get_current_stream().ptr
+    scope: AbstractContextManager[object] = torch.cuda.stream(torch.cuda.ExternalStream(pointer, problem.device))
+    return scope
 
 
 class TritonConv(Solver):
@@ -199,6 +222,10 @@ class TritonConv(Solver):
         return 5 + max(problem.flops / 50e6, problem.min_bytes / 2e6)
 
     def run(self, plan: Plan, call: Call) -> Any:
+        with stream_of(call.kind, plan.problem):
+            return self._run(plan, call)
+
+    def _run(self, plan: Plan, call: Call) -> Any:
         import torch
 
         problem = plan.problem

@@ -9,7 +9,7 @@ from typing import Any
 from ..arrays import CHANNELS_LAST
 from ..problem import Call, PoolProblem, Problem, itemsize
 from .base import Plan, Solver
-from .triton_common import Strides, as_tensor, five, launch_kernel, power_of_two, reach, three
+from .triton_common import Strides, as_tensor, five, launch_kernel, power_of_two, reach, stream_of, three
 
 __all__ = [
     "FLOATS",
@@ -150,6 +150,10 @@ class TritonPool(Solver):
         return _LAUNCH_US + problem.min_bytes / _BYTES_PER_US
 
     def run(self, plan: Plan, call: Call) -> Any:
+        with stream_of(call.kind, plan.problem):
+            return self._run(plan, call)
+
+    def _run(self, plan: Plan, call: Call) -> Any:
         import torch
 
         problem = plan.problem

@@ -5,7 +5,7 @@ compiler needs no search path and a cache that looks at the text sees every chan
 """
 
 import re
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 __all__ = ["expand", "names", "source"]

@@ -23,8 +23,10 @@ CACHE = HERE.parents[1] / "build" / "cuda_on_cpu"
 
 COMPILER = shutil.which("g++")
 
-COMMON = ("-std=c++17", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror",
-          "-Wno-unused", "-Wno-unknown-pragmas", "-Wno-psabi", "-Wno-array-bounds", "-Wno-maybe-uninitialized")  # fmt: skip
+COMMON = (
+    "-std=c++17", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror", "-Wno-unused",
+    "-Wno-unknown-pragmas", "-Wno-psabi", "-Wno-array-bounds", "-Wno-maybe-uninitialized",
+)  # fmt: skip
 """-Wno-array-bounds and -Wno-maybe-uninitialized: both guess, and AddressSanitizer knows."""
 
 MODES: dict[str, tuple[str, ...]] = {

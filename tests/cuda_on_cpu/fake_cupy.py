@@ -59,7 +59,7 @@ class Memory:
             raise AssertionError(f"{name}: a kernel {what}, {where} bytes from its beginning")
 
 
-class ndarray:
+class ndarray:  # noqa: N801, CuPy's name
     """A view of host memory that says it is on a GPU."""
 
     __array_ufunc__ = None  # NumPy must not take it for one of its own
