@@ -90,8 +90,8 @@ class ndarray:  # noqa: N801, CuPy's name
         return self.host.size
 
     def __getitem__(self, key: Any) -> ndarray:
-        if key is not None and key != 0:
-            raise NotImplementedError(f"gpuconv indexes arrays with None and 0 only, not {key!r}")
+        if key is not None and key != 0 and not isinstance(key, slice):
+            raise NotImplementedError(f"gpuconv indexes arrays with None, 0 and slices only, not {key!r}")
         return ndarray(self.host[key], self.dtype, self.memory)
 
     def __array__(self, *_: Any, **__: Any) -> Any:
