@@ -40,7 +40,8 @@ class Launch:
 
     `source` names a file of :mod:`gpuconv.kernels.cu`, `kernel` is the C++ name of a kernel in it with its template
     arguments. `arrays` names the pointer arguments in order (None, or a name that the call does not have: a null
-    pointer); `params` is the struct that comes after them, as a NumPy record with the alignment of C++.
+    pointer); `params` is the struct that comes after them, as a NumPy record
+    (or an array of one) with the alignment of C++.
     """
 
     source: str
@@ -48,7 +49,7 @@ class Launch:
     grid: int
     block: int
     arrays: tuple[str | None, ...]
-    params: np.void
+    params: np.void | np.ndarray[Any, Any]
 
 
 def device_index(device: str) -> int:
@@ -80,9 +81,9 @@ class _Kernels:
             if key not in self._found:
                 import cupy
 
-                from ..kernels import cu
+                from ..kernels.cu import source as text_of
 
-                module = cupy.RawModule(code=cu.source(source), options=OPTIONS, name_expressions=(kernel,))
+                module = cupy.RawModule(code=text_of(source), options=OPTIONS, name_expressions=(kernel,))
                 self._found[key] = module.get_function(kernel)
             return self._found[key]
 

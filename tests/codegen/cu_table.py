@@ -99,7 +99,8 @@ def _page(table: dict[str, Any]) -> str:
     text = [
         "# Codegen table of the CUDA sources",
         "",
-        f"What {releases} makes of every kernel of the CuPy backend: `python tests/codegen/cu_table.py` makes this page.",
+        f"What {releases} makes of every kernel of the CuPy backend.",
+        "`python tests/codegen/cu_table.py` makes this page.",
         "Registers per thread for each architecture; stack and spills in bytes per thread, the most of any of them;",
         "shared memory in bytes per block, likewise.",
     ]
