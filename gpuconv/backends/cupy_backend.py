@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from ..problem import Problem
+from . import cupy_conv, cupy_pool
 from .base import Backend, Solver
 
 __all__ = ["BACKEND"]
@@ -20,8 +20,6 @@ _OLDEST = 14
 
 _BUILDS = {"cupy-cuda13x": 13, "cupy-cuda12x": 12}
 """Distributions of CuPy, and the CUDA release for which each is built."""
-
-_FAMILIES = tuple(name for name in ("cupy_conv", "cupy_pool") if find_spec(f"{__package__}.{name}") is not None)
 
 _CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
@@ -112,7 +110,7 @@ class CupyBackend(Backend):
         return None if problem.array == "cupy" else _missing_gpu()
 
     def solvers(self) -> Sequence[Solver]:
-        return tuple(solver for name in _FAMILIES for solver in import_module(f".{name}", __package__).SOLVERS)
+        return (*cupy_conv.SOLVERS, *cupy_pool.SOLVERS)
 
 
 BACKEND = CupyBackend()

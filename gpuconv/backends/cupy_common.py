@@ -19,8 +19,13 @@ from .base import Plan, Solver
 
 __all__ = ["OPTIONS", "CupySolver", "Launch", "Results", "Strides", "Workspace", "capability", "device_index"]
 
-OPTIONS = ("-std=c++17",)
-"""Options of the compiler. The GPU's architecture is added by CuPy."""
+OPTIONS = ("-std=c++17", "-I")
+"""Options of the compiler.
+
+CuPy puts ``-ftz=true`` behind the options of a module, which would flush subnormal float32 numbers to zero, in
+comparisons as well; the last such option wins. So the last option here is one that takes the next word as its value:
+the directory ``-ftz=true``, in which the compiler looks for headers that no source includes.
+"""
 
 _MOST_BLOCKS = 2**31 - 1
 

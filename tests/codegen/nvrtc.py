@@ -23,6 +23,9 @@ from gpuconv.kernels import cu
 ARCHITECTURES = {60: 12, 70: 12, 80: 13, 90: 13, 100: 13}
 """Compute capabilities, and the CUDA release whose NVRTC compiles for each."""
 
+ADDED = ("-ftz=true", "--device-as-default-execution-space")
+"""What CuPy 14 puts behind the options of every module."""
+
 _LIBRARIES = {12: "nvidia/cuda_nvrtc/lib/libnvrtc.so.12", 13: "nvidia/cu13/lib/libnvrtc.so.13"}
 
 
@@ -83,10 +86,12 @@ class CompileError(Exception):
     """NVRTC refused a source; the message is its log."""
 
 
-def compile_kernels(source: str, kernels: Sequence[str], arch: int, text: str | None = None) -> dict[str, Report]:
+def compile_kernels(
+    source: str, kernels: Sequence[str], arch: int, text: str | None = None, ptx: list[str] | None = None
+) -> dict[str, Report]:
     """Compile `kernels` of a source for ``sm_<arch>`` as CuPy would, and report on each.
 
-    `text` replaces the text of the source, for tests.
+    `text` replaces the text of the source, and `ptx` gets the intermediate code, for tests.
     """
     code = cu.source(source) if text is None else text
     nvrtc, program = _load(ARCHITECTURES[arch]), ctypes.c_void_p()
@@ -95,11 +100,13 @@ def compile_kernels(source: str, kernels: Sequence[str], arch: int, text: str | 
     try:
         for kernel in kernels:
             assert nvrtc.nvrtcAddNameExpression(program, kernel.encode()) == 0, kernel
-        options = [option.encode() for option in (*OPTIONS, f"-arch=sm_{arch}", "--ptxas-options=-v")]
+        options = [option.encode() for option in (*OPTIONS, *ADDED, f"-arch=sm_{arch}", "--ptxas-options=-v")]
         status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
         log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
         if status != 0:
             raise CompileError(f"{source} for sm_{arch}:\n{log[:6000]}")
+        if ptx is not None:
+            ptx.append(_text(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program))
         found = {match["name"]: match for match in _PROPERTIES.finditer(log)}
         lowered = ctypes.c_char_p()
         reports = {}

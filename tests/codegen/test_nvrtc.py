@@ -100,3 +100,12 @@ __global__ void multiply(const unsigned* a, const T* b, float* y) {
     assert all(report.spills == 0 for report in reports.values())
     if arch >= 80:  # older ones only trap
         assert all(report.shared == 2048 for report in reports.values())
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_subnormal_numbers_are_not_flushed_whatever_cupy_adds(arch):
+    text = "__global__ void k(float* x) { x[0] = fmaf(x[1], x[2], x[3]); x[4] = x[5] < x[6] ? x[5] : x[0] / x[6]; }"
+    code = []
+    compile_kernels("subnormal", ["k"], arch, text, code)
+    assert "fma.rn.f32" in code[0] and "setp" in code[0] and ".ftz" not in code[0]
