@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isinf, prod
 from typing import Any
@@ -178,7 +178,7 @@ class BlockPool(_Pool):
         return found
 
 
-def _flattened(problem: PoolProblem, strides: tuple[int, ...]) -> tuple[PoolProblem, tuple[int, ...]]:
+def _flattened(problem: PoolProblem, strides: Sequence[int]) -> tuple[PoolProblem, Sequence[int]]:
     """Return a global pool whose plane is evenly spaced as one over a line, which needs no divisions; others as is."""
     whole = all(out == 1 for out in problem.output_size) and problem.kernel == problem.input_size
     steps = zip(strides[2:], strides[3:], problem.input_size[1:])
@@ -186,8 +186,7 @@ def _flattened(problem: PoolProblem, strides: tuple[int, ...]) -> tuple[PoolProb
         return problem, strides
     plane = (prod(problem.input_size),)
     flat = replace(
-        problem, input_size=plane, kernel=plane, output_size=(1,), stride=(1,), pad_lo=(0,), pad_hi=(0,), dilation=(1,),
-        divisor_override=problem.divisor_override,
+        problem, input_size=plane, kernel=plane, output_size=(1,), stride=(1,), pad_lo=(0,), pad_hi=(0,), dilation=(1,)
     )  # fmt: skip
     return flat, (*strides[:2], strides[-1])
 
@@ -227,38 +226,27 @@ class GatherPool(_Pool):
         wide = wide_index(problem, strides)
         forward = replace(problem, kind="fprop")
         dense = dense_strides(problem.y_shape, problem.y_format)
-        of_type = C_TYPES[problem.dtype]
+        of_type, sums = C_TYPES[problem.dtype], C_TYPES[compute_type(problem.dtype)]
+        x, y = strides["x"], strides["y"]
+        outputs, elements = prod(problem.y_shape), prod(problem.x_shape)
         if _largest(problem):
-            first_lanes = lanes_of(forward, {"x": strides["x"]}, wide)
-            lanes = lanes_of(problem, {"y": strides["y"], "x": strides["x"]}, wide)
-            first = kernel_name("pool_max_fprop", of_type, "Strided", first_lanes, wide)
-            second = kernel_name("pool_max_bwd", of_type, "Strided", lanes, wide)
-            options = {"index_dtype": problem.offset_dtype}
-            read = {"x": strides["x"], "y": strides["y"], "indices": dense}
-            return [
-                pool_launch("pool_max", first, ("x", None, "taps"), self._chosen(forward, strides, first_lanes)),
-                pool_launch(
-                    "pool_max", second, ("y", "taps", "x", "dx"),
-                    pool_params(problem, read, prod(problem.x_shape) // lanes, **options),
-                ),
-            ]  # fmt: skip
-        read = {"x": strides["x"], "y": strides["y"]}
-        first_lanes = lanes_of(forward, read, wide)
-        lanes = lanes_of(problem, {"x": strides["x"], "y": dense}, wide)
-        first = kernel_name("pool_sum_fprop", of_type, "Strided", "SLOPE", first_lanes, wide)
-        second = kernel_name("pool_sum_bwd", of_type, C_TYPES[compute_type(problem.dtype)], "Strided", lanes, wide)
-        spread = pool_params(problem, {"x": strides["x"], "y": dense}, prod(problem.x_shape) // lanes)
-        return [
-            pool_launch(
-                "pool_sum", first, ("x", "y", "slopes"), pool_params(forward, read, prod(problem.y_shape) // first_lanes)
-            ),
-            pool_launch("pool_sum", second, ("slopes", "x", "dx"), spread),
-        ]
-
-    @staticmethod
-    def _chosen(forward: PoolProblem, strides: Strides, lanes: int) -> Any:
-        units = prod(forward.y_shape) // lanes
-        return pool_params(forward, {"x": strides["x"]}, units, index_dtype=forward.offset_dtype)
+            lanes = lanes_of(forward, {"x": x}, wide)
+            kernel = kernel_name("pool_max_fprop", of_type, "Strided", lanes, wide)
+            taps = problem.offset_dtype
+            params = pool_params(forward, {"x": x}, outputs // lanes, index_dtype=taps)
+            first = pool_launch("pool_max", kernel, ("x", None, "taps"), params)
+            lanes = lanes_of(problem, {"x": x, "y": y}, wide)
+            kernel = kernel_name("pool_max_bwd", of_type, "Strided", lanes, wide)
+            params = pool_params(problem, {"x": x, "y": y, "indices": dense}, elements // lanes, index_dtype=taps)
+            return [first, pool_launch("pool_max", kernel, ("y", "taps", "x", "dx"), params)]
+        lanes = lanes_of(forward, {"x": x, "y": y}, wide)
+        kernel = kernel_name("pool_sum_fprop", of_type, "Strided", "SLOPE", lanes, wide)
+        params = pool_params(forward, {"x": x, "y": y}, outputs // lanes)
+        first = pool_launch("pool_sum", kernel, ("x", "y", "slopes"), params)
+        lanes = lanes_of(problem, {"x": x, "y": dense}, wide)
+        kernel = kernel_name("pool_sum_bwd", of_type, sums, "Strided", lanes, wide)
+        params = pool_params(problem, {"x": x, "y": dense}, elements // lanes)
+        return [first, pool_launch("pool_sum", kernel, ("slopes", "x", "dx"), params)]
 
     def instantiations(self) -> list[tuple[str, str]]:  # type: ignore[override]
         """Return (source, kernel) of every kernel that :meth:`launches` can ask for."""

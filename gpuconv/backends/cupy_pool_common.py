@@ -170,8 +170,8 @@ def _numbers(problem: PoolProblem, positions: bool) -> tuple[int, ...]:
 
 def pool_params(
     problem: PoolProblem, strides: Strides, units: int, *, index_dtype: str | None = None, **others: Any
-) -> np.void:
-    """Return the struct of a launch.
+) -> Any:
+    """Return the struct of a launch, as a NumPy record.
 
     Parameters
     ----------
@@ -215,11 +215,11 @@ def pool_params(
         values |= zip(names.split(), numbers, strict=True)
     for name, value in (values | others).items():
         params[name] = value
-    record: np.void = params[()]
+    record: Any = params[()]
     return record
 
 
-def pool_launch(source: str, kernel: str, arrays: tuple[str | None, ...], params: np.void) -> Launch:
+def pool_launch(source: str, kernel: str, arrays: tuple[str | None, ...], params: Any) -> Launch:
     """Return a launch with one thread per unit of work."""
     return Launch(source, kernel, -(-int(params["units"]) // THREADS), THREADS, arrays, params)
 

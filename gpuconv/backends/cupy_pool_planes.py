@@ -99,7 +99,7 @@ class FractionalGather(_Fractional):
 
 
 class UnpoolTiles(CupyPool):
-    """Max unpooling, a block to each plane, which works through it tile by tile: of equal indices the last one stays."""
+    """Max unpooling, a block to each plane, which works through it tile by tile: the last of equal indices stays."""
 
     id = "cupy.pool.max_unpool.fprop.tiles"
     pools = ("max_unpool",)

@@ -11,6 +11,10 @@
 // Inputs have any strides. WIDE computes offsets in 64 bits, for tensors with offsets of 2^31 elements and more.
 #include "common.cuh"
 
+// Threads of a block, and how many blocks ptxas is asked to fit on a multiprocessor at least. Left to itself it aims at
+// as many as 32 or 48 registers allow, and spills a few to get there; with a bound, here of 128, it aims at that alone.
+constexpr int POOL_THREADS = 256, POOL_BLOCKS = 2;
+
 struct PoolParams {
     long long units;  // how many units of work there are
     long long x_stride_n, x_stride_c, x_stride_d, x_stride_h, x_stride_w;

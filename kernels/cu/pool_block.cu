@@ -10,8 +10,6 @@
 // Grid: ceil(windows * strips / 256) blocks of 256 threads.
 #include "pool_reduce.cuh"
 
-constexpr int POOL_THREADS = 256;
-
 // What a thread is to its block: one strip of one window, whose partner by `half` strips is `half` * `pitch` threads away.
 template <class I>
 struct Strip {
@@ -69,7 +67,7 @@ __device__ __forceinline__ bool wins(V b, I number_b, V a, I number_a) {
 
 // x: N C D H W by strides. y and indices: N C O P Q, dense and alike; either may be null.
 template <class T, class WINDOWS, bool WIDE>
-__global__ void __launch_bounds__(POOL_THREADS)
+__global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
     pool_max_block(const T* __restrict__ x, T* __restrict__ y, void* __restrict__ indices, PoolParams p) {
     using I = index_t<WIDE>;
     using V = compute_t<T>;
@@ -115,7 +113,8 @@ __global__ void __launch_bounds__(POOL_THREADS)
 
 // x: N C D H W by strides. y: N C O P Q, dense. FINISH is AVERAGE or ROOT.
 template <class T, class WINDOWS, Finish FINISH, bool WIDE>
-__global__ void __launch_bounds__(POOL_THREADS) pool_sum_block(const T* __restrict__ x, T* __restrict__ y, PoolParams p) {
+__global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
+    pool_sum_block(const T* __restrict__ x, T* __restrict__ y, PoolParams p) {
     using I = index_t<WIDE>;
     using V = compute_t<T>;
     __shared__ V sum[POOL_THREADS];

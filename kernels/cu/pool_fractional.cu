@@ -40,7 +40,7 @@ __device__ __forceinline__ Range<I> candidates(const PoolAxis& axis, I i, I slac
 
 // x: N C D H W by strides, samples: N C axes by strides. y and indices: N C O P Q, dense and alike; indices may be null.
 template <class T, bool WIDE>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
     pool_fractional_fprop(const T* __restrict__ x, const T* __restrict__ samples, T* __restrict__ y,
                           void* __restrict__ indices, PoolParams p) {
     using I = index_t<WIDE>;
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(256)
 // y, the gradient of the output, and indices: N C O P Q by strides of their own. dx: N C D H W, dense. samples: see above;
 // they are not read, and may be null, where indices are positions.
 template <class T, bool WIDE>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
     pool_fractional_bwd(const T* __restrict__ y, const void* __restrict__ indices, const T* __restrict__ samples,
                         T* __restrict__ dx, PoolParams p) {
     using I = index_t<WIDE>;

@@ -13,7 +13,7 @@
 
 // x: N C D H W by strides. y and indices: N C O P Q, dense and alike; either may be null.
 template <class T, class WINDOWS, int LANES, bool WIDE>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
     pool_max_fprop(const T* __restrict__ x, T* __restrict__ y, void* __restrict__ indices, PoolParams p) {
     using I = index_t<WIDE>;
     using V = compute_t<T>;
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(256)
 // y, the gradient of the output, and indices: N C O P Q by strides of their own. dx: N C D H W, dense. With x, by
 // strides, sums are multiplied by the sign of x where a window chose the element: the gradient of a magnitude.
 template <class T, class WINDOWS, int LANES, bool WIDE>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
     pool_max_bwd(const T* __restrict__ y, const void* __restrict__ indices, const T* __restrict__ x,
                  T* __restrict__ dx, PoolParams p) {
     using I = index_t<WIDE>;

@@ -12,7 +12,7 @@
 
 // x: N C D H W by strides; grad, the gradient of y where FINISH is SLOPE: N C O P Q by the strides of y. y: dense.
 template <class T, class WINDOWS, Finish FINISH, int LANES, bool WIDE>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
     pool_sum_fprop(const T* __restrict__ x, const T* __restrict__ grad, typename Finished<T, FINISH>::type* __restrict__ y,
                    PoolParams p) {
     using I = index_t<WIDE>;
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(256)
 // y: N C O P Q by strides, the gradient of an average or, of a compute type, the slopes of a power pool, and then x is
 // N C D H W by strides, and null for an average. dx: N C D H W, dense.
 template <class T, class GRAD, class WINDOWS, int LANES, bool WIDE>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
     pool_sum_bwd(const GRAD* __restrict__ y, const T* __restrict__ x, T* __restrict__ dx, PoolParams p) {
     using I = index_t<WIDE>;
     using V = compute_t<T>;

@@ -10,7 +10,8 @@
 
 // Fill the `units` elements of y with zeros. Threads: 16 bytes each, in blocks of 256.
 template <class T>
-__global__ void __launch_bounds__(256) pool_unpool_clear(T* __restrict__ y, PoolParams p) {
+__global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
+    pool_unpool_clear(T* __restrict__ y, PoolParams p) {
     constexpr int LANES = 16 / sizeof(T);
     const long long begin = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * LANES;
     const compute_t<T> zeros[LANES] = {};
@@ -25,7 +26,7 @@ __global__ void __launch_bounds__(256) pool_unpool_clear(T* __restrict__ y, Pool
 // neighbouring elements or, on channels-last results, neighbouring channels. Grid: ceil(units * strips / blockDim.x)
 // blocks of up to 256 threads, with planes as units. x and indices by strides of their own.
 template <class T, bool WIDE>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
     pool_unpool_fprop(const T* __restrict__ x, const long long* __restrict__ indices, T* __restrict__ y, PoolParams p) {
     using I = index_t<WIDE>;
     __shared__ I tile[256];
@@ -64,7 +65,7 @@ __global__ void __launch_bounds__(256)
 // y, the gradient of the output, and indices by strides. dx: N C D H W, dense; an index outside of y gives 0.
 // Grid: ceil(units / 256) blocks of 256 threads, see pool.cuh for how units lie in memory.
 template <class T, bool WIDE>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
     pool_unpool_bwd(const T* __restrict__ y, const long long* __restrict__ indices, T* __restrict__ dx, PoolParams p) {
     using I = index_t<WIDE>;
     const I unit = I(blockIdx.x) * I(blockDim.x) + I(threadIdx.x);

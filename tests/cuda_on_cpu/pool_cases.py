@@ -84,7 +84,12 @@ _LARGE: Branches = {
 _ADAPTIVE: Branches = {
     "ragged": {"size": {1: 23, 2: (8, 11), 3: (5, 3, 7)}, "out": {1: 9, 2: (3, 9), 3: (3, 1, 5)}, "special": True},
     "larger output": {"size": {1: 5, 2: (3, 4), 3: (2, 3, 4)}, "out": {1: 9, 2: (5, 9), 3: (3, 2, 7)}, "c": 8},
-    "even": {"size": {1: 27, 2: (6, 12), 3: (2, 4, 6)}, "out": {1: 9, 2: (3, 6), 3: (1, 2, 3)}, "special": True, "c": 16},
+    "even": {
+        "size": {1: 27, 2: (6, 12), 3: (2, 4, 6)},
+        "out": {1: 9, 2: (3, 6), 3: (1, 2, 3)},
+        "special": True,
+        "c": 8,
+    },
     "ties": {"size": {1: 23, 2: (8, 11), 3: (5, 3, 7)}, "out": {1: 7, 2: (3, 4), 3: (2, 2, 3)}, "ties": True, "c": 8},
     "global": {"size": {1: 41, 2: (6, 7), 3: (3, 4, 5)}, "out": 1, "special": True, "c": 8},
     "64-bit": {"size": {1: 23, 2: (8, 11), 3: (5, 3, 7)}, "out": {1: 9, 2: (3, 9), 3: (3, 1, 5)}, "wide": True},
@@ -124,7 +129,8 @@ def _branches(family: str, kind: str) -> Branches:
         if family == "max" and kind == "bwd":
             del found["gather of padding"]  # windows without an element have no index
     elif family == "avg":
-        found = _rotating(found, include_pad=(True, False), divisor=(None, None, None, 7) if kind == "fprop" else (None, -3, None))
+        divisors = (None, None, None, 7) if kind == "fprop" else (None, -3, None)
+        found = _rotating(found, include_pad=(True, False), divisor=divisors)
     elif family == "lp":
         found = _rotating(found, norm=NORMS)
     return found
@@ -135,7 +141,7 @@ BRANCHES = {(family, kind): _branches(family, kind) for family in FAMILIES for k
 
 @dataclass(frozen=True)
 class PoolCase:
-    """One problem for a pooling kernel; sizes follow from the branch, whose first word is the end of the solver's id."""
+    """One problem for a kernel; sizes follow from the branch, whose first word is the end of the solver's id."""
 
     family: str
     kind: str
@@ -370,4 +376,3 @@ def announce_pools() -> None:
     pairs = sorted(harness.instantiations_of(cupy_pool.SOLVERS), key=lambda pair: "true>" in pair[1])
     for source in dict.fromkeys(source for source, _ in pairs):
         harness.announce(source, [kernel for name, kernel in pairs if name == source], chunk=20)
-

@@ -1,4 +1,4 @@
-"""Fractional pools and unpooling in CUDA C++ against the NumPy backend: every pass, layouts, types, ties and specials."""
+"""Fractional pools and unpooling in CUDA C++ against the NumPy backend: every pass, layout and type, ties, specials."""
 
 from __future__ import annotations
 

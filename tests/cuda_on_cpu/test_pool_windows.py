@@ -1,4 +1,4 @@
-"""The pools in CUDA C++ against the NumPy backend: every solver forced, guards, several orders of blocks and threads."""
+"""The pools in CUDA C++ against the NumPy backend: every solver forced, guards, blocks and threads in any order."""
 
 from __future__ import annotations
 
