@@ -94,6 +94,12 @@ class ndarray:  # noqa: N801, CuPy's name
             raise NotImplementedError(f"gpuconv indexes arrays with None, 0 and slices only, not {key!r}")
         return ndarray(self.host[key], self.dtype, self.memory)
 
+    def astype(self, dtype: Any) -> ndarray:
+        return guarded(asnumpy(self), "bfloat16" if dtype == bfloat16 else np.dtype(dtype).name)
+
+    def __truediv__(self, divisor: int) -> ndarray:
+        return guarded(self.host / divisor, self.dtype.name)
+
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")  # as CuPy
 
@@ -305,6 +311,11 @@ cuda = SimpleNamespace(
     Stream=SimpleNamespace(from_external=lambda stream: _Scope(stream.__cuda_stream__()[1])),
     get_current_stream=_Scope,
     runtime=SimpleNamespace(driverGetVersion=lambda: 13000, getDeviceCount=lambda: 1),
+)
+
+random = SimpleNamespace(
+    random_sample=lambda shape, dtype: guarded(np.random.random_sample(shape), np.dtype(dtype).name),
+    randint=lambda low, high, shape: guarded(np.random.randint(low, high, shape), "int64"),
 )
 
 __version__ = "14.0.0+host"
