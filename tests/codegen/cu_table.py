@@ -70,8 +70,8 @@ def jobs(sources: dict[str, list[str]]) -> list[Job]:
     """Cut the kernels of `sources` into jobs, for every architecture."""
     return [
         (source, arch, tuple(names[start : start + CHUNK]))
-        for arch in ARCHITECTURES
         for source, names in sources.items()
+        for arch in ARCHITECTURES
         for start in range(0, len(names), CHUNK)
     ]
 
@@ -111,15 +111,19 @@ def _page(table: dict[str, Any]) -> str:
         text += ["|---|" + "---|" * (len(archs) + 3)]
         names = sorted({n for rows in table["rows"].values() for n in rows if n.partition(" ")[0] == source})
         for name in names:
-            rows = [table["rows"][str(arch)][name] for arch in archs]
-            most = [max(row[column] for row in rows) for column in ("stack", "spills", "shared")]
-            cells = [f"`{name.partition(' ')[2]}`", *(row["registers"] for row in rows), *most]
+            rows = [table["rows"][str(arch)].get(name) for arch in archs]
+            most = [max(row[column] for row in rows if row) for column in ("stack", "spills", "shared")]
+            registers = [row["registers"] if row else "-" for row in rows]
+            cells = [f"`{name.partition(' ')[2]}`", *registers, *most]
             text.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(text) + "\n"
 
 
-def refresh(everything: bool, workers: int | None) -> None:
-    """Compile what changed, or everything, print the times, and rewrite the table and its page."""
+def refresh(everything: bool, workers: int | None, only: list[str]) -> None:
+    """Compile what changed, or everything, print the times, and rewrite the table and its page.
+
+    With names of sources in `only`, those alone are compiled, and the table has no rows of others that changed.
+    """
     old, found, hashes = load(), kernels(), source_hashes()
     kept = old["versions"] == versions() and not everything
     same = {name for name in found if kept and old["sources"].get(name) == hashes[name]}
@@ -127,19 +131,28 @@ def refresh(everything: bool, workers: int | None) -> None:
     for arch, part in rows.items():
         wanted = {key(source, kernel) for source in same for kernel in found[source]}
         part.update({name: row for name, row in old["rows"].get(arch, {}).items() if name in wanted})
-    todo = {
-        source: [name for name in names if any(key(source, name) not in part for part in rows.values())]
+    todo = [
+        (source, arch, missing[start : start + CHUNK])
         for source, names in found.items()
-    }
-    seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        for (source, arch, names), part, spent in pool.map(measure, jobs(todo)):
-            rows[str(arch)].update(part)
-            seconds[source, arch] += [spent]
-            print(f"{source} sm_{arch}: {len(names)} kernels, {spent:.1f} s", file=sys.stderr, flush=True)
+        if not only or source in only
+        for arch, part in rows.items()
+        for missing in [tuple(name for name in names if key(source, name) not in part)]
+        for start in range(0, len(missing), CHUNK)
+    ]
+    seconds: dict[tuple[str, int], float] = defaultdict(float)
+    table = {"versions": versions(), "sources": hashes, "rows": rows}
+    try:
+        with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+            for (source, arch, names), part, spent in pool.map(
+                measure, [(source, int(arch), names) for source, arch, names in todo]
+            ):
+                rows[str(arch)].update(part)
+                seconds[source, arch] += spent
+                print(f"{source} sm_{arch}: {len(names)} kernels, {spent:.1f} s", file=sys.stderr, flush=True)
+    finally:  # what was compiled is kept when an interruption or a failure ends this
+        write(table)
     for (source, arch), spent in sorted(seconds.items()):
-        print(f"{source:<20} sm_{arch:<4} {sum(spent):6.1f} s")
-    write({"versions": versions(), "sources": hashes, "rows": rows})
+        print(f"{source:<20} sm_{arch:<4} {spent:6.1f} s")
 
 
 def look_at(source: str, archs: list[int]) -> None:
@@ -158,13 +171,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Refresh the codegen table of the CUDA sources.")
     parser.add_argument("--all", action="store_true", help="compile every source, not those that changed alone")
     parser.add_argument("--workers", type=int, help="processes that compile; default: one for each core")
+    parser.add_argument("--only", metavar="SOURCE", action="append", help="compile this source alone; may be repeated")
     parser.add_argument("--look-at", metavar="SOURCE", help="print what this source compiles to, and write nothing")
     parser.add_argument("--arch", type=int, action="append", help="of --look-at; default: all")
     arguments = parser.parse_args()
     if arguments.look_at:
         look_at(arguments.look_at, arguments.arch or list(ARCHITECTURES))
         return
-    refresh(arguments.all, arguments.workers)
+    refresh(arguments.all, arguments.workers, arguments.only or [])
 
 
 if __name__ == "__main__":
