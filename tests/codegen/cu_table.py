@@ -132,7 +132,7 @@ def refresh(everything: bool, workers: int | None, only: list[str]) -> None:
         wanted = {key(source, kernel) for source in same for kernel in found[source]}
         part.update({name: row for name, row in old["rows"].get(arch, {}).items() if name in wanted})
     todo = [
-        (source, arch, missing[start : start + CHUNK])
+        (source, int(arch), missing[start : start + CHUNK])
         for source, names in found.items()
         if not only or source in only
         for arch, part in rows.items()
