@@ -106,7 +106,7 @@ class WindowPool(_Pool):
         kernel = kernel_name("pool_sum_fprop", *of_type, finish, lanes, wide)
         return [pool_launch("pool_sum", kernel, ("x", None, "y"), params)]
 
-    def instantiations(self) -> list[tuple[str, str]]:  # type: ignore[override]
+    def instantiations(self) -> list[tuple[str, str]]:
         """Return (source, kernel) of every kernel that :meth:`launches` can ask for."""
         found = []
         for dtype in self.dtypes:
@@ -164,7 +164,7 @@ class BlockPool(_Pool):
         kernel = kernel_name("pool_sum_block", *of_type, finish, wide)
         return [Launch("pool_block", kernel, grid, THREADS, ("x", "y"), params)]
 
-    def instantiations(self) -> list[tuple[str, str]]:  # type: ignore[override]
+    def instantiations(self) -> list[tuple[str, str]]:
         """Return (source, kernel) of every kernel that :meth:`launches` can ask for."""
         found = []
         for dtype in self.dtypes:
@@ -248,7 +248,7 @@ class GatherPool(_Pool):
         params = pool_params(problem, {"x": x, "y": dense}, elements // lanes)
         return [first, pool_launch("pool_sum", kernel, ("slopes", "x", "dx"), params)]
 
-    def instantiations(self) -> list[tuple[str, str]]:  # type: ignore[override]
+    def instantiations(self) -> list[tuple[str, str]]:
         """Return (source, kernel) of every kernel that :meth:`launches` can ask for."""
         pool = self.pools[0]
         found = []

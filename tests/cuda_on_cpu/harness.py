@@ -183,7 +183,7 @@ def mutant(pattern: str, replacement: str, count: int = 1) -> Iterator[None]:
     finally:
         fake_cupy.MACHINE.mutate = None
         KERNELS.clear()
-    assert seen[0] == count, f"{pattern!r} is nowhere in the sources that were compiled"
+    assert seen[0] >= count, f"{pattern!r} is nowhere in the sources that were compiled"
 
 
 def is_noticed(check: Callable[[], object]) -> bool:

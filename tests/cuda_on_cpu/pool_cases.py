@@ -97,7 +97,13 @@ _ADAPTIVE: Branches = {
 _ADAPTIVE_LARGE: Branches = {
     "global": {"size": {1: 301, 2: (17, 19), 3: (5, 6, 7)}, "out": 1, "special": True},
     "ragged": {"size": {1: 77, 2: (9, 37), 3: (5, 11, 7)}, "out": {1: 2, 2: (2, 3), 3: (2, 3, 1)}, "special": True},
-    "ties": {"size": {1: 77, 2: (9, 37), 3: (5, 11, 7)}, "out": {1: 2, 2: (2, 3), 3: (2, 3, 1)}, "ties": True, "c": 40},
+    "ties": {
+        "size": {1: 77, 2: (9, 37), 3: (5, 11, 7)},
+        "out": {1: 2, 2: (2, 3), 3: (2, 3, 1)},
+        "ties": True,
+        "c": 40,
+        "numbers": "positions",
+    },
     "64-bit": {"size": {1: 99, 2: (9, 37), 3: (5, 11, 7)}, "out": {1: 2, 2: 2, 3: (2, 3, 1)}, "wide": True},
 }
 
@@ -267,7 +273,7 @@ class Inputs:
         return harness.as_held(with_layout(values, layout), self.case.dtype)
 
     def draw(self, shape: tuple[int, ...], special: bool = True) -> np.ndarray:
-        """Return random values; where the branch is special with ties, infinities and NaN."""
+        """Return random values; where the branch is special with ties, and in every other channel infinities and NaN."""
         if self.integers or (special and self.case.option("ties", False)):
             return self.random.integers(-3, 4, shape).astype(float)
         x = self.random.standard_normal(shape)
@@ -275,6 +281,7 @@ class Inputs:
         x = np.abs(x) + 0.1 if positive else x  # powers that do not cancel
         if special and self.case.option("special", False):
             pick = self.random.random(shape)
+            pick[:, 1::2] = 0.5  # every other channel is finite, so that large windows have sums as well
             x = np.round(x * 2)
             x[pick < 0.04] = np.nan
             x[pick > 0.97] = np.inf
@@ -369,6 +376,11 @@ def check(inputs: Inputs, orders: Any = harness.ORDERS) -> harness.Ran:
     if case.option("wide", False):
         assert all(kernel.endswith("true>") for kernel in ran.kernels), ran.kernels
     return ran
+
+
+def some_orders(name: str) -> tuple[tuple[int, int], ...]:
+    """Return the usual order of blocks and threads and one of the others, in turn over the names of cases."""
+    return harness.ORDERS[0], harness.ORDERS[1 + sum(map(ord, name)) % (len(harness.ORDERS) - 1)]
 
 
 def announce_pools() -> None:

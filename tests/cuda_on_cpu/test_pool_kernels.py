@@ -1,4 +1,4 @@
-"""What single cases show of the pools in CUDA C++: torch's rules, integers, exact sums, alignment, sizes of 0, variants."""
+"""What single cases show of the pools in CUDA C++: torch's rules, integers, exact sums, alignment, empty results."""
 
 from __future__ import annotations
 
