@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -94,6 +94,26 @@ def compiled(text: str, mode: str) -> Path:
                 raise RuntimeError(f"g++ failed: {' '.join(command)}\n{done.stderr[:6000]}")
             os.replace(partial, target)
     return target
+
+
+@cache
+def launcher(mode: str) -> tuple[str, ...] | None:
+    """Return what goes in front of a program with this sanitizer: nothing, or ``setarch``; None where it cannot run.
+
+    ThreadSanitizer of g++ 12 to 14 gives up where the kernel spreads addresses over more bits than it expects.
+    """
+    try:
+        program = compiled("int main() { return 0; }\n", mode)
+    except RuntimeError:
+        return None
+    for prefix in ((), ("setarch", "-R")):
+        try:
+            done = subprocess.run([*prefix, str(program)], capture_output=True, timeout=60, check=False)
+        except OSError:
+            continue
+        if done.returncode == 0:
+            return prefix
+    return None
 
 
 class Library:

@@ -17,8 +17,9 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 
-from build import Library, compiled, unit_text
+from build import Library, compiled, launcher, unit_text
 
 GUARD = 4096
 """Bytes of the band on each side of an array; a multiple of every alignment."""
@@ -228,6 +229,9 @@ class _Function:
 
     def _in_program(self, grid: int, block: int, args: tuple[Any, ...]) -> None:
         """Run a launch in a program of its own, where every array lies alone in memory."""
+        prefix = launcher(MACHINE.mode)
+        if prefix is None:
+            pytest.skip(f"not run: g++ of this host has no working sanitizer of kind {MACHINE.mode!r}")
         program = compiled(unit_text(self.code, (self.kernel,)), MACHINE.mode)
         parts = [struct.pack("<7q", 0, grid, block, *MACHINE.orders, MACHINE.seed, len(args))]
         views = []
@@ -242,7 +246,7 @@ class _Function:
         with tempfile.NamedTemporaryFile() as file:
             file.write(b"".join(parts))
             file.flush()
-            done = _run([str(program), file.name])
+            done = _run([*prefix, str(program), file.name])
             if done.returncode != 0:
                 raise RuntimeError(f"{self.kernel} ({MACHINE.mode}): exit status {done.returncode}\n{done.stderr}")
             with open(file.name, "rb") as result:
