@@ -18,8 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-
-from build import Library, compiled, launcher, unit_text
+from host_compiler import Library, compiled, launcher, unit_text
 
 GUARD = 4096
 """Bytes of the band on each side of an array; a multiple of every alignment."""

@@ -154,7 +154,7 @@ def _forget_plans() -> None:
 @contextmanager
 def sanitizer(mode: str) -> Iterator[None]:
     """Run launches as programs of their own: ``"address"`` on fibers, ``"thread"`` with real threads."""
-    from build import MODES
+    from host_compiler import MODES
 
     assert mode in MODES
     fake_cupy.MACHINE.mode = mode
@@ -200,7 +200,8 @@ def is_noticed(check: Callable[[], object]) -> bool:
 
 def struct_layout(source: str, struct: str, dtype: np.dtype) -> None:
     """Assert that the C++ struct of a source lies in memory as its NumPy mirror: its size, and where each field is."""
-    from build import compiled, unit_text
+    from host_compiler import compiled, unit_text
+
     from gpuconv.kernels import cu
 
     assert dtype.names is not None and dtype.fields is not None
