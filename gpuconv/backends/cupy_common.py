@@ -108,12 +108,14 @@ def _device_and_stream(kind: ArrayKind, device: str) -> Iterator[None]:
     import cupy
 
     index = device_index(device)
-    with cupy.cuda.Device(index):
-        if kind.name != "torch":
+    if kind.name != "torch":
+        with cupy.cuda.Device(index):
             yield
-            return
-        import torch
+        return
+    import torch
 
+    # torch exports tensors of its current device only.
+    with torch.cuda.device(index), cupy.cuda.Device(index):
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream(index)):
             yield
 

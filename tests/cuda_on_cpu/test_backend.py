@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import fake_cupy
 import numpy as np
 import pytest
@@ -9,7 +12,8 @@ from fake_cupy import asnumpy, guarded
 from harness import as_held, on_device, run_once
 
 import gpuconv
-from gpuconv.arrays import channels_last_strides, kind_of
+from gpuconv.arrays import TORCH, channels_last_strides, kind_of
+from gpuconv.backends import cupy_common
 from gpuconv.backends.cupy_common import CupySolver, Launch, capability
 from gpuconv.dispatch import record_plans
 from gpuconv.plan_cache import CACHE
@@ -107,6 +111,26 @@ def test_launches_run_on_the_device_of_the_arrays():
     finally:
         fake_cupy._Function = module
     assert entered and all(scopes == [0] for scopes in entered) and fake_cupy._Scope.entered == []
+
+
+def test_torch_tensors_run_on_torchs_device_and_current_stream(monkeypatch):
+    """No GPU is here, so torch's part is played too: its device guard, and a stream that is not the default one."""
+    import torch
+
+    seen = []
+
+    @contextmanager
+    def device(index):
+        seen.append(("enter", index))
+        yield
+        seen.append(("leave", index))
+
+    stream = SimpleNamespace(__cuda_stream__=lambda: (0, 0x77))
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: stream if index == 1 else None)
+    with cupy_common._device_and_stream(TORCH, "cuda:1"):
+        assert [scope.number for scope in fake_cupy._Scope.entered] == [1, 0x77] and seen == [("enter", 1)]
+    assert fake_cupy._Scope.entered == [] and seen == [("enter", 1), ("leave", 1)]
 
 
 def test_capability_is_that_of_the_device():
