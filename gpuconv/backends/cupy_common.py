@@ -115,9 +115,9 @@ def _device_and_stream(kind: ArrayKind, device: str) -> Iterator[None]:
     import torch
 
     # torch exports tensors of its current device only.
-    with torch.cuda.device(index), cupy.cuda.Device(index):
-        with cupy.cuda.Stream.from_external(torch.cuda.current_stream(index)):
-            yield
+    stream = cupy.cuda.Stream.from_external(torch.cuda.current_stream(index))
+    with torch.cuda.device(index), cupy.cuda.Device(index), stream:
+        yield
 
 
 def _shared(kind: ArrayKind, array: Any) -> Any:
