@@ -62,10 +62,10 @@ def _of_pool(pool: str) -> list[str]:
     return ["max"] if pool.endswith("max") else ["AVERAGE"]
 
 
-def _variants(dtype: str) -> list[tuple[int, bool]]:
-    """Return the (LANES, WIDE) that kernels of a type are compiled for."""
+def _variants(dtype: str, powers: bool = False) -> list[tuple[int, bool]]:
+    """Return the (LANES, WIDE) that kernels are compiled for: one lane for powers, which cost more than loads."""
     sizes = {"float16": 8, "bfloat16": 8, "float32": 4, "float64": 2}
-    return [(1, False), (1, True)] + ([(sizes[dtype], False)] if dtype in sizes else [])
+    return [(1, False), (1, True)] + ([(sizes[dtype], False)] if dtype in sizes and not powers else [])
 
 
 class _Pool(CupyPool):
@@ -96,14 +96,14 @@ class WindowPool(_Pool):
 
     def launches(self, problem: Any, strides: Strides, config: Mapping[str, Any]) -> list[Launch]:
         wide = wide_index(problem, strides)
-        lanes = lanes_of(problem, {"x": strides["x"]}, wide)
+        powers = problem.pool == "lp" and not _largest(problem)
+        lanes = 1 if powers else lanes_of(problem, {"x": strides["x"]}, wide)
         params = pool_params(problem, {"x": strides["x"]}, prod(problem.y_shape) // lanes)
         of_type = (C_TYPES[problem.dtype], window_class(problem))
         if _largest(problem):
             kernel = kernel_name("pool_max_fprop", *of_type, lanes, wide)
             return [pool_launch("pool_max", kernel, ("x", "y", "indices"), params)]
-        finish = "ROOT" if problem.pool == "lp" else "AVERAGE"
-        kernel = kernel_name("pool_sum_fprop", *of_type, finish, lanes, wide)
+        kernel = kernel_name("pool_sum_fprop", *of_type, "ROOT" if powers else "AVERAGE", lanes, wide)
         return [pool_launch("pool_sum", kernel, ("x", None, "y"), params)]
 
     def instantiations(self) -> list[tuple[str, str]]:
@@ -111,7 +111,7 @@ class WindowPool(_Pool):
         found = []
         for dtype in self.dtypes:
             for finish in _of_pool(self.pools[0]):
-                for variant in _variants(dtype):
+                for variant in _variants(dtype, finish == "ROOT"):
                     if finish == "max":
                         name = kernel_name("pool_max_fprop", C_TYPES[dtype], self.windows, *variant)
                         found.append(("pool_max", name))
@@ -218,7 +218,7 @@ class GatherPool(_Pool):
         if _largest(problem):
             kernel = kernel_name("pool_max_bwd", of_type, window_class(problem), lanes, wide)
             return [pool_launch("pool_max", kernel, ("y", "indices", None, "dx"), params)]
-        kernel = kernel_name("pool_sum_bwd", of_type, of_type, window_class(problem), lanes, wide)
+        kernel = kernel_name("pool_sum_bwd", of_type, False, window_class(problem), lanes, wide)
         return [pool_launch("pool_sum", kernel, ("y", None, "dx"), params)]
 
     def _power_launches(self, problem: PoolProblem, strides: Strides) -> list[Launch]:
@@ -226,7 +226,7 @@ class GatherPool(_Pool):
         wide = wide_index(problem, strides)
         forward = replace(problem, kind="fprop")
         dense = dense_strides(problem.y_shape, problem.y_format)
-        of_type, sums = C_TYPES[problem.dtype], C_TYPES[compute_type(problem.dtype)]
+        of_type = C_TYPES[problem.dtype]
         x, y = strides["x"], strides["y"]
         outputs, elements = prod(problem.y_shape), prod(problem.x_shape)
         if _largest(problem):
@@ -239,30 +239,27 @@ class GatherPool(_Pool):
             kernel = kernel_name("pool_max_bwd", of_type, "Strided", lanes, wide)
             params = pool_params(problem, {"x": x, "y": y, "indices": dense}, elements // lanes, index_dtype=taps)
             return [first, pool_launch("pool_max", kernel, ("y", "taps", "x", "dx"), params)]
-        lanes = lanes_of(forward, {"x": x, "y": y}, wide)
-        kernel = kernel_name("pool_sum_fprop", of_type, "Strided", "SLOPE", lanes, wide)
-        params = pool_params(forward, {"x": x, "y": y}, outputs // lanes)
-        first = pool_launch("pool_sum", kernel, ("x", "y", "slopes"), params)
-        lanes = lanes_of(problem, {"x": x, "y": dense}, wide)
-        kernel = kernel_name("pool_sum_bwd", of_type, sums, "Strided", lanes, wide)
-        params = pool_params(problem, {"x": x, "y": dense}, elements // lanes)
+        kernel = kernel_name("pool_sum_fprop", of_type, "Strided", "SLOPE", 1, wide)
+        first = pool_launch("pool_sum", kernel, ("x", "y", "slopes"), pool_params(forward, {"x": x, "y": y}, outputs))
+        kernel = kernel_name("pool_sum_bwd", of_type, True, "Strided", 1, wide)
+        params = pool_params(problem, {"x": x, "y": dense}, elements)
         return [first, pool_launch("pool_sum", kernel, ("slopes", "x", "dx"), params)]
 
     def instantiations(self) -> list[tuple[str, str]]:
         """Return (source, kernel) of every kernel that :meth:`launches` can ask for."""
-        pool = self.pools[0]
+        pool, powers = self.pools[0], self.pools[0] == "lp"
         found = []
         for dtype in self.dtypes:
-            name, sums = C_TYPES[dtype], C_TYPES[compute_type(dtype)]
+            name = C_TYPES[dtype]
             for variant in _variants(dtype):
-                if pool == "lp":
+                if powers:
                     found.append(("pool_max", kernel_name("pool_max_fprop", name, "Strided", *variant)))
-                    found.append(("pool_sum", kernel_name("pool_sum_fprop", name, "Strided", "SLOPE", *variant)))
-                if pool == "lp" or pool.endswith("max"):
+                if powers or pool.endswith("max"):
                     found.append(("pool_max", kernel_name("pool_max_bwd", name, self.windows, *variant)))
-                if not pool.endswith("max"):
-                    grad = sums if pool == "lp" else name
-                    found.append(("pool_sum", kernel_name("pool_sum_bwd", name, grad, self.windows, *variant)))
+            for variant in [] if pool.endswith("max") else _variants(dtype, powers):
+                if powers:
+                    found.append(("pool_sum", kernel_name("pool_sum_fprop", name, "Strided", "SLOPE", *variant)))
+                found.append(("pool_sum", kernel_name("pool_sum_bwd", name, powers, self.windows, *variant)))
         return found
 
 

@@ -58,11 +58,22 @@ __global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
     store_lanes<LANES>(y + unit * LANES, result, is_aligned(y));
 }
 
-// y: N C O P Q by strides, the gradient of an average or, of a compute type, the slopes of a power pool, and then x is
-// N C D H W by strides, and null for an average. dx: N C D H W, dense.
-template <class T, class GRAD, class WINDOWS, int LANES, bool WIDE>
+// The element type of what is spread: gradients of averages, or slopes of a power pool.
+template <class T, bool POWER>
+struct Spread {
+    using type = T;
+};
+template <class T>
+struct Spread<T, true> {
+    using type = compute_t<T>;
+};
+
+// y: N C O P Q by strides, the gradients of averages, which are divided here, or slopes. x: N C D H W by strides, read
+// for a POWER alone, whose derivative multiplies the sum. dx: N C D H W, dense.
+template <class T, bool POWER, class WINDOWS, int LANES, bool WIDE>
 __global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
-    pool_sum_bwd(const GRAD* __restrict__ y, const T* __restrict__ x, T* __restrict__ dx, PoolParams p) {
+    pool_sum_bwd(const typename Spread<T, POWER>::type* __restrict__ y, const T* __restrict__ x, T* __restrict__ dx,
+                 PoolParams p) {
     using I = index_t<WIDE>;
     using V = compute_t<T>;
     const I unit = I(blockIdx.x) * I(blockDim.x) + I(threadIdx.x);
@@ -72,7 +83,7 @@ __global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
     const Range<I> range_o = WINDOWS::containing(d, at.z);
     const Range<I> range_p = WINDOWS::containing(h, at.y);
     const Range<I> range_q = WINDOWS::containing(w, at.x);
-    const GRAD* plane = y + at.n * I(p.y_stride_n) + at.c * I(p.y_stride_c);
+    const typename Spread<T, POWER>::type* plane = y + at.n * I(p.y_stride_n) + at.c * I(p.y_stride_c);
     const bool aligned = is_aligned(y);
 
     V total[LANES];
@@ -88,20 +99,20 @@ __global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
                 if (t < 0 || r < 0 || s < 0) continue;
                 V grad[LANES];
                 load_lanes<LANES>(grad, plane + row + i_q * I(p.y_stride_q), aligned);
-                const V divisor = x ? V(1) : V(divisor_of<WINDOWS>(p, i_o, i_p, i_q));
+                const V divisor = POWER ? V(1) : V(divisor_of<WINDOWS>(p, i_o, i_p, i_q));
 #pragma unroll
-                for (int i = 0; i < LANES; ++i) total[i] += x ? grad[i] : grad[i] / divisor;
+                for (int i = 0; i < LANES; ++i) total[i] += POWER ? grad[i] : grad[i] / divisor;
             }
         }
     }
 
-    if (x && p.norm != 1.0) {
+    if constexpr (POWER) {
         V seen[LANES];
         const I offset = at.n * I(p.x_stride_n) + at.c * I(p.x_stride_c) + at.z * I(p.x_stride_d) +
                          at.y * I(p.x_stride_h) + at.x * I(p.x_stride_w);
         load_lanes<LANES>(seen, x + offset, is_aligned(x));
 #pragma unroll
-        for (int i = 0; i < LANES; ++i) total[i] *= power(seen[i], p.norm - 1.0) * V(p.norm);
+        for (int i = 0; i < LANES; ++i) total[i] *= p.norm == 1.0 ? V(1) : power(seen[i], p.norm - 1.0) * V(p.norm);
     }
     store_lanes<LANES>(dx + unit * LANES, total, is_aligned(dx));
 }
