@@ -238,6 +238,10 @@ class CupyPool(CupySolver):
             return f"solves {' and '.join(self.pools)} ({self.kind}), not {problem.pool} ({problem.kind})"
         if problem.dtype not in self.dtypes:
             return f"computes {', '.join(self.dtypes)}, not {problem.dtype}"
+        windows = (problem.kernel, problem.stride, problem.dilation, problem.pad_lo, problem.pad_hi)
+        largest = max(problem.c, *map(max, (problem.input_size, problem.output_size, *windows)))
+        if largest >= 2**31:
+            return f"holds sizes, strides and paddings in 32 bits, which {largest} needs more than"
         return None
 
     def rank(self, problem: Problem) -> float:

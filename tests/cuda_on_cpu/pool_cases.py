@@ -273,7 +273,7 @@ class Inputs:
         return harness.as_held(with_layout(values, layout), self.case.dtype)
 
     def draw(self, shape: tuple[int, ...], special: bool = True) -> np.ndarray:
-        """Return random values; where the branch is special with ties, and in every other channel infinities and NaN."""
+        """Return random values; where the branch is special with ties, and in every other channel inf and NaN."""
         if self.integers or (special and self.case.option("ties", False)):
             return self.random.integers(-3, 4, shape).astype(float)
         x = self.random.standard_normal(shape)

@@ -224,6 +224,8 @@ def test_which_solver_runs():
     reasons = {candidate.solver.id: candidate.reason for candidate in refused}
     assert "9 elements" in reasons["cupy.pool.max.fprop.block"]
     assert "solves avg (fprop)" in reasons["cupy.pool.avg.fprop.window"]
+    far = replace(_problem(gpuconv.max_pool1d, (1, 1, 8), 2), stride=(2**31,))
+    assert all(str(2**31) in str(s.why_not(far)) for s in cupy_pool.SOLVERS if s.id.startswith("cupy.pool.max.fprop.w"))
 
 
 def test_64_bit_indices_where_32_may_not_do():
