@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -170,9 +169,7 @@ class Variant:
         return max(-(-rows // side_m), 1), max(-(-columns // side_n), 1)
 
 
-def _variant(
-    dtype: str, ndim: int, layout: str, padded: bool, wide: bool, tensor: bool, tile: str
-) -> Variant:
+def _variant(dtype: str, ndim: int, layout: str, padded: bool, wide: bool, tensor: bool, tile: str) -> Variant:
     """Return the instantiation that serves what is asked: there is not one of everything.
 
     Any variant takes any strides; its layout says which are fast. Kernels for zero padding of 1-D and 2-D problems save

@@ -25,8 +25,9 @@ struct DepthwiseParams {
 
 template <class T, int S, int STRIDE, bool WIDE>
 __global__ void __launch_bounds__(THREADS, 4)
-conv_depthwise(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, const T* __restrict__ scale,
-               const T* __restrict__ shift, const T* __restrict__ residual, T* __restrict__ y, DepthwiseParams params) {
+conv_depthwise(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias,
+               const T* __restrict__ scale, const T* __restrict__ shift, const T* __restrict__ residual,
+               T* __restrict__ y, DepthwiseParams params) {
     using I = index_t<WIDE>;
     using Sum = compute_t<T>;
     constexpr int RUN = 4, INPUTS = S ? (RUN - 1) * STRIDE + S : 1;
@@ -101,7 +102,8 @@ conv_depthwise(const T* __restrict__ x, const T* __restrict__ w, const T* __rest
     const Epilogue<T> epilogue{bias, scale, shift, residual, p.activation};
     const I y_line = at.n * static_cast<I>(p.y_stride[0]) + channel * static_cast<I>(p.y_stride[1]) +
                      spatial_offset(at.d, at.h, first_q, p.y_stride);
-    const I residual_line = at.n * static_cast<I>(p.residual_stride[0]) + channel * static_cast<I>(p.residual_stride[1]) +
+    const I residual_line = at.n * static_cast<I>(p.residual_stride[0]) +
+                            channel * static_cast<I>(p.residual_stride[1]) +
                             spatial_offset(at.d, at.h, first_q, p.residual_stride);
 #pragma unroll
     for (int i = 0; i < RUN; i++) {

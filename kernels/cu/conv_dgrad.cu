@@ -115,17 +115,20 @@ conv_dgrad(const T* __restrict__ y, const T* __restrict__ w, const T* __restrict
 #pragma unroll
     for (int axis = 2; axis >= 0; axis--) {
         const int stride = static_cast<int>(p.stride[axis]);
-        phases[axis] = phase_axis<I>(number % stride, p.size[axis], p.pad_lo[axis], stride, p.dilation[axis], p.step[axis]);
+        phases[axis] =
+            phase_axis<I>(number % stride, p.size[axis], p.pad_lo[axis], stride, p.dilation[axis], p.step[axis]);
         number /= stride;
     }
-    const I rows = smaller<I>(static_cast<I>(p.n) * phases[0].count * phases[1].count * phases[2].count - first_row, C::M);
+    const I of_phase = static_cast<I>(p.n) * phases[0].count * phases[1].count * phases[2].count;
+    const I rows = smaller<I>(of_phase - first_row, C::M);
     if (rows <= 0) return;  // smaller phases have tiles without rows
 
     const T* y_group = y + group * static_cast<I>(p.k) * static_cast<I>(p.y_stride[1]);
     const T* w_group = w + group * static_cast<I>(p.k) * static_cast<I>(p.w_stride[0]);
     const ZeroPadded<T, I, DIMS> gathered{y_group, V > 1 && aligned_to_vectors(y_group), static_cast<I>(p.out[0]),
                                           static_cast<I>(p.out[1]), static_cast<I>(p.out[2])};
-    const Linear<T, I> weights{w_group, V > 1 && aligned_to_vectors(w_group), static_cast<I>(p.w_stride[1]), static_cast<I>(p.c)};
+    const Linear<T, I> weights{w_group, V > 1 && aligned_to_vectors(w_group),
+                               static_cast<I>(p.w_stride[1]), static_cast<I>(p.c)};
     C core;
     core.clear();
     typename C::Sum unused = 0;
@@ -144,7 +147,8 @@ conv_dgrad(const T* __restrict__ y, const T* __restrict__ w, const T* __restrict
                 at.n * static_cast<I>(p.residual_stride[0]) + spatial_offset(x_d, x_h, x_w, p.residual_stride);
             if (IMAGES && !(d.shown(x_d) && h.shown(x_h) && width.shown(x_w))) continue;
             const I o = d.source(x_d), rows_p = h.source(x_h), q = width.source(x_w);
-            shared.row[i] = {at.n * static_cast<I>(p.y_stride[0]) + spatial_offset(o, rows_p, q, p.y_stride), o, rows_p, q};
+            const I image = at.n * static_cast<I>(p.y_stride[0]);
+            shared.row[i] = {image + spatial_offset(o, rows_p, q, p.y_stride), o, rows_p, q};
         }
         bool useful = true;
         if constexpr (IMAGES) {  // most tiles have no other image than the positions themselves
@@ -153,8 +157,9 @@ conv_dgrad(const T* __restrict__ y, const T* __restrict__ w, const T* __restrict
             for (int i = 0; i < C::M; i++) useful = useful || is_place(shared.row[i]);
         }
         const I reduction = useful ? static_cast<I>(p.k) * d.taps * h.taps * width.taps : 0;
-        accumulate<ALONG_A, ALONG_B, V, V>(core, shared, gathered, weights, first_column, I(0), reduction,
-                                                  DgradReduction<I, LAYOUT == CONTIGUOUS>{p, d, h, width}, false, unused);
+        const DgradReduction<I, LAYOUT == CONTIGUOUS> fill{p, d, h, width};
+        accumulate<ALONG_A, ALONG_B, V>(core, shared, gathered, weights, first_column, I(0), reduction, fill, false,
+                                        unused);
         if constexpr (IMAGES) __syncthreads();  // where there was no reduction, rows are still being looked at
     };
     if constexpr (IMAGES) {
@@ -168,8 +173,10 @@ conv_dgrad(const T* __restrict__ y, const T* __restrict__ w, const T* __restrict
     }
 
     const Epilogue<T> epilogue{bias, scale, shift, residual, p.activation};
-    const I columns = smaller<I>(static_cast<I>(p.c) - first_column, C::N), first_channel = group * static_cast<I>(p.c) + first_column;
-    for_each_sum<LAYOUT == CONTIGUOUS ? UNITS : REDUCTION>(core, shared, rows, columns, [&](int row, int column, typename C::Sum sum) {
+    const I columns = smaller<I>(static_cast<I>(p.c) - first_column, C::N);
+    const I first_channel = group * static_cast<I>(p.c) + first_column;
+    constexpr int ALONG_RESULT = LAYOUT == CONTIGUOUS ? UNITS : REDUCTION;
+    for_each_sum<ALONG_RESULT>(core, shared, rows, columns, [&](int row, int column, typename C::Sum sum) {
         const I channel = first_channel + column;
         const I at = shared.result[row] + channel * static_cast<I>(p.x_stride[1]);
         x[at] = epilogue.finish(sum, channel, shared.residual[row] + channel * static_cast<I>(p.residual_stride[1]));

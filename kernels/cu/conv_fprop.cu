@@ -57,7 +57,8 @@ conv_fprop(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict
 
     const T* x_group = x + group * static_cast<I>(p.c) * static_cast<I>(p.x_stride[1]);
     const T* w_group = w + group * static_cast<I>(p.k) * static_cast<I>(p.w_stride[0]);
-    const Linear<T, I> weights{w_group, V > 1 && aligned_to_vectors(w_group), static_cast<I>(p.w_stride[0]), static_cast<I>(p.k)};
+    const Linear<T, I> weights{w_group, V > 1 && aligned_to_vectors(w_group),
+                               static_cast<I>(p.w_stride[0]), static_cast<I>(p.k)};
     const FpropReduction<I, REMAP, LAYOUT == CONTIGUOUS> fill{p};
     const I reduction = static_cast<I>(p.c) * static_cast<I>(p.kernel[0] * p.kernel[1] * p.kernel[2]);
     C core;
@@ -65,16 +66,20 @@ conv_fprop(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict
     typename C::Sum unused = 0;
     if constexpr (REMAP) {
         const Remapped<T, I> gathered{x_group, p};
-        accumulate<ALONG_A, ALONG_B, V, V>(core, shared, gathered, weights, first_column, I(0), reduction, fill, false, unused);
+        accumulate<ALONG_A, ALONG_B, V>(core, shared, gathered, weights, first_column, I(0), reduction, fill, false,
+                                        unused);
     } else {
         const ZeroPadded<T, I, DIMS> gathered{x_group, V > 1 && aligned_to_vectors(x_group), static_cast<I>(p.size[0]),
                                               static_cast<I>(p.size[1]), static_cast<I>(p.size[2])};
-        accumulate<ALONG_A, ALONG_B, V, V>(core, shared, gathered, weights, first_column, I(0), reduction, fill, false, unused);
+        accumulate<ALONG_A, ALONG_B, V>(core, shared, gathered, weights, first_column, I(0), reduction, fill, false,
+                                        unused);
     }
 
     const Epilogue<T> epilogue{bias, scale, shift, residual, p.activation};
-    const I columns = smaller<I>(static_cast<I>(p.k) - first_column, C::N), first_channel = group * static_cast<I>(p.k) + first_column;
-    for_each_sum<LAYOUT == CONTIGUOUS ? UNITS : REDUCTION>(core, shared, rows, columns, [&](int row, int column, typename C::Sum sum) {
+    const I columns = smaller<I>(static_cast<I>(p.k) - first_column, C::N);
+    const I first_channel = group * static_cast<I>(p.k) + first_column;
+    constexpr int ALONG_RESULT = LAYOUT == CONTIGUOUS ? UNITS : REDUCTION;
+    for_each_sum<ALONG_RESULT>(core, shared, rows, columns, [&](int row, int column, typename C::Sum sum) {
         const I channel = first_channel + column;
         const I at = shared.result[row] + channel * static_cast<I>(p.y_stride[1]);
         y[at] = epilogue.finish(sum, channel, shared.residual[row] + channel * static_cast<I>(p.residual_stride[1]));

@@ -58,7 +58,8 @@ conv_wgrad(const T* __restrict__ x, const T* __restrict__ y, T* __restrict__ w, 
 
     const T* x_group = x + group * static_cast<I>(p.c) * static_cast<I>(p.x_stride[1]);
     const T* y_group = y + group * static_cast<I>(p.k) * static_cast<I>(p.y_stride[1]);
-    const Linear<T, I> gradient{y_group, V > 1 && aligned_to_vectors(y_group), static_cast<I>(p.y_stride[1]), static_cast<I>(p.k)};
+    const Linear<T, I> gradient{y_group, V > 1 && aligned_to_vectors(y_group),
+                                static_cast<I>(p.y_stride[1]), static_cast<I>(p.k)};
     const WgradReduction<I, REMAP> fill{p};
     const I pixels = static_cast<I>(p.n) * static_cast<I>(p.out[0] * p.out[1] * p.out[2]);
     const I first = split * static_cast<I>(p.per_split), last = smaller<I>(first + static_cast<I>(p.per_split), pixels);
@@ -68,14 +69,17 @@ conv_wgrad(const T* __restrict__ x, const T* __restrict__ y, T* __restrict__ w, 
     const bool sums = bias && tile.m == 0;
     if constexpr (REMAP) {
         const Remapped<T, I> gathered{x_group, p};
-        accumulate<ALONG, ALONG, V, V>(core, shared, gathered, gradient, first_column, first, last, fill, sums, of_bias);
+        accumulate<ALONG, ALONG, V>(core, shared, gathered, gradient, first_column, first, last, fill, sums,
+                                    of_bias);
     } else {
         const ZeroPadded<T, I, DIMS> gathered{x_group, V > 1 && aligned_to_vectors(x_group), static_cast<I>(p.size[0]),
                                               static_cast<I>(p.size[1]), static_cast<I>(p.size[2])};
-        accumulate<ALONG, ALONG, V, V>(core, shared, gathered, gradient, first_column, first, last, fill, sums, of_bias);
+        accumulate<ALONG, ALONG, V>(core, shared, gathered, gradient, first_column, first, last, fill, sums,
+                                    of_bias);
     }
 
-    const I columns = smaller<I>(static_cast<I>(p.k) - first_column, C::N), first_channel = group * static_cast<I>(p.k) + first_column;
+    const I columns = smaller<I>(static_cast<I>(p.k) - first_column, C::N);
+    const I first_channel = group * static_cast<I>(p.k) + first_column;
     const I channels = static_cast<I>(p.k) * p.groups;
     compute_t<T>* of_split = partial ? partial + split * (channels * all_rows + (bias ? channels : 0)) : nullptr;
     if (const int column = static_cast<int>(threadIdx.x); sums && column < columns) {

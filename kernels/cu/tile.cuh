@@ -308,7 +308,10 @@ struct Core<T, Tensor<M_, N_, WARP_M, WARP_N>, ALONG_A, ALONG_B> {
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
-        for (int i = 0; i < WARP_M / 16 * (WARP_N / 8) * 4; i++) sum[i / 4 / (WARP_N / 8)][i / 4 % (WARP_N / 8)][i % 4] = 0;
+        for (int i = 0; i < WARP_M / 16 * (WARP_N / 8); i++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) sum[i / (WARP_N / 8)][i % (WARP_N / 8)][e] = 0;
+        }
     }
 
     __device__ __forceinline__ void multiply(const Buffer& buffer) {
@@ -371,15 +374,16 @@ struct Shared {
 //
 // `fill(entry, place, plain)` writes what reduction entry `entry` adds to the offsets of both operands; it is asked for
 // entries below `last` alone. The caller has written `shared.row` and may write it again after the return; the first
-// barrier is in here. Every thread of the block must call this alike. With `sums`, thread i adds the elements of column i
-// of the plain operand to `column_sum`.
-template <int ALONG_A, int ALONG_B, int V_A, int V_B, class C, class I, class Gathered, class Plained, class Fill>
-__device__ __forceinline__ void accumulate(C& core, Shared<C, I>& shared, const Gathered& gathered, const Plained& plained,
+// barrier is in here. Every thread of the block must call this alike. With `sums`, thread i adds the elements of column
+// i of the plain operand to `column_sum`.
+template <int ALONG_A, int ALONG_B, int V, class C, class I, class Gathered, class PlainOperand, class Fill>
+__device__ __forceinline__ void accumulate(C& core, Shared<C, I>& shared, const Gathered& gathered,
+                                           const PlainOperand& plain,
                                            I first_column, I first, I last, const Fill& fill, bool sums,
                                            typename C::Sum& column_sum) {
     using T = typename C::Element;
-    using ShareA = Share<C::M, C::K, C::THREADS, ALONG_A, V_A>;
-    using ShareB = Share<C::N, C::K, C::THREADS, ALONG_B, V_B>;
+    using ShareA = Share<C::M, C::K, C::THREADS, ALONG_A, V>;
+    using ShareB = Share<C::N, C::K, C::THREADS, ALONG_B, V>;
     const int thread = static_cast<int>(threadIdx.x);
 
     const auto multiply = [&](int number) {
@@ -399,17 +403,18 @@ __device__ __forceinline__ void accumulate(C& core, Shared<C, I>& shared, const 
             }
             __syncthreads();
         }
-        Pack<T, V_A> a[ShareA::COUNT];
-        Pack<T, V_B> b[ShareB::COUNT];
+        Pack<T, V> a[ShareA::COUNT];
+        Pack<T, V> b[ShareB::COUNT];
 #pragma unroll
         for (int i = 0; i < ShareA::COUNT; i++) {
-            a[i] = gathered.template load<V_A>(shared.row[ShareA::unit(i)], shared.reduction[slot + ShareA::depth(i)]);
+            a[i] = gathered.template load<V>(shared.row[ShareA::unit(i)], shared.reduction[slot + ShareA::depth(i)]);
         }
 #pragma unroll
         for (int i = 0; i < ShareB::COUNT; i++) {
             const int k = ShareB::depth(i);
             const bool inside = step + k < last;
-            b[i] = plained.template load<V_B>(inside ? shared.plain[slot + k] : 0, first_column + ShareB::unit(i), inside);
+            const I offset = inside ? shared.plain[slot + k] : 0;
+            b[i] = plain.template load<V>(offset, first_column + ShareB::unit(i), inside);
         }
         if (step > first) multiply(number ^ 1);
 #pragma unroll
@@ -425,7 +430,8 @@ __device__ __forceinline__ void accumulate(C& core, Shared<C, I>& shared, const 
 // Call `store(row, column, sum)` for each element of the tile's first `rows` rows and `columns` columns, neighbouring
 // threads along rows (ALONG is UNITS) or along columns.
 template <int ALONG, int SLAB_NUMBER = 0, class C, class I, class Store>
-__device__ __forceinline__ void for_each_sum(const C& core, Shared<C, I>& shared, I rows, I columns, const Store& store) {
+__device__ __forceinline__ void for_each_sum(const C& core, Shared<C, I>& shared, I rows, I columns,
+                                             const Store& store) {
     __syncthreads();
     core.template stage<SLAB_NUMBER>(shared.staged);
     __syncthreads();

@@ -39,7 +39,9 @@ _FPROP: Branches = {
         "c": {1: 49, 2: 25, 3: 13},
     },
     "grouped": {"groups": 3, "c": {1: 75, 2: 27, 3: 27}, "k": 51, "bias": True, "pads": (1, 0)},
-    "one channel a group": {"groups": 3, "c": 3, "k": 6, "kernel": {1: 70, 2: 9, 3: 5}, "pads": {1: (40, 36), 2: (4, 5), 3: (2, 3)}},
+    "one channel a group": {
+        "groups": 3, "c": 3, "k": 6, "kernel": {1: 70, 2: 9, 3: 5}, "pads": {1: (40, 36), 2: (4, 5), 3: (2, 3)},
+    },
     "epilogue": {"bias": True, "scale": True, "shift": True, "residual": True, "activation": "gelu"},
     "relu": {"activation": "relu", "residual": True, "pads": (1, 0)},
     "relu6 hardswish": {"activation": "relu6", "bias": True, "pads": (1, 1)},
@@ -68,8 +70,8 @@ _FPROP: Branches = {
     "one by one strided": {"kernel": 1, "c": 80, "stride": 2, "size": {1: 150, 2: (17, 15), 3: (7, 8, 9)}},
     "vectors": {"c": {1: 48, 2: 16, 3: 16}, "k": 72, "pads": (1, 0), "cores": _TENSOR, "layouts": _LAST, "bias": True},
     "vectors grouped strided": {
-        "c": {1: 96, 2: 24, 3: 24}, "groups": 3, "k": 72, "stride": 2, "pads": (1, 2), "cores": _TENSOR, "layouts": _LAST,
-        "size": {1: 80, 2: (13, 12), 3: (6, 8, 7)},
+        "c": {1: 96, 2: 24, 3: 24}, "groups": 3, "k": 72, "stride": 2, "pads": (1, 2), "cores": _TENSOR,
+        "layouts": _LAST, "size": {1: 80, 2: (13, 12), 3: (6, 8, 7)},
     },
     "large tile": {
         "tile": "large", "cores": (("float32", "plain"), *_TENSOR), "layouts": ("channels_last", "contiguous"),
@@ -118,15 +120,17 @@ _PHASES: Branches = {
     },
     "64-bit": {"index64": True, "stride": {1: 2, 2: (1, 2), 3: 1}, "pads": (0, 1), "n": 2, "cores": _FEW[:2]},
     "one by one": {"kernel": 1, "k": 80},
-    "one by one stride 2": {"kernel": 1, "k": 80, "stride": 2, "size": {1: 140, 2: (17, 15), 3: (8, 9, 8)}, "bias": True},
+    "one by one stride 2": {
+        "kernel": 1, "k": 80, "stride": 2, "size": {1: 140, 2: (17, 15), 3: (8, 9, 8)}, "bias": True,
+    },
     "wide stride": {
         "stride": {1: 9, 2: (9, 1), 3: (9, 1, 1)}, "size": {1: 40, 2: (12, 6), 3: (11, 3, 3)}, "n": 4, "c": 3, "k": 27,
         "groups": 3,
     },
     "vectors": {"k": {1: 48, 2: 16, 3: 16}, "c": 72, "pads": (1, 0), "cores": _TENSOR, "layouts": _LAST, "bias": True},
     "vectors grouped strided": {
-        "k": {1: 96, 2: 24, 3: 24}, "groups": 3, "c": 72, "stride": 2, "pads": (1, 2), "cores": _TENSOR, "layouts": _LAST,
-        "size": {1: 140, 2: (13, 12), 3: (6, 8, 7)},
+        "k": {1: 96, 2: 24, 3: 24}, "groups": 3, "c": 72, "stride": 2, "pads": (1, 2), "cores": _TENSOR,
+        "layouts": _LAST, "size": {1: 140, 2: (13, 12), 3: (6, 8, 7)},
     },
     "large tile": {
         "tile": "large", "cores": (("float32", "plain"), *_TENSOR), "layouts": ("channels_last", "contiguous"),
@@ -169,8 +173,8 @@ BRANCHES: dict[str, Branches] = {
             "pads": {1: (5, 3), 2: ((1, 2), (0, 1)), 3: ((0, 1), (0, 0), (2, 1))},
         },
         "replicate": {
-            "padding_mode": "replicate", "pads": {1: (1, 4), 2: ((1, 2), (1, 0)), 3: (1, 0)}, "stride": {1: 2, 2: 1, 3: 1},
-            "cores": _FEW, "size": {1: 140, 2: (8, 9), 3: (4, 4, 5)},
+            "padding_mode": "replicate", "pads": {1: (1, 4), 2: ((1, 2), (1, 0)), 3: (1, 0)},
+            "stride": {1: 2, 2: 1, 3: 1}, "cores": _FEW, "size": {1: 140, 2: (8, 9), 3: (4, 4, 5)},
         },
         "replicate dilated": {
             "padding_mode": "replicate", "pads": {1: (5, 4), 2: ((2, 1), (0, 1)), 3: ((1, 1), (0, 0), (1, 1))},
@@ -178,7 +182,8 @@ BRANCHES: dict[str, Branches] = {
             "size": {1: 140, 2: (11, 7), 3: (5, 3, 4)}, "cores": _FEW,
         },
         "circular": {
-            "padding_mode": "circular", "pads": {1: (3, 2), 2: (1, 2), 3: ((1, 1), (1, 0), (0, 0))}, "n": 3, "cores": _FEW,
+            "padding_mode": "circular", "pads": {1: (3, 2), 2: (1, 2), 3: ((1, 1), (1, 0), (0, 0))}, "n": 3,
+            "cores": _FEW,
         },
         "circular twice": {
             "padding_mode": "circular", "size": {1: 5, 2: (5, 4), 3: (2, 3, 2)},
@@ -186,13 +191,14 @@ BRANCHES: dict[str, Branches] = {
             "stride": {1: 1, 2: 2, 3: (1, 1, 2)}, "n": 6, "c": 20, "groups": 2, "k": 10, "cores": _FEW,
         },
         "64-bit circular": {
-            "index64": True, "padding_mode": "circular", "pads": (0, 1), "groups": 2, "c": 36, "k": 10, "cores": _FEW[:2],
+            "index64": True, "padding_mode": "circular", "pads": (0, 1), "groups": 2, "c": 36, "k": 10,
+            "cores": _FEW[:2],
         },
     },
     "transposed": _PHASES | {
         "epilogue": {
-            "bias": True, "scale": True, "shift": True, "residual": True, "activation": "gelu", "stride": 2, "pads": (1, 1),
-            "size": {1: 140, 2: (17, 15), 3: (8, 9, 8)},
+            "bias": True, "scale": True, "shift": True, "residual": True, "activation": "gelu", "stride": 2,
+            "pads": (1, 1), "size": {1: 140, 2: (17, 15), 3: (8, 9, 8)},
         },
         "relu": {"activation": "relu", "residual": True, "pads": (1, 0)},
         "silu without taps": {
@@ -263,7 +269,9 @@ BRANCHES: dict[str, Branches] = {
     "fprop depthwise": _ROWS | {
         "any row": {"kernel": {1: 4, 2: (3, 4), 3: (2, 2, 4)}, "stride": {1: 3, 2: 2, 3: (2, 1, 2)}, "pads": (1, 2)},
         "dilated": {"dilation": 3, "pads": (3, 2), "size": {1: 70, 2: (12, 13), 3: (6, 7, 8)}},
-        "epilogue": {"bias": True, "scale": True, "shift": True, "residual": True, "activation": "gelu", "pads": (1, 1)},
+        "epilogue": {
+            "bias": True, "scale": True, "shift": True, "residual": True, "activation": "gelu", "pads": (1, 1),
+        },
         "relu": {"activation": "relu", "bias": True},
         "reflect": {"padding_mode": "reflect", "pads": {1: (2, 3), 2: (2, 1), 3: (1, 1)}},
         "replicate": {"padding_mode": "replicate", "pads": (1, 4), "stride": 2},
@@ -273,7 +281,9 @@ BRANCHES: dict[str, Branches] = {
     },
     "dgrad depthwise": _DEPTHWISE_GRAD,
     "transposed depthwise": _DEPTHWISE_GRAD | {
-        "epilogue": {"bias": True, "scale": True, "shift": True, "residual": True, "activation": "silu", "pads": (1, 1)},
+        "epilogue": {
+            "bias": True, "scale": True, "shift": True, "residual": True, "activation": "silu", "pads": (1, 1),
+        },
     },
 }  # fmt: skip
 
@@ -281,4 +291,4 @@ for _family in ("fprop depthwise", "dgrad depthwise", "transposed depthwise"):
     for _branch in BRANCHES[_family].values():
         # One filter for each channel of x.
         _branch.setdefault("groups", _branch.get("c", 5))
-        _branch.setdefault("cores", (("float32", "plain"), ("float16", "plain"), ("float64", "plain"), ("bfloat16", "plain")))
+        _branch.setdefault("cores", tuple((name, "plain") for name in ("float32", "float16", "float64", "bfloat16")))

@@ -88,10 +88,9 @@ def cases_of(kind: str, count: int) -> list[Case]:
         options = BRANCHES[kind][branch]
         cores, layouts = options.get("cores", CORES), options.get("layouts", LAYOUTS)
         possible = [
-            Case(kind, 1 + (number + turn + dims) % 3, layouts[(2 * turn + number + layout) % len(layouts)], *core, branch)
-            for layout in range(len(layouts))
+            Case(kind, 1 + (number + turn + dims) % 3, layout, *cores[(turn + number) % len(cores)], branch)
+            for layout in (layouts[(2 * turn + number + step) % len(layouts)] for step in range(len(layouts)))
             for dims in range(3)
-            for core in (cores[(turn + number) % len(cores)],)
         ]
         new = [case for case in possible if case not in cases]
         cases += new[:1]
@@ -187,7 +186,8 @@ class Inputs:
         """Return ``run(function, *arguments)`` with the public function of the pass on `arrays`."""
         case, options = self.case, {**self.options, **more}
         if case.pass_ == "dgrad":
-            return run(getattr(gpuconv, f"conv{case.ndim}d_input_grad"), self.x_shape, arrays["w"], arrays["y"], **options)
+            function = getattr(gpuconv, f"conv{case.ndim}d_input_grad")
+            return run(function, self.x_shape, arrays["w"], arrays["y"], **options)
         if case.pass_ == "wgrad":
             function = getattr(gpuconv, f"conv{case.ndim}d_weight_grad")
             function = weight_and_bias_grad if case.option("bias", False) else function

@@ -12,7 +12,8 @@ from harness import Distinct
 CASES = [*cases_of("dgrad", 72), *cases_of("transposed", 36)]
 
 EXACT = [
-    Case("dgrad", 1 + number % 3, "mixed", dtype, core, "stride 2 dilation 3") for number, (dtype, core) in enumerate(CORES)
+    Case("dgrad", 1 + number % 3, "mixed", dtype, core, "stride 2 dilation 3")
+    for number, (dtype, core) in enumerate(CORES)
 ]
 
 
