@@ -12,6 +12,9 @@
 // while they multiply those of the last from shared memory (two buffers, one barrier a step). How they multiply is the
 // core: Plain has each thread keep a block of sums, Tensor has each warp keep tiles of the tensor cores' mma. At the
 // end sums pass through shared memory, so that they are stored in the order in which the result lies, with epilogue.
+//
+// Kernels leave the number of registers to ptxas, but for 64-bit offsets: those it would spill to fit one more block on
+// a multiprocessor, so their launch bounds ask for one block (0 asks for nothing).
 
 #include "conv.cuh"
 
