@@ -191,7 +191,7 @@ BRANCHES: dict[str, Branches] = {
             "stride": {1: 1, 2: 2, 3: (1, 1, 2)}, "n": 6, "c": 20, "groups": 2, "k": 10, "cores": _FEW,
         },
         "64-bit circular": {
-            "index64": True, "padding_mode": "circular", "pads": (0, 1), "groups": 2, "c": 36, "k": 10,
+            "index64": True, "padding_mode": "circular", "pads": (0, 1), "groups": 2, "c": 36, "k": 74,
             "cores": _FEW[:2],
         },
     },
