@@ -93,6 +93,7 @@ __global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
             const I r = p.positions ? 0 : at.y - start_h(i_p);
             const I y_row = y_plane + i_o * I(p.y_stride_o) + i_p * I(p.y_stride_p);
             const I indices_row = indices_plane + i_o * I(p.indices_stride_o) + i_p * I(p.indices_stride_p);
+#pragma unroll 1  // windows that share an element are few, and unrolled their addresses take every register
             for (I i_q = range_q.begin; i_q < range_q.end; ++i_q) {
                 const I s = p.positions ? 0 : at.x - start_w(i_q);
                 if (t < 0 || t >= p.t || r < 0 || r >= p.r || s < 0 || s >= p.s) continue;

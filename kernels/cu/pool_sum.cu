@@ -94,6 +94,7 @@ __global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
         for (I i_p = range_p.begin; i_p < range_p.end; ++i_p) {
             const I r = WINDOWS::tap(h, at.y, i_p);
             const I row = i_o * I(p.y_stride_o) + i_p * I(p.y_stride_p);
+#pragma unroll 1  // windows that share an element are few, and unrolled their addresses take every register
             for (I i_q = range_q.begin; i_q < range_q.end; ++i_q) {
                 const I s = WINDOWS::tap(w, at.x, i_q);
                 if (t < 0 || r < 0 || s < 0) continue;
