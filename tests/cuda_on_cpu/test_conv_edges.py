@@ -103,8 +103,8 @@ def test_expanded_gradient():
 def test_second_order_by_the_gradient_functions():
     """The derivatives of a gradient are the other passes: a penalty on the input's gradient, differentiated by hand.
 
-    With g = dgrad(dy, w) and the penalty sum(g * v) / 1: its derivative by dy is fprop(v, w), by w it is wgrad(v, dy).
-    Checked as directional derivatives of the bilinear form, which are equal up to rounding in float64.
+    With g = dgrad(dy, w) and the penalty sum(g * v), its derivative by dy is fprop(v, w) and by w it is wgrad(v, dy).
+    The penalty is linear in either, so each derivative times what it is by gives the penalty again.
     """
     rng = np.random.default_rng(6)
     x_shape, w_shape, y_shape = (2, 4, 9, 8), (6, 2, 3, 3), (2, 6, 5, 4)
