@@ -12,8 +12,12 @@ STAMP36 := $(VENV36)/.stamp
 TRITON_LATEST := 3.9.0
 TRITON_OLDEST := 3.6.0
 
+# Compilers for the CUDA sources, in a folder of their own: torch pins another release of the first. CUDA 13 has dropped
+# the GPUs before sm_75.
+NVRTC := 'nvidia-cuda-nvrtc==13.5.37' 'nvidia-cuda-nvrtc-cu12==12.9.86'
+
 # A subset of the lanes: make test LANES="lint unit"
-LANES ?= lint unit packaging interpret interpret-triton36 codegen codegen-triton36 gpu
+LANES ?= lint unit packaging interpret interpret-triton36 cuda-on-cpu codegen codegen-triton36 gpu
 DEMO ?= build/demo
 
 # make gpu-report BUDGET=600 STAGES="parity benchmark" ARGS=--resume; with the Python that has torch for the GPU
@@ -75,6 +79,7 @@ $(STAMP): pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[torch,cli,bench,dev]'
 	$(BIN)/python -m pip install --no-deps 'triton==$(TRITON_LATEST)'
+	$(BIN)/python -m pip install --no-deps --upgrade --target $(VENV)/nvrtc $(NVRTC)
 	@touch $@
 
 $(STAMP36): pyproject.toml constraints.txt | python

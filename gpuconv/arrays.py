@@ -23,6 +23,7 @@ __all__ = [
     "common_kind",
     "contiguous_strides",
     "is_channels_last",
+    "is_cupy",
     "is_torch",
     "kind_of",
     "register_kind",
@@ -202,10 +203,51 @@ class _TorchKind(ArrayKind):
         return bool(array.requires_grad) and sys.modules["torch"].is_grad_enabled()
 
 
+def is_cupy(array: object) -> bool:
+    """Tell whether `array` is a ``cupy.ndarray``, without importing CuPy."""
+    cupy = sys.modules.get("cupy")
+    # While CuPy is being imported the module is there and the class is not.
+    return cupy is not None and isinstance(array, getattr(cupy, "ndarray", ()))
+
+
+class _CupyKind(ArrayKind):
+    name = "cupy"
+
+    def owns(self, array: object) -> bool:
+        return is_cupy(array)
+
+    def dtype(self, array: Any) -> str:
+        name: str = array.dtype.name  # ml_dtypes gives its types names as well: bfloat16
+        return name
+
+    def device(self, array: Any) -> str:
+        return f"cuda:{array.device.id}"
+
+    def strides(self, array: Any) -> tuple[int, ...]:
+        return tuple(stride // array.itemsize for stride in array.strides)
+
+    def empty(self, shape: Sequence[int], dtype: str, device: str, memory_format: str) -> Any:
+        cupy = sys.modules["cupy"]
+        kind = cupy.dtype("bfloat16") if dtype == "bfloat16" else dtype
+        with cupy.cuda.Device(int(device.partition(":")[2] or 0)):
+            if memory_format == CHANNELS_LAST:
+                n, c, *spatial = shape
+                return cupy.moveaxis(cupy.empty((n, *spatial, c), kind), -1, 1)
+            return cupy.empty(tuple(shape), kind)
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        raise TypeError(
+            "a cupy.ndarray lies in GPU memory; NumPy cannot read it without a copy (cupy.asnumpy makes one)"
+        )
+
+    def requires_grad(self, array: Any) -> bool:
+        return False
+
+
 TORCH: Final[ArrayKind] = _TorchKind()
 """The kind of ``torch.Tensor``."""
 
-_KINDS: list[ArrayKind] = [_NumpyKind(), TORCH]
+_KINDS: list[ArrayKind] = [_NumpyKind(), TORCH, _CupyKind()]
 
 
 def register_kind(kind: ArrayKind) -> None:

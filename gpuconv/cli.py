@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from . import __version__
 from ._cli_explain import explain_app, new_console
@@ -138,7 +139,8 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON and no
     console.print(versions)
     table = Table("backend", "status", "solvers, or why it is missing", title="Backends", title_justify="left")
     for backend in facts["backends"]:
-        table.add_row(backend["name"], backend["status"], backend["reason"] or "\n".join(backend["solvers"]) or "-")
+        shown = backend["reason"] or "\n".join(backend["solvers"]) or "-"
+        table.add_row(backend["name"], backend["status"], Text(shown))  # as it is: brackets are extras, not markup
     console.print(table)
 
 

@@ -38,7 +38,7 @@ __all__ = [
     "without_batch",
 ]
 
-_MODULES = {"triton": "triton_backend", "numpy": "numpy_backend"}
+_MODULES = {"triton": "triton_backend", "cupy": "cupy_backend", "numpy": "numpy_backend"}
 
 _explaining: ContextVar[bool] = ContextVar("gpuconv_explaining", default=False)
 _record: ContextVar[list[Plan] | None] = ContextVar("gpuconv_record", default=None)

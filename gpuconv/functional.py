@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 Array = Any
-"""A ``torch.Tensor`` or a ``numpy.ndarray``; all arrays of a call, and its result, are of one kind."""
+"""A ``torch.Tensor``, ``cupy.ndarray`` or ``numpy.ndarray``; all arrays of a call, and its result, are of one kind."""
 
 Ints = int | Sequence[int]
 Padding = str | int | Sequence[int] | Sequence[Sequence[int]]
@@ -133,9 +133,10 @@ def conv2d(
         ``(K,)``: an affine map per output channel, for example a folded batch normalisation.
     precision
         Products of float32 on a GPU: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``; None follows
-        ``torch.backends.cudnn.conv.fp32_precision``. Other dtypes, and the NumPy backend, do not use it.
+        ``torch.backends.cudnn.conv.fp32_precision`` (without torch: ieee). Other dtypes, and the NumPy backend, do not
+        use it.
     backend
-        A backend (``"triton"``, ``"numpy"``) or a solver id to force; None lets the dispatcher choose.
+        A backend (``"triton"``, ``"cupy"``, ``"numpy"``) or a solver id to force; None lets the dispatcher choose.
 
     Returns
     -------

@@ -232,9 +232,23 @@ def _draw(source: Source) -> Any:
     if source.kind.name == "torch":
         torch = sys.modules["torch"]
         return torch.rand(*shape, dtype=getattr(torch, source.dtype), device=source.device)
+    if source.kind.name == "cupy":
+        return _draw_on_device(shape, source)
     samples = np.random.random_sample(shape).astype(source.dtype)
     below_one = np.nextafter(samples.dtype.type(1), samples.dtype.type(0))
     return np.minimum(samples, below_one)
+
+
+def _draw_on_device(shape: tuple[int, ...], source: Source) -> Any:
+    """Return uniform samples from CuPy's generator, on the device of the array."""
+    cupy = sys.modules["cupy"]
+    with cupy.cuda.Device(int(source.device.partition(":")[2])):
+        if source.dtype in ("float32", "float64"):
+            return cupy.random.random_sample(shape, dtype=source.dtype)
+        # As many steps between 0 and 1 as the type can tell apart below 1: rounding another number could give 1.
+        steps = 2 ** {"float16": 11, "bfloat16": 8}[source.dtype]
+        whole = cupy.random.randint(0, steps, shape)
+        return (whole.astype("float32") / steps).astype(cupy.dtype(source.dtype))
 
 
 def fractional_call(

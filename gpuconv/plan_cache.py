@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import normalize_conv
+from .arrays import is_cupy
 from .config import forced_backend
 from .config import settings as current_settings
 from .dispatch import explaining
@@ -139,8 +140,8 @@ def _exactly(values: tuple[Any, ...]) -> Any:
 def signatures(arrays: Iterable[Any], grad: bool = False) -> tuple[tuple[Any, ...], tuple[int, ...]]:
     """Return everything about `arrays` that a plan depends on, which their values are not, and their addresses.
 
-    One loop without calls: this is on the path of every call, and takes most of it. None has address 0, and the address
-    of a host array is not looked up.
+    One loop without calls: this is on the path of every call, and takes most of it. None has address 0, and only
+    addresses of torch tensors are looked up.
 
     Raises
     ------
@@ -165,6 +166,9 @@ def signatures(arrays: Iterable[Any], grad: bool = False) -> tuple[tuple[Any, ..
         elif type(array) is np.ndarray:
             signed.append((array.shape, array.strides, array.dtype))
             addresses.append(0)
+        elif is_cupy(array):
+            signed.append((array.shape, array.strides, array.dtype, array.device.id, array.data.ptr & 15 == 0))
+            addresses.append(0)
         else:
             raise UnkeyedError
     return tuple(signed), tuple(addresses)
@@ -172,10 +176,12 @@ def signatures(arrays: Iterable[Any], grad: bool = False) -> tuple[tuple[Any, ..
 
 def _precision(array: Any) -> str | None:
     """Return what decides about products unless the caller does: torch's setting, for float32 on a GPU."""
-    if type(array) is np.ndarray or not array.is_cuda:
+    if type(array) is np.ndarray or not (is_cupy(array) or array.is_cuda):
         return None
-    torch = sys.modules["torch"]
-    if array.dtype is not torch.float32:
+    torch = sys.modules.get("torch")
+    if torch is None:  # CuPy arrays, without torch beside them
+        return None
+    if not is_cupy(array) and array.dtype is not torch.float32:
         return None
     # torch.backends.cudnn.conv.fp32_precision, which asks this after half a microsecond
     setting: str = torch._C._get_fp32_precision_getter("cuda", "conv")

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 Array = Any
-"""A ``torch.Tensor`` or a ``numpy.ndarray``; all arrays of a call, and its result, are of one kind."""
+"""A ``torch.Tensor``, ``cupy.ndarray`` or ``numpy.ndarray``; all arrays of a call, and its result, are of one kind."""
 
 Ints = int | Sequence[int]
 Padding = str | int | Sequence[int] | Sequence[Sequence[int]]

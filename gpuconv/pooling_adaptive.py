@@ -183,7 +183,7 @@ def fractional_max_pool2d(
         Whether to return the positions of the maxima too, flat in the spatial axes (int64).
     _random_samples
         Numbers in [0, 1) of shape ``(N, C, 2)``. Without them they are drawn: by ``torch.rand`` for tensors, which
-        ``torch.manual_seed`` governs, and by ``numpy.random`` for numpy arrays.
+        ``torch.manual_seed`` governs, by ``numpy.random`` for numpy arrays and by ``cupy.random`` for CuPy's.
     backend
         Backend or solver id to force for this call.
 

@@ -28,6 +28,8 @@ TEST_ENV = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREAD
 # gpuconv is not installed beside triton 3.6: those lanes, and the subprocesses of their tests, use the bare checkout.
 CHECKOUT_ENV = {"PYTHONPATH": str(REPO)}
 NO_GPU = "not gpu and not multi_gpu"
+# What NVRTC makes of the CUDA sources does not depend on Triton: once is enough.
+NO_NVRTC = ("--ignore=tests/codegen/test_nvrtc.py",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ def pytest_lane(
     workers: int = 2,
     marks: str = NO_GPU,
     env: dict[str, str] | None = None,
+    options: tuple[str, ...] = (),
 ) -> Result:
     """Run the tests under `folders` that match `marks`; the outcome comes from pytest's exit status and its report."""
     present = [folder for folder in folders if (REPO / folder).is_dir()]
@@ -60,7 +63,7 @@ def pytest_lane(
         return Result(lane, NOT_RUN, "no tests")
     report = BUILD / f"{lane}.xml"
     report.unlink(missing_ok=True)
-    command = [str(venv / "bin" / "python"), "-m", "pytest", f"--junitxml={report}", "-m", marks]
+    command = [str(venv / "bin" / "python"), "-m", "pytest", f"--junitxml={report}", "-m", marks, *options]
     command += ["-n", str(workers)] if workers > 1 else []
     status = run([*command, *present], env={**TEST_ENV, **(env or {})})
     if status == NO_TESTS_COLLECTED:
@@ -151,13 +154,17 @@ LANES: dict[str, tuple[str, Callable[[str], Result]]] = {
         "Triton kernels interpreted on CPU, triton 3.6",
         lambda lane: interpret_lane(lane, VENV36, CHECKOUT_ENV),
     ),
+    "cuda-on-cpu": (
+        "CUDA sources compiled by g++ and run on CPU",
+        lambda lane: pytest_lane(lane, ["tests/cuda_on_cpu"], marks="cuda_on_cpu", env={"GPUCONV_CUDA_ON_CPU": "1"}),
+    ),
     "codegen": (
-        "kernels compiled ahead of time, and launched against a stub of the driver, latest triton",
+        "kernels compiled ahead of time, and launched against a stub of the driver, latest triton, and by NVRTC",
         lambda lane: pytest_lane(lane, ["tests/codegen", "tests/launch"]),
     ),
     "codegen-triton36": (
         "kernels compiled ahead of time, and launched against a stub of the driver, triton 3.6",
-        lambda lane: pytest_lane(lane, ["tests/codegen", "tests/launch"], VENV36, env=CHECKOUT_ENV),
+        lambda lane: pytest_lane(lane, ["tests/codegen", "tests/launch"], VENV36, env=CHECKOUT_ENV, options=NO_NVRTC),
     ),
     "gpu": ("tests that need a CUDA device", gpu_lane),
 }

@@ -54,6 +54,16 @@ def _missing_package() -> str | None:
     return None
 
 
+@lru_cache(maxsize=1)
+def _torch_without_cuda() -> str | None:
+    """Return why torch cannot show CuPy's arrays to Triton. Imports torch, which a CuPy user may not have done."""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA, and Triton gets CuPy's arrays through torch"
+    return None if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
 class TritonBackend(Backend):
     """Takes torch tensors on CUDA; in the interpreter, and asked for by name, host arrays as well."""
 
@@ -73,7 +83,9 @@ class TritonBackend(Backend):
         if missing:
             return missing
         if problem.device.startswith("cuda"):
-            return "TRITON_INTERPRET is set: kernels run on CPU tensors only" if interpreting() else None
+            if interpreting():
+                return "TRITON_INTERPRET is set: kernels run on CPU tensors only"
+            return _torch_without_cuda() if problem.array == "cupy" else None
         if problem.device != "cpu":
             return f"arrays are on {problem.device}, kernels run on cuda"
         if not interpreting():

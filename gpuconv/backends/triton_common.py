@@ -9,7 +9,15 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any
 
-from ..arrays import CHANNELS_LAST, CONTIGUOUS, channels_last_strides, contiguous_strides
+from ..arrays import (
+    CHANNELS_LAST,
+    CONTIGUOUS,
+    TORCH,
+    ArrayKind,
+    channels_last_strides,
+    contiguous_strides,
+    is_cupy,
+)
 from ..config import launcher
 from ..problem import Call, ConvProblem, Problem, itemsize
 from ..tuning.cost_model import Work
@@ -37,6 +45,7 @@ __all__ = [
     "reach",
     "recorded_at_first",
     "remembered",
+    "stream_of",
     "strides_of",
     "three",
 ]
@@ -186,7 +195,29 @@ def as_tensor(torch: Any, array: Any) -> Any:
     """Show an array as a torch tensor that shares its memory."""
     if array is None:
         return None
-    return array.resolve_neg() if isinstance(array, torch.Tensor) else torch.from_numpy(array)
+    if isinstance(array, torch.Tensor):
+        return array.resolve_neg()
+    if not is_cupy(array):
+        return torch.from_numpy(array)
+    if array.dtype.name == "bfloat16":  # DLPack of CuPy does not know it
+        return torch.from_dlpack(array.view("int16")).view(torch.bfloat16)
+    return torch.from_dlpack(array)
+
+
+def stream_of(kind: ArrayKind, problem: Problem) -> AbstractContextManager[object]:
+    """Return a context in which torch and Triton work on the current stream of the arrays' library.
+
+    torch's own is what they use anyway; for CuPy's arrays it is CuPy's current stream of their device.
+    """
+    if kind.name != "cupy":
+        return nullcontext()
+    import torch
+
+    cupy = sys.modules["cupy"]
+    with cupy.cuda.Device(torch.device(problem.device).index):
+        pointer = cupy.cuda.get_current_stream().ptr
+    scope: AbstractContextManager[object] = torch.cuda.stream(torch.cuda.ExternalStream(pointer, problem.device))
+    return scope
 
 
 def recorded_at_first(run: Callable[[Any, Plan, Call], Any]) -> Callable[[Any, Plan, Call], Any]:
@@ -199,6 +230,9 @@ def recorded_at_first(run: Callable[[Any, Plan, Call], Any]) -> Callable[[Any, P
     def run_or_record(self: Any, plan: Plan, call: Call) -> Any:
         prepared, problem = call.prepared, plan.problem
         if prepared is None or prepared.replay is not None or not problem.device.startswith("cuda"):
+            return run(self, plan, call)
+        if call.kind is not TORCH:  # a replay allocates torch's tensors, on torch's stream
+            prepared.replay = False
             return run(self, plan, call)
         if launcher() == "triton":
             prepared.replay = False
@@ -236,6 +270,10 @@ class TritonConv(Tunable):
 
     @recorded_at_first
     def run(self, plan: Plan, call: Call) -> Any:
+        with stream_of(call.kind, plan.problem):
+            return self._run(plan, call)
+
+    def _run(self, plan: Plan, call: Call) -> Any:
         import torch
 
         problem = plan.problem

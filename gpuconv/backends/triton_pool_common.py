@@ -13,7 +13,17 @@ from ..problem import Call, PoolProblem, Problem, itemsize
 from ..tuning.cost_model import Work
 from ..tuning.describe import direct_work
 from .base import Plan
-from .triton_common import Strides, as_tensor, five, launch_kernel, power_of_two, reach, recorded_at_first, three
+from .triton_common import (
+    Strides,
+    as_tensor,
+    five,
+    launch_kernel,
+    power_of_two,
+    reach,
+    recorded_at_first,
+    stream_of,
+    three,
+)
 from .triton_tuned import Tunable, block_variants
 
 __all__ = [
@@ -170,6 +180,10 @@ class TritonPool(Tunable):
 
     @recorded_at_first
     def run(self, plan: Plan, call: Call) -> Any:
+        with stream_of(call.kind, plan.problem):
+            return self._run(plan, call)
+
+    def _run(self, plan: Plan, call: Call) -> Any:
         import torch
 
         problem = plan.problem

@@ -1,6 +1,7 @@
 """A wheel, an editable install and a bare checkout all import and compute with NumPy alone."""
 
 import json
+import re
 import subprocess
 import tomllib
 import zipfile
@@ -55,7 +56,14 @@ def check(output: str, gpuconv: Path, kernels: Path) -> None:
     assert Path(said["gpuconv"]) == gpuconv / "__init__.py"
     assert Path(said["tl"]) == kernels / "tl" / "__init__.py"
     assert Path(said["cu"]) == kernels / "cu" / "__init__.py"
-    assert said["sources"] == {path.stem: path.read_text() for path in (REPO / "kernels" / "cu").glob("*.cu")}
+    files = {path.name: path.read_text() for path in (REPO / "kernels" / "cu").glob("*.cu*")}
+    assert set(said["sources"]) == {name.removesuffix(".cu") for name in files if name.endswith(".cu")}
+    for name, text in said["sources"].items():
+        # Each line is from the source or a header, and each header that is included anywhere is there.
+        parts = re.findall(r'^#line 1 "([^"]+)"$', text, re.MULTILINE)
+        assert parts[0] == f"{name}.cu" and {"common.cuh", "ptx.cuh"} <= set(parts) <= set(files)
+        own = {line for part in parts for line in files[part].splitlines()}
+        assert all(line in own or line == "" or line.startswith("#line ") for line in text.splitlines())
     tuning = REPO / "gpuconv" / "tuning"
     assert said["gpus"] == sorted(path.stem for path in (tuning / "gpus").glob("*.json")) != []
     assert said["tables"] == len(list((tuning / "tables").glob("*.json"))) > 0
@@ -80,6 +88,8 @@ def test_wheel_contents(wheel):
     # Every file of both folders ships, data included, and nothing else: no top-level `kernels`, no tests.
     assert sorted(files) == sorted(want)
     assert "gpuconv/py.typed" in files
+    device = {Path(name).suffix for name in files if name.startswith("gpuconv/kernels/cu/")}
+    assert device == {".py", ".cu", ".cuh"}
     assert wheel.name.endswith("-py3-none-any.whl")
     base = [line for line in headers.get_all("Requires-Dist") if "extra ==" not in line]
     assert [line.replace(" ", "") for line in base] == ["numpy>=1.26"]

@@ -208,5 +208,5 @@ def test_register_kind(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_masked_array_is_refused_as_its_mask_would_be_ignored():
     x = np.ma.masked_greater(np.ones((1, 1, 5)), 0.5)
-    with pytest.raises(TypeError, match=r"input must be an array \(numpy, torch\), but got MaskedArray"):
+    with pytest.raises(TypeError, match=r"input must be an array \(numpy, torch, cupy\), but got MaskedArray"):
         gpuconv.conv1d(x, np.ones((1, 1, 3)))

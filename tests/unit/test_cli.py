@@ -75,6 +75,14 @@ def test_info_table():
     assert all(name in done.stdout for name in ("gpuconv", "numpy", *BACKENDS))
 
 
+def test_info_shows_the_brackets_of_extras(monkeypatch):
+    """They are what a user must type, and rich's markup as well."""
+    from gpuconv.backends import cupy_backend
+
+    monkeypatch.setattr(cupy_backend, "_missing_package", lambda: "install 'gpuconv[cuda13]'")
+    assert "'gpuconv[cuda13]'" in run("info").stdout
+
+
 def test_info_reports_a_backend_that_is_not_there(monkeypatch):
     monkeypatch.setattr("gpuconv.cli.backends", lambda: {})
     facts = json.loads(run("info", "--json").stdout)
