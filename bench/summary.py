@@ -142,11 +142,11 @@ def stage_counts(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, in
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
-    lines = [f"{'speedup':>8}{'ours us':>10}{'torch us':>10}{'roofline':>10}{'TFLOP/s':>9}  problem"]
+    lines = [f"{'speedup':>8}{'ours us':>13}{'torch us':>13}{'roofline':>10}{'TFLOP/s':>9}  problem"]
     for row in rows:
         values = (row.speedup, row.us, row.torch_us, row.figures.get("roofline"), row.figures.get("tflops"))
         texts = ["-" if value is None else f"{value:.2f}" for value in values]
-        cells = "".join(text.rjust(width) for text, width in zip(texts, (8, 10, 10, 10, 9)))
+        cells = "".join(text.rjust(width) for text, width in zip(texts, (8, 13, 13, 10, 9)))
         lines.append(f"{cells}  {row.case.key}")
     return lines
 
