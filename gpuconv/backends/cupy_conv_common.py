@@ -177,7 +177,8 @@ def _variant(dtype: str, ndim: int, layout: str, padded: bool, wide: bool, tenso
     """
     double, vector = dtype == "float64", layout == "VECTOR"
     if wide:
-        return Variant(dtype, 3, "CONTIGUOUS", True, True, tensor, "medium")
+        # 64-bit places of 64 x 64 tiles beside the fragments of the tensor cores spill.
+        return Variant(dtype, 3, "CONTIGUOUS", True, True, tensor, "small" if tensor else "medium")
     if padded:
         both = dtype == "float32" or tensor
         layout = "CONTIGUOUS" if not both or layout == "CONTIGUOUS" else "CHANNELS_LAST"
