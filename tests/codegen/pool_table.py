@@ -39,7 +39,7 @@ Rows = dict[str, dict[str, Any]]
 def source_hash() -> str:
     """Return a hash of the sources of the window pooling kernels."""
     folder = Path(pool.__file__).parent
-    names = ("pool", "pool_max", "pool_sum", "pool_tiled", "pool_tiled_bwd")
+    names = ("pool", "pool_keys", "pool_max", "pool_sum", "pool_tiled", "pool_tiled_bwd")
     return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()[:16]
 
 
