@@ -28,3 +28,11 @@ def tiled_metadata(grid, kernel, args):
     """Report one comparison or addition per element of each window as FLOPs."""
     work = args["T"] * args["R"] * args["S"] * args["TILE_P"] * args["TILE_Q"]
     return {"name": kernel.name, "flops": grid[0] * args["BLOCK_M"] * args["BLOCK_L"] * work}
+
+
+def bytes_metadata(grid, kernel, args):
+    """Report the bytes that must move between x, or its gradient, and y; indices come on top."""
+    planes = args["n"] * args["c"]
+    elements = planes * (args["d"] * args["h"] * args["w"] + args["o"] * args["p"] * args["q"])
+    tensor = args["x_ptr"] if "x_ptr" in args else args["dx_ptr"]
+    return {"name": kernel.name, "bytes": elements * tensor.element_size()}
