@@ -21,7 +21,7 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize("dtype", ("float16", "bfloat16"))
 @pytest.mark.parametrize("branch", OVERLAPPING)
 @pytest.mark.parametrize("ndim", (2, 3))
-def test_keys_match_reference(ndim, branch, dtype, layout, monkeypatch):
+def test_keys_match_the_reference(ndim, branch, dtype, layout, monkeypatch):
     """Values, NaN and taps exactly, also where the plan of a layout would not use keys."""
     monkeypatch.setattr(triton_pool_tiled, "_MANY_TAPS", 1)
     case = PoolCase("max", ndim, layout, dtype, branch)
