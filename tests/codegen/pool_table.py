@@ -135,7 +135,7 @@ def page(table: dict[str, Any]) -> str:
         rows = part["rows"]["90"]
         text += ["", f"## Triton {version}", ""]
         if len(rows) < total:
-            text += [f"Not run: {total - len(rows)} of {total} launches, which are not compiled since they changed.", ""]
+            text += [f"Not run: {total - len(rows)} of {total} launches, not compiled since they changed.", ""]
         text += ["Over the room that there is (failures):"]
         text += [f"- {name}: {rows[name]['per_result']} of {rows[name]['room']}" for name in over(rows)] or ["- none"]
         text += [
