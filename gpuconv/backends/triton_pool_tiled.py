@@ -162,7 +162,7 @@ def _tile(problem: PoolProblem) -> dict[str, int]:
         "num_stages": 3,
     }  # fmt: skip
     # Without a bound ptxas spills a register of some to fit one more block.
-    return tile | {"maxnreg": 255} if problem.dtype == "float64" else tile
+    return tile | {"maxnreg": 255} if problem.dtype == "float64" or tile_q > unit else tile
 
 
 def _rows_of_tile(problem: PoolProblem, unit: int) -> tuple[int, bool]:
