@@ -277,7 +277,8 @@ def max_unpool2d(
     ----------
     input, indices
         Maxima (floats) and their positions (int64, flat in the spatial axes of the result), of one shape,
-        ``(N, C, P, Q)`` or ``(C, P, Q)``. Of equal positions the last wins.
+        ``(N, C, P, Q)`` or ``(C, P, Q)``. Of equal positions the last wins. On a GPU positions outside the result,
+        which torch's CUDA kernel stops the process for, are left out: reading them back to raise would have to wait.
     kernel_size, stride, padding
         Those of the pool that is undone.
     output_size
@@ -295,7 +296,7 @@ def max_unpool2d(
     ValueError
         If `output_size` is of another length, or not a size that this pool maps to that of the input.
     RuntimeError
-        If shapes differ, an axis is empty, or a position is outside the result.
+        If shapes differ or an axis is empty; on the CPU also if a position is outside the result.
     TypeError
         If an argument is of the wrong type.
     NotImplementedError

@@ -228,7 +228,8 @@ def max_unpool2d_backward(grad_output: Array, input: Array, indices: Array, *, b
     """Gradient of :func:`gpuconv.max_unpool2d` with respect to its input: `grad_output` at `indices`.
 
     Shapes: `input`, `indices` and result ``(N, C, P, Q)`` or ``(C, P, Q)``, `grad_output`
-    ``(N, C, H, W)`` or ``(C, H, W)``. Only the shape and format of `input` are read.
+    ``(N, C, H, W)`` or ``(C, H, W)``. Only the shape and format of `input` are read. A position outside of
+    `grad_output` raises RuntimeError on the CPU; on a GPU its gradient is 0.
 
     Examples
     --------

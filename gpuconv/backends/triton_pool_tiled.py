@@ -66,6 +66,25 @@ def _in_units(arguments: dict[str, Any], unit: int, innermost: str) -> dict[str,
     }
 
 
+def _operation(problem: PoolProblem, config: Mapping[str, Any]) -> str:
+    """Return what the forward kernel computes: sums, maxima, or maxima with numbers, "indexed" or in "keys".
+
+    Keys take an instruction to compare and six to make: fewer where many windows read one element, which channels-last
+    tiles have less of. They hold 16-bit numbers and places below 64.
+    """
+    if problem.pool != "max" or not problem.return_indices:
+        return "max" if problem.pool == "max" else "sum"
+    t, r, s = three(problem.kernel, 1)
+    _, dilation_h, dilation_w = three(problem.dilation, 1)
+    dense = (problem.ndim == 1 or problem.stride[-2] == 1) and problem.stride[-1] == 1 and min(r, s) > 1
+    overlaps = dense and (problem.result_format != CHANNELS_LAST or r * s > _MANY_TAPS)
+    last_row = (config["TILE_P"] - 1) // dilation_h + r - 1
+    last_column = (config["TILE_Q"] - 1) // dilation_w + s - 1
+    last_place = ((t - 1) * r + last_row) * s + last_column
+    narrow = problem.dtype in ("float16", "bfloat16")
+    return "keys" if problem.offsets and narrow and overlaps and last_place < 64 else "indexed"
+
+
 def tiled_arguments(problem: PoolProblem, strides: Strides, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return every argument of the tiled kernel of the pass but its pointers, by name.
 
@@ -91,7 +110,7 @@ def tiled_arguments(problem: PoolProblem, strides: Strides, config: Mapping[str,
         del arguments[name]
     if problem.kind == "fprop":
         arguments |= {
-            "OP": "sum" if problem.pool != "max" else "indexed" if problem.return_indices else "max",
+            "OP": _operation(problem, config),
             "NORM": int(problem.norm_type),
             "OTHER": lowest(problem.dtype) if problem.pool == "max" else 0,
         }
@@ -125,35 +144,53 @@ def tiled_grid(problem: PoolProblem, config: Mapping[str, Any]) -> tuple[int]:
 
 def _tile(problem: PoolProblem) -> dict[str, int]:
     """Return the tile of a problem: as many outputs as registers hold of which neighbours share loads."""
-    _, r, s = three(problem.kernel, 1)
-    _, stride_h, stride_w = three(problem.stride, 1)
-    _, dilation_h, dilation_w = three(problem.dilation, 1)
-    _, p, q = three(problem.output_size, 1)
-    shares_rows = r > stride_h and dilation_h == 1
-    shares_columns = s > stride_w and dilation_w == 1
-    vector = 16 // itemsize(problem.dtype)
-    heavy = problem.return_indices or problem.kind == "bwd"
-    tile_p = 2 if heavy or stride_h > 1 else 4
-    if prod(problem.kernel) > _MANY_TAPS:
-        tile_p = 1 if heavy or problem.ndim == 3 else 2
-        shares_columns = False
-    tile_p = min(tile_p if shares_rows else 1, power_of_two(p))
-    if problem.kind == "bwd" and stride_h * stride_w > 1:
-        tile_p, shares_columns = 1, False  # the strides multiply the tile
+    _, _, q = three(problem.output_size, 1)
+    unit = _dense_unit(problem)
+    tile_p, shares_columns = _rows_of_tile(problem, unit)
     if problem.result_format == CHANNELS_LAST:
-        lanes = min(power_of_two(problem.c), max(64, 2 * vector))
+        lanes = min(power_of_two(problem.c), max(64, 32 // itemsize(problem.dtype)))
         tile_q = min(2 if shares_columns else 1, power_of_two(q))
-        elements = 128 * _dense_unit(problem)  # one run for each thread
         return {
-            "TILE_P": min(tile_p, 2), "TILE_Q": tile_q, "BLOCK_M": max(elements // lanes, 1), "BLOCK_L": lanes,
+            "TILE_P": tile_p, "TILE_Q": tile_q, "BLOCK_M": max(128 * unit // lanes, 1), "BLOCK_L": lanes,
             "num_warps": 4, "num_stages": 3,
         }  # fmt: skip
+    # Windows that overlap share columns also where runs of them are not aligned, unless each element is apart.
+    overlap = problem.kind == "fprop" and problem.kernel[-1] > problem.stride[-1] == 1 < unit
+    tile_q = min(power_of_two(q), 16 // itemsize(problem.dtype)) if overlap else unit
     tile = {
-        "TILE_P": tile_p, "TILE_Q": min(_dense_unit(problem), 8), "BLOCK_M": 128, "BLOCK_L": 1, "num_warps": 4,
+        "TILE_P": tile_p, "TILE_Q": min(tile_q, 8), "BLOCK_M": 128, "BLOCK_L": 1, "num_warps": 4,
         "num_stages": 3,
     }  # fmt: skip
     # Without a bound ptxas spills a register of some to fit one more block.
-    return tile | {"maxnreg": 255} if problem.dtype == "float64" else tile
+    return tile | {"maxnreg": 255} if problem.dtype == "float64" or tile_q > unit else tile
+
+
+def _rows_of_tile(problem: PoolProblem, unit: int) -> tuple[int, bool]:
+    """Return how many rows of outputs a tile has, and whether channels-last ones have several columns."""
+    _, r, s = three(problem.kernel, 1)
+    _, stride_h, stride_w = three(problem.stride, 1)
+    _, dilation_h, dilation_w = three(problem.dilation, 1)
+    last, forward = problem.result_format == CHANNELS_LAST, problem.kind == "fprop"
+    heavy = problem.return_indices or not forward
+    shares_rows = r > stride_h and (dilation_h == 1 or (forward and not heavy and not last))
+    shares_columns = s > stride_w and dilation_w == 1
+    rows = 2 if heavy or stride_h > 1 else 4
+    if heavy and problem.offsets and stride_h * stride_w == 1 and itemsize(problem.dtype) > 1:
+        rows = 4  # taps take few registers, but a thread has 16 elements of one byte
+    if prod(problem.kernel) > _MANY_TAPS:
+        rows = 1 if heavy or problem.ndim == 3 else 2
+        shares_columns = False
+        if heavy and problem.offsets and problem.ndim == 2 and stride_h * stride_w == 1:
+            rows, shares_columns = 2, True
+    if not forward and stride_h * stride_w > 1:
+        rows, shares_columns = 1, False  # the strides multiply the tile
+    elif last and not heavy:
+        rows = min(rows, 2)
+    if forward and unit == 1 and not heavy and prod(problem.kernel) <= _MANY_TAPS:
+        rows = 4 if last else 8  # most of the instructions are for addresses
+    if not shares_rows:
+        rows = 2 if forward and unit < 8 // itemsize(problem.dtype) and not last else 1
+    return min(rows, power_of_two(three(problem.output_size, 1)[1])), shares_columns
 
 
 class TiledPool(TritonPool):

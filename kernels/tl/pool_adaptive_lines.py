@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .pool_axes import divide, larger, place, take_larger, window_end, window_start
+from .pool_names import bytes_metadata
 
 
 @triton.jit
@@ -34,14 +35,7 @@ def _repr(specialization):
     return f"_pool_adaptive_fprop_lines_kernel_{c['POOL']}_{tile}_i{64 if c['INDEX64'] else 32}"
 
 
-def _launch_metadata(grid, kernel, args):
-    """Report the bytes that must move to a profiler (Triton's proton)."""
-    planes = args["n"] * args["c"]
-    elements = planes * (args["d"] * args["h"] * args["w"] + args["o"] * args["p"] * args["q"])
-    return {"name": kernel.name, "bytes": elements * args["x_ptr"].element_size()}
-
-
-@triton.jit(repr=_repr, launch_metadata=_launch_metadata)
+@triton.jit(repr=_repr, launch_metadata=bytes_metadata)
 def _pool_adaptive_fprop_lines_kernel(
     x_ptr,
     y_ptr,

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .pool_axes import divide, place, take_larger, tile_of
+from .pool_names import bytes_metadata
 
 
 @triton.jit
@@ -44,7 +45,8 @@ def fractional_start(i, size, windows, window, samples_ptr, offset, inside, ROUN
 def first_candidate(i, size, windows, window, slack):
     """Return the first window that may contain position `i`, whatever the sample.
 
-    Window j starts less than one position, and `slack` for roundings, from j (size - window) / (windows - 1).
+    Window j starts less than one position from j (size - window) / (windows - 1), or less than two in front of it where
+    the sample is negative. `slack` covers what is beyond one position: 1 for negative samples, and more for roundings.
     """
     reach = tl.maximum(i - window - slack, 0) * (windows - 1)
     last = tl.maximum(i * 0 + (size - window), 1)
@@ -59,14 +61,7 @@ def _fprop_repr(specialization):
     return f"_pool_fractional_fprop_window_kernel_{taps}_{tile}_i{64 if c['INDEX64'] else 32}"
 
 
-def _launch_metadata(grid, kernel, args):
-    """Report the bytes that must move to a profiler (Triton's proton)."""
-    planes = args["n"] * args["c"]
-    elements = planes * (args["d"] * args["h"] * args["w"] + args["o"] * args["p"] * args["q"])
-    return {"name": kernel.name, "bytes": elements * args["y_ptr"].element_size()}
-
-
-@triton.jit(repr=_fprop_repr, launch_metadata=_launch_metadata)
+@triton.jit(repr=_fprop_repr, launch_metadata=bytes_metadata)
 def _pool_fractional_fprop_window_kernel(
     x_ptr,
     samples_ptr,
@@ -164,7 +159,7 @@ def _bwd_repr(specialization):
     return f"_pool_fractional_bwd_gather_kernel{kind}_{tile}_i{64 if c['INDEX64'] else 32}"
 
 
-@triton.jit(repr=_bwd_repr, launch_metadata=_launch_metadata)
+@triton.jit(repr=_bwd_repr, launch_metadata=bytes_metadata)
 def _pool_fractional_bwd_gather_kernel(
     y_ptr,
     indices_ptr,

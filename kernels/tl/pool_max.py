@@ -4,29 +4,17 @@ import triton
 import triton.language as tl
 
 from .pool import first_window, positions, tap_of, taps_before, window_start
-
-
-def _name(kernel, c):
-    taps, axis = f"{c['T']}x{c['R']}x{c['S']}", "dhwa"[c["AXIS"]]
-    tile = f"{c['BLOCK_M']}x{c['BLOCK_L']}"
-    return f"{kernel}_{taps}_{axis}_{tile}_i{64 if c['INDEX64'] else 32}"
+from .pool_names import general_metadata, general_name
 
 
 def _fprop_repr(specialization):
     """Name the compiled kernel after what it is specialised for, so that a profiler shows it."""
-    return _name("_pool_max_fprop_general_kernel", specialization.constants)
+    return general_name("_pool_max_fprop_general_kernel", specialization.constants)
 
 
 def _bwd_repr(specialization):
     """Name the compiled kernel after what it is specialised for, so that a profiler shows it."""
-    return _name("_pool_max_bwd_general_kernel", specialization.constants)
-
-
-def _launch_metadata(grid, kernel, args):
-    """Report comparisons as FLOPs to a profiler (Triton's proton)."""
-    axis, taps = args["AXIS"], (args["T"], args["R"], args["S"])
-    work = taps[0] * taps[1] * taps[2] if axis == 3 else taps[axis]
-    return {"name": kernel.name, "flops": grid[0] * args["BLOCK_M"] * args["BLOCK_L"] * work}
+    return general_name("_pool_max_bwd_general_kernel", specialization.constants)
 
 
 @triton.jit
@@ -39,7 +27,7 @@ def magnitude(x, MAGNITUDE: tl.constexpr):
     return x
 
 
-@triton.jit(repr=_fprop_repr, launch_metadata=_launch_metadata)
+@triton.jit(repr=_fprop_repr, launch_metadata=general_metadata)
 def _pool_max_fprop_general_kernel(
     x_ptr,
     below_ptr,
@@ -179,7 +167,7 @@ def _pool_max_fprop_general_kernel(
         tl.store(indices_ptr + y_offset, number.to(indices_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(repr=_bwd_repr, launch_metadata=_launch_metadata)
+@triton.jit(repr=_bwd_repr, launch_metadata=general_metadata)
 def _pool_max_bwd_general_kernel(
     y_ptr,
     indices_ptr,

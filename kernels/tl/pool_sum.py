@@ -4,29 +4,17 @@ import triton
 import triton.language as tl
 
 from .pool import first_window, positions, tap_of, window_count, window_start
-
-
-def _name(kernel, c):
-    taps, axis = f"{c['T']}x{c['R']}x{c['S']}", "dhwa"[c["AXIS"]]
-    tile = f"{c['BLOCK_M']}x{c['BLOCK_L']}"
-    return f"{kernel}_{taps}_{axis}_{c['FINISH']}_{tile}_i{64 if c['INDEX64'] else 32}"
+from .pool_names import general_metadata, general_name
 
 
 def _fprop_repr(specialization):
     """Name the compiled kernel after what it is specialised for, so that a profiler shows it."""
-    return _name("_pool_sum_fprop_general_kernel", specialization.constants)
+    return general_name("_pool_sum_fprop_general_kernel", specialization.constants)
 
 
 def _bwd_repr(specialization):
     """Name the compiled kernel after what it is specialised for, so that a profiler shows it."""
-    return _name("_pool_sum_bwd_general_kernel", specialization.constants)
-
-
-def _launch_metadata(grid, kernel, args):
-    """Report additions as FLOPs to a profiler (Triton's proton)."""
-    axis, taps = args["AXIS"], (args["T"], args["R"], args["S"])
-    work = taps[0] * taps[1] * taps[2] if axis == 3 else taps[axis]
-    return {"name": kernel.name, "flops": grid[0] * args["BLOCK_M"] * args["BLOCK_L"] * work}
+    return general_name("_pool_sum_bwd_general_kernel", specialization.constants)
 
 
 @triton.jit
@@ -122,7 +110,7 @@ def window_divisor(
     return count
 
 
-@triton.jit(repr=_fprop_repr, launch_metadata=_launch_metadata)
+@triton.jit(repr=_fprop_repr, launch_metadata=general_metadata)
 def _pool_sum_fprop_general_kernel(
     x_ptr,
     grad_ptr,
@@ -242,7 +230,7 @@ def _pool_sum_fprop_general_kernel(
     tl.store(y_ptr + y_offset, total.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(repr=_bwd_repr, launch_metadata=_launch_metadata)
+@triton.jit(repr=_bwd_repr, launch_metadata=general_metadata)
 def _pool_sum_bwd_general_kernel(
     y_ptr,
     x_ptr,

@@ -4,20 +4,14 @@ import triton
 import triton.language as tl
 
 from .pool import positions, taps_before, window_count
+from .pool_keys import is_lowest, keys_of, place_of, value_of
+from .pool_names import tiled_metadata, tiled_name
 
 
 def _repr(specialization):
     """Name the compiled kernel after what it is specialised for, so that a profiler shows it."""
     c = specialization.constants
-    taps = f"{c['T']}x{c['R']}x{c['S']}_s{c['STRIDE_D']}{c['STRIDE_H']}{c['STRIDE_W']}"
-    tile = f"{c['TILE_P']}x{c['TILE_Q']}x{c['BLOCK_M']}x{c['BLOCK_L']}"
-    return f"_pool_{c['OP']}_fprop_tiled_kernel_{taps}_{tile}_i{64 if c['INDEX64'] else 32}"
-
-
-def _launch_metadata(grid, kernel, args):
-    """Report one operation per element of each window as FLOPs to a profiler (Triton's proton)."""
-    work = args["T"] * args["R"] * args["S"] * args["TILE_P"] * args["TILE_Q"]
-    return {"name": kernel.name, "flops": grid[0] * args["BLOCK_M"] * args["BLOCK_L"] * work}
+    return tiled_name(f"_pool_{c['OP']}_fprop_tiled_kernel", c)
 
 
 @triton.jit
@@ -210,7 +204,7 @@ def finished(
         return tl.sqrt(scaled)
 
 
-@triton.jit(repr=_repr, launch_metadata=_launch_metadata)
+@triton.jit(repr=_repr, launch_metadata=tiled_metadata)
 def _pool_fprop_tiled_kernel(
     x_ptr,
     y_ptr,
@@ -266,25 +260,28 @@ def _pool_fprop_tiled_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """Compute the maximum (OP "max"), with its number ("indexed"), or the average or root ("sum") of each window.
+    """Compute the maximum (OP "max"), with its number ("indexed", "keys"), or the average or root ("sum") of windows.
 
     Tensors: x [N, C, D, H, W], y and indices [N, C, O, P, Q] by strides: those of the innermost axis (C with
     CHANNELS_INNERMOST, else W and Q) in elements, others in runs of UNIT elements, and so are `lanes` and `lanes_out`,
     the sizes of the innermost axis in x and in y, so that the compiler sees what is aligned. indices may be None.
-    Rows are shared only where DILATION_H is 1; else TILE_P is 1.
+    With numbers, TILE_P is 1 unless DILATION_H is.
     Dtypes: any; values are combined in COMPUTE, OTHER outside of x. NARROW says that y has 16 bits. Numbers are taps
-    or, with POSITIONS, positions in the plane of x. NORM is 0 for averages, else the exponent 1 or 2 of the powers.
+    or, with POSITIONS, positions in the plane of x. Keys (pool_keys.py) find taps of 16-bit x, with COMPUTE float32;
+    places in them count rows and columns of the tile like those of a window, and must stay below 64. NORM is 0 for
+    averages, else the exponent 1 or 2 of the powers.
     Grid: a program computes, of each of its [BLOCK_M, BLOCK_L] items, TILE_P x TILE_Q outputs, row after row of x. With
     CHANNELS_INNERMOST an item is a channel, and grid and items are those of `positions`; else BLOCK_L is 1, an item's
     outputs along Q are stored as one vector, and the grid is (cdiv(items, BLOCK_M),).
     """
-    tl.static_assert(TILE_P == 1 or DILATION_H == 1)
     tiles_p = tl.cdiv(p, TILE_P)
     tiles_q = tl.cdiv(q, TILE_Q)
     NUMBER: tl.constexpr = tl.int64 if INDEX64 else tl.int32
     ROWS: tl.constexpr = (TILE_P - 1) * STRIDE_H + (R - 1) * DILATION_H + 1
     COLUMNS: tl.constexpr = (TILE_Q - 1) * STRIDE_W + (S - 1) * DILATION_W + 1
     OUTPUTS: tl.constexpr = TILE_P * TILE_Q
+    NUMBERED: tl.constexpr = OP == "indexed" or OP == "keys"
+    tl.static_assert(TILE_P == 1 or DILATION_H == 1 or not NUMBERED)
     SHAPE: tl.constexpr = [BLOCK_M, BLOCK_L] if CHANNELS_INNERMOST else [BLOCK_M]
     if CHANNELS_INNERMOST:
         i_n, i_c, i_o, tile_p, tile_q, inside = positions(
@@ -319,11 +316,14 @@ def _pool_fprop_tiled_kernel(
     values = ()
     numbers = ()
     for j in tl.static_range(0, OUTPUTS):
-        values = values + (tl.full(SHAPE, OTHER, COMPUTE),)
+        if OP == "keys":
+            values = values + (tl.full(SHAPE, -0x80000000, tl.int32),)
+        else:
+            values = values + (tl.full(SHAPE, OTHER, COMPUTE),)
         number = tl.zeros(SHAPE, NUMBER) + j // TILE_Q * STRIDE_H * step_r
-        if OP == "indexed":
-            # A window whose elements are all the smallest has the number of its first element inside the input. Only
-            # windows near the first of the tile may begin before it.
+        if NUMBERED:
+            # A window whose elements are all the smallest has the number of its first element inside the input, which
+            # is its first tap unless it is near the first of the tile: only those may begin before the input.
             if PAD_D > 0:
                 number += taps_before(start_d, DILATION_D) * step_t
             if j // TILE_Q * STRIDE_H < PAD_H:
@@ -332,6 +332,7 @@ def _pool_fprop_tiled_kernel(
                 number += taps_before(start_w + j % TILE_Q * STRIDE_W, DILATION_W) * step_s
         numbers = numbers + (number,)
 
+    first_numbers = numbers
     for t in tl.static_range(0, T):
         i_d = start_d + t * DILATION_D
         inside_d = inside & (i_d >= 0) & (i_d < d)
@@ -348,6 +349,8 @@ def _pool_fprop_tiled_kernel(
                 )  # fmt: skip
             if NORM == 2:
                 columns = squares(columns, COLUMNS)
+            if OP == "keys":
+                columns = keys_of(columns, t * (R * S) + i // DILATION_H * S, COLUMNS, DILATION_W)
             # Numbers count rows from the first of the tile: windows that share a row share its numbers.
             row_number = t * step_t + i // DILATION_H * step_r
             of_row, number_in_row = row_windows(
@@ -359,7 +362,9 @@ def _pool_fprop_tiled_kernel(
                 value = values[j]
                 number = numbers[j]
                 distance = i - j // TILE_Q * STRIDE_H
-                if distance >= 0 and distance <= (R - 1) * DILATION_H and distance % DILATION_H == 0:
+                if t == 0 and distance == 0 and OP != "sum":
+                    value, number = of_row[j % TILE_Q], number_in_row[j % TILE_Q]
+                elif distance >= 0 and distance <= (R - 1) * DILATION_H and distance % DILATION_H == 0:
                     value, number = combine(value, number, of_row[j % TILE_Q], number_in_row[j % TILE_Q], OP)
                 new_values = new_values + (value,)
                 new_numbers = new_numbers + (number,)
@@ -381,12 +386,19 @@ def _pool_fprop_tiled_kernel(
                     divisor *= window_count(i_p, h, PAD_H, pad_high_h, R, STRIDE_H, DILATION_H, INCLUDE_PAD)
                     divisor *= window_count(i_o, d, PAD_D, pad_high_d, T, STRIDE_D, DILATION_D, INCLUDE_PAD)
                 value = finished(value, divisor, NORM, T * R * S, DIVISOR, NARROW)
-            if POSITIONS and OP == "indexed":
+            if OP == "keys":
+                number = place_of(value) - m * STRIDE_W // DILATION_W
+            if NUMBERED and (PAD_D > 0 or k * STRIDE_H < PAD_H or m * STRIDE_W < PAD_W):
+                lowest = is_lowest(value) if OP == "keys" else value == OTHER
+                number = tl.where(lowest, first_numbers[k * TILE_Q + m], number)
+            if POSITIONS and NUMBERED:
                 number += (start_d * tl.cast(h, NUMBER) + start_h) * tl.cast(w, NUMBER) + (start_w + m * STRIDE_W)
-            elif OP == "indexed":
+            elif NUMBERED:
                 number -= k * STRIDE_H * step_r
+            if OP == "keys":
+                value = value_of(value)
             value = value.to(y_ptr.dtype.element_ty)
-            if OP == "indexed":
+            if NUMBERED:
                 number = number.to(indices_ptr.dtype.element_ty)
             results = results + (value,)
             of_results = of_results + (number,)
@@ -394,12 +406,12 @@ def _pool_fprop_tiled_kernel(
                 offset = y_first + (i_p * (y_stride_p * UNIT) + i_q * step_q)
                 written = inside & (i_p < p) & (i_q < q)
                 tl.store(y_ptr + offset, value, mask=written)
-                if OP == "indexed":
+                if NUMBERED:
                     tl.store(indices_ptr + offset, number, mask=written)
         if not CHANNELS_INNERMOST:
             i_q = (tile_q * TILE_Q)[:, None] + tl.arange(0, TILE_Q)[None, :]
             offset = (y_first + i_p * (y_stride_p * UNIT))[:, None] + i_q * step_q
             written = (inside & (i_p < p))[:, None] & (i_q < q)
             tl.store(y_ptr + offset, zipped(results, BLOCK_M, TILE_Q), mask=written)
-            if OP == "indexed":
+            if NUMBERED:
                 tl.store(indices_ptr + offset, zipped(of_results, BLOCK_M, TILE_Q), mask=written)

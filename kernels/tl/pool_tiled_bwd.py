@@ -4,21 +4,14 @@ import triton
 import triton.language as tl
 
 from .pool import first_window, positions, tap_of, window_count
+from .pool_names import tiled_metadata, tiled_name
 from .pool_tiled import average, columns_apart, columns_in_runs, items, zipped
 
 
 def _repr(specialization):
     """Name the compiled kernel after what it is specialised for, so that a profiler shows it."""
     c = specialization.constants
-    taps = f"{c['T']}x{c['R']}x{c['S']}_s{c['STRIDE_D']}{c['STRIDE_H']}{c['STRIDE_W']}"
-    tile = f"{c['TILE_P']}x{c['TILE_Q']}x{c['BLOCK_M']}x{c['BLOCK_L']}"
-    return f"_pool_{c['OP']}_bwd_tiled_kernel_{taps}_{tile}_i{64 if c['INDEX64'] else 32}"
-
-
-def _launch_metadata(grid, kernel, args):
-    """Report one operation per element of each window as FLOPs to a profiler (Triton's proton)."""
-    work = args["T"] * args["R"] * args["S"] * args["TILE_P"] * args["TILE_Q"]
-    return {"name": kernel.name, "flops": grid[0] * args["BLOCK_M"] * args["BLOCK_L"] * work}
+    return tiled_name(f"_pool_{c['OP']}_bwd_tiled_kernel", c)
 
 
 @triton.jit
@@ -58,7 +51,7 @@ def chosen(
                             hit = numbers[m] == k * width + j
                         else:
                             hit = numbers[m] == number_of_row + (reach_h // DILATION_H * S + reach_w // DILATION_W)
-                        total += tl.where(hit, grads[m], 0.0)
+                        total = tl.where(hit, total + grads[m], total)
             new = new + (total,)
     return new
 
@@ -141,7 +134,7 @@ def shares(
     return divided
 
 
-@triton.jit(repr=_repr, launch_metadata=_launch_metadata)
+@triton.jit(repr=_repr, launch_metadata=tiled_metadata)
 def _pool_bwd_tiled_kernel(
     y_ptr,
     indices_ptr,

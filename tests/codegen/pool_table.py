@@ -39,7 +39,7 @@ Rows = dict[str, dict[str, Any]]
 def source_hash() -> str:
     """Return a hash of the sources of the window pooling kernels."""
     folder = Path(pool.__file__).parent
-    names = ("pool", "pool_max", "pool_sum", "pool_tiled", "pool_tiled_bwd")
+    names = ("pool", "pool_keys", "pool_max", "pool_sum", "pool_tiled", "pool_tiled_bwd")
     return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()[:16]
 
 
@@ -130,9 +130,13 @@ def page(table: dict[str, Any]) -> str:
     ]
     text += ["stand where it has no loop. Accesses are loads and stores of global memory, by width in bits."]
     text += ["`pool_table.json` has sm_80 and sm_100 as well. Nothing here has run on a GPU."]
+    total = len(entries())
     for version, part in sorted(table.items()):
         rows = part["rows"]["90"]
-        text += ["", f"## Triton {version}", "", "Over the room that there is (failures):"]
+        text += ["", f"## Triton {version}", ""]
+        if len(rows) < total:
+            text += [f"Not run: {total - len(rows)} of {total} launches, not compiled since they changed.", ""]
+        text += ["Over the room that there is (failures):"]
         text += [f"- {name}: {rows[name]['per_result']} of {rows[name]['room']}" for name in over(rows)] or ["- none"]
         text += [
             "",

@@ -18,6 +18,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 PARTS = {
     "test_matches_reference": 15,
+    "test_keys_match_the_reference": 15,
     "test_mutant_is_noticed": 15,
     "test_gradcheck": 15,
     "test_gradcheck_of_padding_modes": 15,

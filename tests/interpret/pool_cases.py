@@ -88,6 +88,21 @@ _LONG: Branches = {"general 31": {"kernel": 31, "stride": 3, "pads": (15, 15), "
 """What a separable pool is in one dimension."""
 
 
+_OVERLAPPING: Branches = {
+    "tiled overlapping": {"kernel": 3, "stride": 1, "pads": (1, 1), "size": {2: (7, 12), 3: (3, 5, 8)}, "c": 3},
+    "tiled overlapping 5": {"kernel": {2: (5, 4), 3: (2, 4, 3)}, "stride": 1, "pads": (1, 2), "n": 1, "c": 4},
+    "tiled overlapping over input": {
+        "kernel": {2: (4, 5), 3: (2, 3, 2)}, "stride": 1, "pads": 2, "size": {2: (2, 3), 3: (2, 2, 3)}, "n": 3, "c": 2,
+    },
+    "tiled overlapping dilated": {
+        "kernel": 2, "stride": 1, "dilation": {2: (1, 2), 3: (2, 1, 3)}, "pads": (1, 1),
+        "size": {2: (6, 10), 3: (3, 4, 6)}, "n": 1, "c": 3,
+    },
+    "tiled overlapping 64-bit": {"kernel": 3, "stride": 1, "pads": (1, 0), "index64": True, "n": 1, "c": 3},
+}  # fmt: skip
+"""Windows at every place, whose maxima and taps of 16-bit numbers are found by keys."""
+
+
 def _kinds(branches: Branches, kind: str, **options: Any) -> Branches:
     return {f"{kind} {name}": {**branch, **options} for name, branch in branches.items()}
 
@@ -125,6 +140,7 @@ def _branches(family: str) -> dict[int, Branches]:
 
 FAMILIES = ("max", "avg", "lp")
 BRANCHES = {family: _branches(family) for family in FAMILIES}
+OVERLAPPING = _kinds(_OVERLAPPING, "fprop", numbers="taps", special=True)
 
 _SIZES = {1: (29,), 2: (9, 11), 3: (5, 6, 7)}
 
@@ -156,7 +172,7 @@ class PoolCase:
 
     def option(self, name: str, default: Any) -> Any:
         """Return what the branch says about `name`; a dict holds one value per number of dimensions."""
-        value = BRANCHES[self.family][self.ndim][self.branch].get(name, default)
+        value = (BRANCHES[self.family][self.ndim] | OVERLAPPING)[self.branch].get(name, default)
         return value[self.ndim] if isinstance(value, dict) else value
 
     def axes(self, name: str, default: Any) -> tuple[int, ...]:
@@ -315,7 +331,7 @@ def config_of(inputs: PoolInputs) -> dict[str, Any]:
     sizes = three(problem.output_size if problem.kind == "fprop" else problem.input_size, 1)
     last = problem.result_format == CHANNELS_LAST
     if "TILE_P" in config:
-        config["TILE_P"] = min(config["TILE_P"], 2)
+        config["TILE_P"] = min(config["TILE_P"], 4 if problem.offsets else 2)
         strides = three(problem.stride, 1) if problem.kind == "bwd" else (1, 1, 1)
         tile_h, tile_w = config["TILE_P"] * strides[1], config["TILE_Q"] * strides[2]
         sizes = (sizes[0], -(-sizes[1] // tile_h), -(-sizes[2] // tile_w))

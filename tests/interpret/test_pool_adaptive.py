@@ -232,6 +232,24 @@ def test_unpooling_leaves_out_indices_outside_of_the_plane():
     assert not launch(gather, "forward")["dx"].view(-1)[::5].any()
 
 
+@pytest.mark.parametrize("ndim", (1, 2, 3))
+def test_positions_outside_of_the_result_raise_on_the_cpu_and_are_left_out_on_a_gpu(ndim):
+    unpool, backward = (getattr(gpuconv, f"max_unpool{ndim}d{suffix}") for suffix in ("", "_backward"))
+    x = torch.arange(1.0, 2**ndim + 1).view(1, 1, *(2,) * ndim)
+    plane = 4**ndim
+    indices = torch.arange(2**ndim).view(x.shape).clone()
+    indices.view(-1)[1], indices.view(-1)[0] = plane, -1
+    dy = torch.arange(1.0, plane + 1).view(1, 1, *(4,) * ndim)
+    for call in (lambda: unpool(x, indices, 2, backend="numpy"), lambda: backward(dy, x, indices, backend="numpy")):
+        with pytest.raises(RuntimeError, match="indices must be positions in a plane"):
+            call()
+    expected = torch.zeros(plane)
+    expected[2 : 2**ndim] = x.view(-1)[2:]
+    assert torch.equal(unpool(x, indices, 2, backend="triton").view(-1), expected)
+    dx = torch.where(torch.arange(2**ndim) < 2, 0.0, dy.view(-1)[: 2**ndim])
+    assert torch.equal(backward(dy, x, indices, backend="triton").view(-1), dx)
+
+
 def test_claims_are_as_wide_as_planes_need():
     for dtype, size, claim in (("float16", 255, "int16"), ("float16", 256, "int32"), ("float64", 256, "int64")):
         x = torch.zeros(1, 1, size, size, dtype=DTYPES[dtype])

@@ -65,6 +65,8 @@ PROBES = {
         _case("lp", 2, "contiguous", "fprop tiled asymmetric"),
         _case("max", 3, "contiguous", "fprop tiled asymmetric"),
         _case("max", 2, "contiguous", "fprop tiled 64-bit"),
+        PoolCase("max", 2, "contiguous", "float16", "fprop tiled overlapping"),
+        PoolCase("max", 2, "contiguous", "bfloat16", "fprop tiled overlapping dilated"),
     ),
     TILED_BWD: (
         _case("max", 2, "channels_last", "bwd tiled 3 stride 1"),
@@ -155,7 +157,18 @@ MUTANTS = {
         "edge of y passed": (SUM_BWD, "(i_p >= 0) & (i_p < size_p)", "(i_p >= 0) & (i_p <= size_p)"),
         "derivative of the power dropped": (SUM_BWD, "total *= power(x, NORM - 1) * NORM", "total *= NORM"),
     },
+    "pool_keys.py": {
+        "negative numbers below themselves": (TILED, "^ sign) - sign + (63 - place)", "^ sign) + (63 - place)"),
+        "first NaN": (TILED, "(place << 8)", "((63 - place) << 8)"),
+        "NaN among the numbers": (TILED, "tl.where(value != value,", "tl.where(value < value,"),
+        "sign of a maximum lost": (TILED, "(magnitude | (key & -0x80000000))", "magnitude"),
+        "places in columns": (TILED, "place_of_row + j // DILATION", "place_of_row + j"),
+        "nothing is lowest": (TILED, "key < -0x7F800000 + 64", "key < -0x7F800000"),
+    },
     "pool_tiled.py": {
+        "place in the tile": (TILED, "place_of(value) - m * STRIDE_W // DILATION_W", "place_of(value)"),
+        "first inside of another window": (TILED, "first_numbers[k * TILE_Q + m]", "first_numbers[TILE_Q - 1]"),
+        "planes before forgotten": (TILED, "if t == 0 and distance == 0 and OP", "if distance == 0 and OP"),
         "columns in bits reversed": (TILED, "tiles = even + odd", "tiles = odd + even"),
         "runs joined wrong": (
             TILED, "tl.join(tiles[k], tiles[k + (COUNT >> (level + 1))])",
