@@ -14,6 +14,7 @@ from typing import Any
 import triton
 import triton.backends.nvidia
 import triton.language as tl
+from loops import hot_loop, round_trips
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -78,10 +79,11 @@ def specialise(kernel: Any, arguments: Mapping[str, Any], aligned: bool = True) 
     return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
-def compile_for(source: ASTSource, capability: int, config: Mapping[str, int]) -> Report:
-    """Compile for one compute capability, such as 90, and report."""
-    target = GPUTarget("cuda", capability, 32)
-    return report(triton.compile(source, target=target, options=launch_options(config)))
+def compile_for(source: ASTSource, capability: int, config: Mapping[str, int]) -> dict[str, Any]:
+    """Compile for one compute capability, such as 90, and return the report and what the hot loop looks like."""
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch_options(config))
+    loop = {"hot_loop": hot_loop(_sass(compiled)), "round_trips": round_trips(compiled.asm["ttgir"])}
+    return report(compiled).row() | loop
 
 
 def report(compiled: Any) -> Report:
@@ -104,6 +106,13 @@ def report(compiled: Any) -> Report:
         counts={name: counts[name] for name in WATCHED if counts[name]},
         wide_async=wide,
     )
+
+
+def _sass(compiled: Any) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        return _dump("--dump-sass", cubin)
 
 
 def _dump(flag: str, cubin: Path) -> str:

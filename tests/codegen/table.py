@@ -20,6 +20,7 @@ from typing import Any
 
 import triton
 from aot import compile_for, fprop_pass_arguments, launch_arguments, specialise, sum_arguments
+from loops import occupancy
 from problems import awkward_problems, fprop_pass_problems, gradient_problems, transposed_problems, workload_problems
 
 from gpuconv.backends.triton_common import launch_options
@@ -135,7 +136,7 @@ def measure(job: tuple[str, int]) -> tuple[str, int, dict[str, Any]]:
     """Compile entry `job` (its name and an architecture) and return its row."""
     name, capability = job
     source, config = launch(name, ENTRIES[name])
-    return name, capability, planned(name) | compile_for(source, capability, config).row()
+    return name, capability, planned(name) | compile_for(source, capability, config)
 
 
 def planned(name: str) -> dict[str, Any]:
@@ -168,24 +169,42 @@ def _write(table: dict[str, Any]) -> None:
 
 
 def _page(table: dict[str, Any]) -> str:
-    """Render the rows of sm_90 as Markdown."""
+    """Render the table as Markdown: one line per entry, with a value for each architecture."""
+    each = " / ".join(f"sm_{arch}" for arch in ARCHITECTURES)
     text = [
         "# Codegen table",
         "",
-        "What each kernel compiles to on sm_90, without a GPU: `python tests/codegen/table.py` makes this page.",
-        "Rows without a kernel in front are of the forward one.",
-        "Registers and stack are per thread, shared memory in bytes per block, `wide` counts 16-byte asynchronous",
-        "copies. `table.json` has sm_80 and sm_100 as well.",
+        "What each kernel compiles to, without a GPU: `make codegen` makes this page and `table.json` from the sources.",
+        f"Cells with slashes are {each}; one number stands for all of them.",
+        "Rows without a kernel in front are of the forward one. Registers and stack are per thread, shared memory in",
+        "bytes per block; `blocks` is how many fit on a multiprocessor; `loop` is the number of instructions of the hot",
+        "loop, the one that multiplies most per instruction (0: none multiplies or loads); `products` counts the tensor",
+        "cores' instructions (HMMA, HGMMA, UTCHMMA), `copies` LDGSTS and of these 16-byte ones in brackets, `TMA`",
+        "UTMALDG, `STSM` stores of matrices to shared memory; `trips` counts values that change their layout inside a",
+        "loop.",
     ]
+    names = ("tile", "warps", "registers", "stack", "shared", "blocks", "loop", "products", "copies", "TMA", "STSM")
     for version, part in sorted(table.items()):
         text += ["", f"## Triton {version}", ""]
-        text += ["| problem | tile | warps | registers | stack | shared | instructions | HGMMA | wide |"]
-        text += ["|---|---|---|---|---|---|---|---|---|"]
-        for name, row in sorted(part["rows"].get("90", {}).items()):
-            columns = ("tile", "warps", "registers", "stack", "shared", "instructions")
-            cells = [name, *(row[column] for column in columns), row["counts"].get("HGMMA", 0), row["wide_async"]]
-            text.append("| " + " | ".join(map(str, cells)) + " |")
+        text += ["| problem | " + " | ".join((*names, "trips")) + " |", "|---" * (len(names) + 2) + "|"]
+        for name in sorted(part["rows"].get("90", {})):
+            rows = {arch: part["rows"][str(arch)][name] for arch in ARCHITECTURES}
+            cells = [_cells(arch, row) for arch, row in rows.items()]
+            joined = [
+                values[0] if len(set(values)) == 1 else "/".join(values) for values in zip(*cells, strict=True)
+            ]
+            text.append(f"| {name} | " + " | ".join(joined) + " |")
     return "\n".join(text) + "\n"
+
+
+def _cells(arch: int, row: dict[str, Any]) -> list[str]:
+    """Return the cells of one architecture in the order of the page's columns."""
+    counts = row["counts"]
+    products = sum(counts.get(name, 0) for name in ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA"))
+    cells = [row[name] for name in ("tile", "warps", "registers", "stack", "shared")]
+    cells += [occupancy(row, arch), row["hot_loop"], products, f"{counts.get('LDGSTS', 0)} ({row['wide_async']})"]
+    cells += [counts.get("UTMALDG", 0), counts.get("STSM", 0), row["round_trips"]]
+    return [str(cell) for cell in cells]
 
 
 def _reusable(part: dict[str, Any]) -> dict[str, Rows]:

@@ -112,5 +112,29 @@ def test_forward_splits_packs_and_units_have_entries():
 
 @needs_table
 def test_two_blocks_fit_on_a_multiprocessor():
-    """Shared memory of one block stays within half of a Hopper multiprocessor's 227 KiB."""
+    """Shared memory of one block stays within half of a Hopper multiprocessor's 227 KiB, on each one's own smaller."""
     assert all(row["shared"] <= 227 * 1024 // 2 for arch, _, row in _rows() if arch == 90)
+
+
+@needs_table
+def test_hot_loops_stay_within_their_budget():
+    """A dense 16-bit step of 128 x 128 x 64 takes no more instructions than the budget of its pass, on Hopper.
+
+    The budgets are what KERNELS calls good for pointer loads plus a tenth; a mask or an address that comes back
+    into the loop shows here first.
+    """
+    seen = Counter()
+    for arch, name, row in _rows():
+        problem = ENTRIES[name]
+        if arch != 90 or small_pass(name) or row["tile"] != "128x128x64" or row["wide_async"] == 0:
+            continue
+        seen[problem.kind] += 1
+        assert 0 < row["hot_loop"] <= LOOP_BUDGET[problem.kind], (name, row["hot_loop"])
+    assert min(seen[kind] for kind in LOOP_BUDGET) >= 1, seen
+
+
+@needs_table
+def test_no_layout_changes_inside_dense_loops():
+    for arch, name, row in _rows():
+        if arch == 90 and not small_pass(name) and row["tile"] == "128x128x64" and row["wide_async"]:
+            assert row["round_trips"] <= ROUND_TRIPS[ENTRIES[name].kind], (name, row["round_trips"])
