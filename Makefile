@@ -21,6 +21,7 @@ LANES ?= lint unit packaging interpret interpret-triton36 cuda-on-cpu codegen co
 DEMO ?= build/demo
 
 # make gpu-report BUDGET=600 STAGES="parity benchmark" ARGS=--resume; with the Python that has torch for the GPU
+ALL ?=
 BUDGET ?= 1500
 STAGES ?=
 ARGS ?=
@@ -31,7 +32,7 @@ export PIP_NO_INPUT := 1
 lanes_need = $(if $(filter-out %-triton36,$(LANES)),$(STAMP)) $(if $(filter %-triton36,$(LANES)),$(STAMP36))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint format gpu-report report clean python
+.PHONY: help demo test test-full lint format codegen gpu-report report clean python
 
 help:
 	@echo "make demo       set up $(VENV) and run the demonstration; the picture goes to $(DEMO)"
@@ -39,6 +40,7 @@ help:
 	@echo "make test-full  the same lanes with GPUCONV_TEST_FULL=1"
 	@echo "make lint       ruff, import contracts, mypy"
 	@echo "make format     apply ruff's fixes and formatting"
+	@echo "make codegen    recompile what changed for the tables and pages of tests/codegen (ALL=--all: everything)"
 	@echo "make gpu-report measure everything on this host's GPU, with $(PYTHON), which needs torch, triton and numpy"
 	@echo "make report     rebuild the README's tables from bench/results"
 	@echo "make clean      remove environments, build outputs and caches"
@@ -59,6 +61,16 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Kernels whose sources and launches did not change keep their rows; table.py goes on with the other Triton by itself.
+codegen: export PYTHONPATH := $(CURDIR)
+codegen: $(STAMP) $(STAMP36)
+	$(BIN)/python tests/codegen/cu_table.py $(ALL)
+	$(BIN)/python -W ignore tests/codegen/table.py $(ALL)
+	for python in $(BIN)/python $(VENV36)/bin/python; do \
+	  $$python -W ignore tests/codegen/pool_table.py $(ALL) || exit 1; \
+	  $$python -W ignore tests/codegen/pool_adaptive_table.py || exit 1; \
+	done
 
 gpu-report:
 	$(PYTHON) bench/gpu_report.py --budget $(BUDGET) $(foreach stage,$(STAGES),--stage $(stage)) $(ARGS)
