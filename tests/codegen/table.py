@@ -174,14 +174,14 @@ def _page(table: dict[str, Any]) -> str:
     text = [
         "# Codegen table",
         "",
-        "What each kernel compiles to, without a GPU: `make codegen` makes this page and `table.json` from the sources.",
+        "What each kernel compiles to, without a GPU: `make codegen` makes this page and `table.json`.",
         f"Cells with slashes are {each}; one number stands for all of them.",
         "Rows without a kernel in front are of the forward one. Registers and stack are per thread, shared memory in",
-        "bytes per block; `blocks` is how many fit on a multiprocessor; `loop` is the number of instructions of the hot",
-        "loop, the one that multiplies most per instruction (0: none multiplies or loads); `products` counts the tensor",
-        "cores' instructions (HMMA, HGMMA, UTCHMMA), `copies` LDGSTS and of these 16-byte ones in brackets, `TMA`",
-        "UTMALDG, `STSM` stores of matrices to shared memory; `trips` counts values that change their layout inside a",
-        "loop.",
+        "bytes per block; `blocks` is how many fit on a multiprocessor; `loop` is the number of instructions of the",
+        "hot loop, the one that multiplies most per instruction (0: none multiplies or loads); `products` counts the",
+        "instructions of the tensor cores (HMMA, HGMMA, UTCHMMA), `copies` LDGSTS and in brackets the 16-byte ones of",
+        "these, `TMA` UTMALDG, `STSM` stores of matrices to shared memory; `trips` counts values that change their",
+        "layout inside a loop.",
     ]
     names = ("tile", "warps", "registers", "stack", "shared", "blocks", "loop", "products", "copies", "TMA", "STSM")
     for version, part in sorted(table.items()):
@@ -190,9 +190,7 @@ def _page(table: dict[str, Any]) -> str:
         for name in sorted(part["rows"].get("90", {})):
             rows = {arch: part["rows"][str(arch)][name] for arch in ARCHITECTURES}
             cells = [_cells(arch, row) for arch, row in rows.items()]
-            joined = [
-                values[0] if len(set(values)) == 1 else "/".join(values) for values in zip(*cells, strict=True)
-            ]
+            joined = [values[0] if len(set(values)) == 1 else "/".join(values) for values in zip(*cells, strict=True)]
             text.append(f"| {name} | " + " | ".join(joined) + " |")
     return "\n".join(text) + "\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 import pytest
+import triton
 from mutants import mutant
 from pool_adaptive_cases import PoolCase, check_case
 from pool_adaptive_mutants import (
@@ -117,6 +118,8 @@ def test_probes_pass_on_the_real_kernels(kernel):
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_noticed(name, tmp_path, monkeypatch):
+    if name == "NaN forgotten without indices" and triton.__version__.startswith("3.6."):
+        pytest.skip("not run: the interpreter of Triton 3.6 propagates NaN with PropagateNan.NONE as well")
     kernel, file, old, new = MUTANTS[name]
     module = MODULE_OF[kernel]
     target = importlib.import_module(f"gpuconv.kernels.tl.{module}")
