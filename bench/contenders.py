@@ -40,12 +40,13 @@ def settings(problem: Problem | None, search: bool = True) -> Iterator[None]:
     try:
         for module in modules:
             module.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-        torch.backends.cudnn.benchmark = search
+        # What `torch.backends.cudnn.benchmark = search` does; that refuses once torch's own test suite was imported.
+        torch._C._set_cudnn_benchmark(search)
         yield
     finally:
         for module, value in zip(modules, before):
             module.fp32_precision = value
-        torch.backends.cudnn.benchmark = benchmark
+        torch._C._set_cudnn_benchmark(benchmark)
 
 
 def version_of(module: str, *distributions: str) -> str | None:

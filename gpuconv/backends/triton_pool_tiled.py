@@ -190,6 +190,8 @@ def _rows_of_tile(problem: PoolProblem, unit: int) -> tuple[int, bool]:
         rows = 4 if last else 8  # most of the instructions are for addresses
     if not shares_rows:
         rows = 2 if forward and unit < 8 // itemsize(problem.dtype) and not last else 1
+        if heavy and dilation_h > 1:
+            rows = 1  # the kernel counts taps along rows of one window
     return min(rows, power_of_two(three(problem.output_size, 1)[1])), shares_columns
 
 
