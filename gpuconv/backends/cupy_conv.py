@@ -49,7 +49,7 @@ class FpropTiled(TiledConv):
 
     @staticmethod
     def instantiations() -> list[tuple[str, str]]:
-        return [("conv_fprop", variant.name("conv_fprop")) for variant in variants()]
+        return [("conv_fprop", variant.name("conv_fprop")) for variant in variants("y")]
 
 
 DEPTHWISE_PARAMS = np.dtype(

@@ -4,7 +4,7 @@ tile."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -177,8 +177,7 @@ def _variant(dtype: str, ndim: int, layout: str, padded: bool, wide: bool, tenso
     """
     double, vector = dtype == "float64", layout == "VECTOR"
     if wide:
-        # 64-bit places of 64 x 64 tiles beside the fragments of the tensor cores spill.
-        return Variant(dtype, 3, "CONTIGUOUS", True, True, tensor, "small" if tensor else "medium")
+        return Variant(dtype, 3, "CONTIGUOUS", True, True, tensor, "medium")
     if padded:
         both = dtype == "float32" or tensor
         layout = "CONTIGUOUS" if not both or layout == "CONTIGUOUS" else "CHANNELS_LAST"
@@ -189,8 +188,16 @@ def _variant(dtype: str, ndim: int, layout: str, padded: bool, wide: bool, tenso
     return Variant(dtype, 2 if flat else 3, layout, False, False, tensor, tile)
 
 
-def variants() -> list[Variant]:
-    """Return every variant that a tiled kernel is instantiated for."""
+def _for_result(variant: Variant, result: str) -> Variant:
+    """Return the variant that the pass with this result has: the data gradient has no 64-bit one on tensor cores.
+
+    Its places in 64 bits, images of padding and fragments together take more registers than there are.
+    """
+    return replace(variant, tensor=False) if result == "x" and variant.wide else variant
+
+
+def variants(result: str) -> list[Variant]:
+    """Return every variant that the tiled kernel of a pass, named by its result, is instantiated for."""
     found: dict[Variant, None] = {}
     for dtype in C_TYPES:
         for tensor in (False, True) if itemsize(dtype) == 2 else (False,):
@@ -198,7 +205,8 @@ def variants() -> list[Variant]:
                 for ndim in (2, 3):
                     for padded, wide in ((False, False), (True, False), (False, True)):
                         for tile in TILES:
-                            found[_variant(dtype, ndim, layout, padded, wide, tensor, tile)] = None
+                            variant = _variant(dtype, ndim, layout, padded, wide, tensor, tile)
+                            found[_for_result(variant, result)] = None
     return list(found)
 
 
@@ -249,7 +257,8 @@ def choose_variant(problem: ConvProblem, strides: Strides, config: Mapping[str, 
     padded = problem.padding_mode != "zeros"
     wide = wide or bool(config.get("INDEX64"))
     layout = _layout(problem, strides, tensor)
-    return _variant(problem.dtype, problem.ndim, layout, padded, wide, tensor, config["tile"])
+    variant = _variant(problem.dtype, problem.ndim, layout, padded, wide, tensor, config["tile"])
+    return _for_result(variant, problem.result)
 
 
 def padded_flops(problem: ConvProblem) -> float:

@@ -83,7 +83,7 @@ class DgradTiled(TiledConv):
 
     @staticmethod
     def instantiations() -> list[tuple[str, str]]:
-        return [("conv_dgrad", variant.name("conv_dgrad")) for variant in variants()]
+        return [("conv_dgrad", variant.name("conv_dgrad")) for variant in variants("x")]
 
 
 class TransposedTiled(DgradTiled):
@@ -167,7 +167,7 @@ class WgradTiled(TiledConv):
     @staticmethod
     def instantiations() -> list[tuple[str, str]]:
         sums = [f"conv_wgrad_sum<{name}, {wide}>" for name in C_TYPES.values() for wide in ("false", "true")]
-        return [("conv_wgrad", name) for name in [*(variant.name("conv_wgrad") for variant in variants()), *sums]]
+        return [("conv_wgrad", name) for name in [*(variant.name("conv_wgrad") for variant in variants("w")), *sums]]
 
 
 SOLVERS: tuple[Solver, ...] = (DgradTiled(), TransposedTiled(), WgradTiled())

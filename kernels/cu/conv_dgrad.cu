@@ -96,7 +96,7 @@ struct DgradReduction {
 
 // Launch bounds: see tile.cuh; padding other than zeros would spill in float64 as well.
 template <class T, int DIMS, int LAYOUT, bool IMAGES, bool WIDE, class Shape>
-__global__ void __launch_bounds__(Shape::THREADS, WIDE || IMAGES ? 1 : 0)
+__global__ void __launch_bounds__(Shape::THREADS, WIDE || IMAGES ? 1 : blocks_per_sm<Shape>)
 conv_dgrad(const T* __restrict__ y, const T* __restrict__ w, const T* __restrict__ bias, const T* __restrict__ scale,
            const T* __restrict__ shift, const T* __restrict__ residual, T* __restrict__ x, ConvParams p) {
     using I = index_t<WIDE>;

@@ -25,7 +25,7 @@ struct FpropReduction {
 };
 
 template <class T, int DIMS, int LAYOUT, bool REMAP, bool WIDE, class Shape>
-__global__ void __launch_bounds__(Shape::THREADS, WIDE ? 1 : 0)
+__global__ void __launch_bounds__(Shape::THREADS, WIDE ? 1 : blocks_per_sm<Shape>)
 conv_fprop(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, const T* __restrict__ scale,
            const T* __restrict__ shift, const T* __restrict__ residual, T* __restrict__ y, ConvParams p) {
     using I = index_t<WIDE>;

@@ -29,7 +29,7 @@ struct WgradReduction {
 
 // Launch bounds: see tile.cuh; padding other than zeros would spill in float64 as well.
 template <class T, int DIMS, int LAYOUT, bool REMAP, bool WIDE, class Shape>
-__global__ void __launch_bounds__(Shape::THREADS, WIDE || REMAP ? 1 : 0)
+__global__ void __launch_bounds__(Shape::THREADS, WIDE || REMAP ? 1 : blocks_per_sm<Shape>)
 conv_wgrad(const T* __restrict__ x, const T* __restrict__ y, T* __restrict__ w, T* __restrict__ bias,
            compute_t<T>* __restrict__ partial, ConvParams p) {
     using I = index_t<WIDE>;

@@ -13,8 +13,8 @@
 // core: Plain has each thread keep a block of sums, Tensor has each warp keep tiles of the tensor cores' mma. At the
 // end sums pass through shared memory, so that they are stored in the order in which the result lies, with epilogue.
 //
-// Kernels leave the number of registers to ptxas, but for 64-bit offsets: those it would spill to fit one more block on
-// a multiprocessor, so their launch bounds ask for one block (0 asks for nothing).
+// Launch bounds ask for as many blocks on a multiprocessor as registers allow: left alone, ptxas spills some registers
+// to fit one more. Kernels with 64-bit offsets, and those of padding other than zeros in the gradients, ask for one.
 
 #include "conv.cuh"
 
@@ -41,6 +41,10 @@ struct Tensor {
     static constexpr int M = M_, N = N_, WARP_M = WARP_M_, WARP_N = WARP_N_;
     static constexpr int THREADS = 32 * (M / WARP_M) * (N / WARP_N);
 };
+
+// Blocks on a multiprocessor that launch bounds ask for: two, but for tiles that need more registers than half.
+template <class Shape>
+inline constexpr int blocks_per_sm = Shape::M * Shape::N > 64 * 64 ? 1 : 2;
 
 // N neighbouring elements, moved by as few instructions as their size allows.
 template <class T, int N>
