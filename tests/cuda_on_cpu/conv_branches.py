@@ -8,6 +8,7 @@ Branches = dict[str, dict[str, Any]]
 
 _FEW = (("float32", "plain"), ("float16", "tensor"), ("float64", "plain"), ("bfloat16", "tensor"))
 _TENSOR = (("float16", "tensor"), ("bfloat16", "tensor"))
+_PLAIN = (("float32", "plain"), ("float16", "plain"))  # the data gradient has no 64-bit kernel on tensor cores
 _LAST = ("channels_last",)
 
 CHANNELS: dict[str, tuple[Any, Any]] = {
@@ -118,7 +119,7 @@ _PHASES: Branches = {
         "size": {1: 7, 2: 4, 3: 2}, "kernel": {1: 11, 2: 5, 3: 3}, "pads": {1: (9, 9), 2: (3, 2), 3: (1, 1)},
         "n": {1: 11, 2: 5, 3: 9}, "c": 35, "k": 9,
     },
-    "64-bit": {"index64": True, "stride": {1: 2, 2: (1, 2), 3: 1}, "pads": (0, 1), "n": 2, "cores": _FEW[:2]},
+    "64-bit": {"index64": True, "stride": {1: 2, 2: (1, 2), 3: 1}, "pads": (0, 1), "n": 2, "cores": _PLAIN},
     "one by one": {"kernel": 1, "k": 80},
     "one by one stride 2": {
         "kernel": 1, "k": 80, "stride": 2, "size": {1: 140, 2: (17, 15), 3: (8, 9, 8)}, "bias": True,
@@ -192,7 +193,7 @@ BRANCHES: dict[str, Branches] = {
         },
         "64-bit circular": {
             "index64": True, "padding_mode": "circular", "pads": (0, 1), "groups": 2, "c": 36, "k": 74,
-            "cores": _FEW[:2],
+            "cores": _PLAIN,
         },
     },
     "transposed": _PHASES | {
