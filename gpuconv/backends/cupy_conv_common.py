@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import CHANNELS_LAST, channels_last_strides, contiguous_strides
 from ..problem import ConvProblem, Problem, itemsize
 from ..shapes import effective_kernel
+from .conv_common import format_strides
 from .cupy_common import CupySolver, Results, Strides, capability
 
 __all__ = [
@@ -73,21 +73,6 @@ def three(values: Sequence[int], fill: int) -> tuple[int, ...]:
 
 def _five(strides: Sequence[int]) -> tuple[int, ...]:
     return (*strides[:2], *three(strides[2:], 0))
-
-
-def format_strides(problem: ConvProblem) -> dict[str, tuple[int, ...]]:
-    """Return the strides of dense arrays in the memory formats of the problem."""
-    arrays = {
-        "x": (problem.x_shape, problem.x_format),
-        "w": (problem.w_shape, problem.w_format),
-        "y": (problem.y_shape, problem.y_format),
-    }
-    if problem.residual:
-        arrays["residual"] = (problem.result_shape, problem.result_format)
-    return {
-        name: channels_last_strides(shape) if layout == CHANNELS_LAST else contiguous_strides(shape)
-        for name, (shape, layout) in arrays.items()
-    }
 
 
 def conv_params(problem: ConvProblem, strides: Strides, dtype: np.dtype = PARAMS) -> np.ndarray:

@@ -10,6 +10,7 @@ from ..arrays import CONTIGUOUS
 from ..config import workspace_limit
 from ..problem import ConvProblem, itemsize
 from .base import Solver
+from .conv_common import images_of
 from .cupy_common import Launch, Results, Strides, Workspace
 from .cupy_conv_common import (
     C_TYPES,
@@ -33,21 +34,6 @@ _SPLIT_PIXELS = 256
 _SUM_THREADS = 256
 
 
-def _images(problem: ConvProblem) -> tuple[int, ...]:
-    """Return how many padded coordinates may show one input position, along each axis."""
-
-    def along(size: int, lo: int, hi: int) -> int:
-        if problem.padding_mode == "reflect":
-            return 3 if lo or hi else 1
-        if problem.padding_mode == "replicate":
-            return 1 + lo + hi
-        if problem.padding_mode == "circular":
-            return 1 + -(-lo // size) + -(-hi // size)
-        return 1
-
-    return tuple(along(*axis) for axis in zip(problem.input_size, problem.pad_lo, problem.pad_hi, strict=True))
-
-
 class DgradTiled(TiledConv):
     """General data gradient: one dense convolution for each stride phase, in one launch."""
 
@@ -61,7 +47,7 @@ class DgradTiled(TiledConv):
         return rows, problem.c // problem.groups, problem.groups * prod(problem.stride)
 
     def configuration(self, problem: ConvProblem) -> dict[str, Any]:
-        extra = {"phases": prod(problem.stride), "images of a position": prod(_images(problem))}
+        extra = {"phases": prod(problem.stride), "images of a position": prod(images_of(problem))}
         return super().configuration(problem) | extra
 
     def launches(self, problem: ConvProblem, strides: Strides, config: Mapping[str, Any]) -> list[Launch]:
@@ -69,7 +55,7 @@ class DgradTiled(TiledConv):
         variant = choose_variant(problem, strides, config, wide_index(problem, strides, rows, problem.reduction_length))
         params = conv_params(problem, strides)
         params["tiles_m"], params["tiles_n"] = tiles = variant.tiles(rows, columns)
-        params["images"] = three(_images(problem), 1)
+        params["images"] = three(images_of(problem), 1)
         axes = list(zip(problem.stride, problem.dilation, strict=True))
         steps = [stride // gcd(stride, dilation) for stride, dilation in axes]
         # pow(dilation / g, -1, stride / g); modulo 1 it is 0

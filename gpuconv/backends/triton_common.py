@@ -10,12 +10,9 @@ from functools import wraps
 from typing import Any
 
 from ..arrays import (
-    CHANNELS_LAST,
     CONTIGUOUS,
     TORCH,
     ArrayKind,
-    channels_last_strides,
-    contiguous_strides,
     is_cupy,
 )
 from ..config import launcher
@@ -23,6 +20,7 @@ from ..problem import Call, ConvProblem, Problem, itemsize
 from ..tuning.cost_model import Work
 from ..tuning.describe import conv_work
 from .base import Plan
+from .conv_common import format_strides
 from .triton_interpreter import interpreting, repair_interpreter
 from .triton_tuned import Tunable
 
@@ -167,21 +165,6 @@ def conv_arguments(problem: ConvProblem, strides: Strides) -> dict[str, Any]:
         arguments |= zip((f"residual_stride_{axis}" for axis in axes[problem.result]), of_residual, strict=True)
         arguments["ACTIVATION"] = problem.activation
     return arguments
-
-
-def format_strides(problem: ConvProblem) -> Strides:
-    """Return the strides that tensors in the memory formats of the problem have when nothing lies between elements."""
-    tensors = {
-        "x": (problem.x_shape, problem.x_format),
-        "w": (problem.w_shape, problem.w_format),
-        "y": (problem.y_shape, problem.y_format),
-    }
-    if problem.residual:
-        tensors["residual"] = (problem.result_shape, problem.result_format)
-    return {
-        name: channels_last_strides(shape) if layout == CHANNELS_LAST else contiguous_strides(shape)
-        for name, (shape, layout) in tensors.items()
-    }
 
 
 def _device_guard(problem: Problem) -> AbstractContextManager[object]:

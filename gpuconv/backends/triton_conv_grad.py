@@ -10,6 +10,7 @@ from ..arrays import CHANNELS_LAST
 from ..config import workspace_limit
 from ..problem import ConvProblem, Problem, itemsize
 from .base import Plan, Solver
+from .conv_common import images_of
 from .triton_common import (
     VECTORS,
     Memo,
@@ -79,21 +80,6 @@ def _tap_bits(problem: ConvProblem) -> bool:
     return problem.padding_mode == "zeros" and taps <= 32
 
 
-def _images(problem: ConvProblem) -> tuple[int, ...]:
-    """Return how many padded coordinates may show one input position, along each axis."""
-
-    def along(size: int, lo: int, hi: int) -> int:
-        if problem.padding_mode == "reflect":
-            return 3 if lo or hi else 1
-        if problem.padding_mode == "replicate":
-            return 1 + lo + hi
-        if problem.padding_mode == "circular":
-            return 1 + -(-lo // size) + -(-hi // size)
-        return 1
-
-    return tuple(along(*axis) for axis in zip(problem.input_size, problem.pad_lo, problem.pad_hi, strict=True))
-
-
 def dgrad_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, int]) -> dict[str, Any]:
     """Return every argument of the data gradient kernel but its pointers, by name.
 
@@ -111,7 +97,7 @@ def dgrad_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
     # pow(dilation / g, -1, stride / g); modulo 1 it is 0
     axes = zip(problem.stride, problem.dilation, steps, strict=True)
     inverses = [pow(dilation * step // stride, -1, step) for stride, dilation, step in axes]
-    images = three(_images(problem), 1)
+    images = three(images_of(problem), 1)
     wide = max(problem.stride) ** 2 >= 2**31 or index64(problem, strides, rows + config["BLOCK_M"])
     arguments = conv_arguments(problem, strides) | {
         "tiles_m": -(-rows // config["BLOCK_M"]),
@@ -149,7 +135,7 @@ class DgradImplicitGemm(TritonConv):
 
     def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
         assert isinstance(problem, ConvProblem)
-        extra = {"phases": prod(problem.stride), "images of a position": prod(_images(problem))}
+        extra = {"phases": prod(problem.stride), "images of a position": prod(images_of(problem))}
         return Plan(self, problem, 0, {**config, **extra})
 
     def launch(
