@@ -1,16 +1,18 @@
 """Triton's interpreter (``TRITON_INTERPRET=1``): whether it is on, and repairs that its releases up to 3.9 need.
 
-The interpreter runs kernels on CPU tensors with NumPy. Two of its operations go wrong:
+The interpreter runs kernels on CPU tensors with NumPy. Two of its operations go wrong, and one is waste:
 
 * ``__index__`` of a tensor converts a one-element array with ``int``, which NumPy 2.4 refuses, so a loop whose bounds
-are
-  computed fails (triton 3.6 to 3.8);
-* ``dot`` multiplies the bits of bfloat16 operands, which it holds as uint16 (triton 3.6 to 3.9).
+  are computed fails (triton 3.6 to 3.8);
+* ``dot`` multiplies the bits of bfloat16 operands, which it holds as uint16 (triton 3.6 to 3.9);
+* every sum and product of 32-bit integers is computed again in 64 bits to look for an overflow, and what was found is
+  dropped unless the interpreter debugs, which takes half of its time (triton 3.6 to 3.9).
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +29,7 @@ def interpreting() -> bool:
 
 @lru_cache(maxsize=1)
 def repair_interpreter() -> None:
-    """Replace the two operations in this process. Call it before the first launch; later calls do nothing."""
+    """Repair the interpreter of this process. Call it before the first launch; later calls do nothing."""
     import triton.language as tl
     from triton.runtime import interpreter
 
@@ -48,3 +50,6 @@ def repair_interpreter() -> None:
 
     interpreter._patch_lang_tensor = patch_with_index
     interpreter.InterpreterBuilder.create_dot = dot
+    builder = interpreter.interpreter_builder
+    if not builder.options.debug:
+        builder.options = replace(builder.options, sanitize_overflow=False)
