@@ -15,6 +15,10 @@ from gpuconv.plan_cache import CACHE
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_*.py"]
+else:
+    from quick import quicken
+
+    quicken()
 
 PARTS = {
     "test_matches_reference": 15,
