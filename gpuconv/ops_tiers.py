@@ -76,14 +76,18 @@ def repeated(op: str, arrays: tuple[Tensor | None, ...], settings: tuple[Any, ..
     """
     if _observed():
         return None, None
+    grad, sign = torch.is_grad_enabled(), native.SIGN
     try:
-        grad, sign = torch.is_grad_enabled(), native.SIGN
-        # from C once there is something to repeat that was built in C
+        # in C where launches go through C; the two kinds of keys never equal
         signed, addresses = (sign and sign(arrays, grad, PLAIN)) or signatures(arrays, grad)
         key = conv_key(op, arrays, signed, settings, extras)
         entry = CACHE.peek(key)
     except (UnkeyedError, RuntimeError, TypeError):  # also of tensors without memory, and of keys that have no hash
         return None, None
+    if entry is None and type(arrays[0]) in PLAIN and on_gpu(arrays[0]):
+        native.native()  # a new call is the time to build it, and to notice that another launcher is wanted
+        if native.SIGN is not sign:
+            return repeated(op, arrays, settings, extras)
     if entry is None or not entry.replay:
         return None, key
     result = entry.replay(addresses)

@@ -71,10 +71,8 @@ class PlanCache:
             return entry
 
     def touch(self, entry: Prepared) -> None:
-        """Mark an entry as used."""
-        with self._lock:
-            self.hits += 1
-            entry.used = self.hits
+        """Mark an entry as used, without the lock: where threads meet, the count and the order may miss a use."""
+        self.hits = entry.used = self.hits + 1
 
     def keep(self, key: Any, entry: Prepared) -> Prepared:
         """Keep `entry` under `key`, unless another thread was faster; return what is kept."""

@@ -242,16 +242,34 @@ static PyObject *launch(PyObject *self, PyObject *const *args, Py_ssize_t given)
   Py_RETURN_TRUE;
 }
 
-static PyObject *name_shape, *name_stride, *name_dtype, *name_device, *name_data_ptr, *name_is_neg, *name_grad;
+/* What DLPack's exchange API, version 1, hands out (dmlc/dlpack, include/dlpack/dlpack.h); torch has it since 2.10. */
+typedef struct {
+  void *data;
+  int32_t device[2]; /* kind and index */
+  int32_t ndim;
+  uint8_t dtype[4]; /* kind, bits, and the low and high byte of the lanes */
+  int64_t *shape, *strides;
+  uint64_t offset;
+} Tensor;
 
-static int make_names(void) {
-  static const struct { const char *text; PyObject **place; } names[] = {
-      {"shape", &name_shape},       {"stride", &name_stride},     {"dtype", &name_dtype},          {"device", &name_device},
-      {"data_ptr", &name_data_ptr}, {"is_neg", &name_is_neg},     {"requires_grad", &name_grad},
-  };
-  for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
-    if (!(*names[i].place = PyUnicode_InternFromString(names[i].text))) return -1;
-  return 0;
+typedef struct Exchange {
+  uint32_t major, minor;
+  struct Exchange *older;
+  void *allocate, *from_object, *to_object;
+  int (*tensor_of)(void *object, Tensor *tensor); /* borrows; -1 with a Python error */
+  void *current_stream;
+} Exchange;
+
+static int (*tensor_of)(void *object, Tensor *tensor);
+static PyObject *name_is_neg, *name_grad;
+
+/* use(capsule): signs what the framework of a `__dlpack_c_exchange_api__` made. True where it has what that needs. */
+static PyObject *use(PyObject *self, PyObject *capsule) {
+  Exchange *exchange = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
+  if (!exchange) return NULL;
+  while (exchange && exchange->major != 1) exchange = exchange->older;
+  tensor_of = exchange ? exchange->tensor_of : NULL;
+  return PyBool_FromLong(tensor_of != NULL);
 }
 
 /* 1 where `answer`, which it consumes, is True, 0 where not, -1 where it is no answer. */
@@ -261,61 +279,75 @@ static int is_true(PyObject *answer) {
   return truth;
 }
 
-/* The signature of one tensor; its address goes to `addresses`. NULL without an error: it has none. */
-static PyObject *sign_tensor(PyObject *array, int grad, PyObject *addresses, Py_ssize_t place) {
+/* Appends what a plan depends on of a tensor to `text`, which has room for `room` bytes; its address goes to `address`.
+   Returns the bytes, or -1 without an error where the tensor has no signature: see sign. */
+static Py_ssize_t sign_tensor(PyObject *array, int grad, char *text, size_t room, uint64_t *address) {
+  Tensor tensor;
   int odd = is_true(PyObject_CallMethodNoArgs(array, name_is_neg));
   if (!odd && grad) odd = is_true(PyObject_GetAttr(array, name_grad));
-  if (odd) return NULL;
-  PyObject *address = PyObject_CallMethodNoArgs(array, name_data_ptr);
-  if (!address) return NULL;
-  PyTuple_SET_ITEM(addresses, place, address);
-  unsigned long long number = PyLong_AsUnsignedLongLong(address);
-  PyObject *signature = PyTuple_New(5);
-  for (int i = 0; signature && i < 5; i++) {
-    PyObject *part = i == 0   ? PyObject_GetAttr(array, name_shape)
-                     : i == 1 ? PyObject_CallMethodNoArgs(array, name_stride)
-                     : i == 2 ? PyObject_GetAttr(array, name_dtype)
-                     : i == 3 ? PyObject_GetAttr(array, name_device)
-                              : PyBool_FromLong(number % 16 == 0);
-    if (part) PyTuple_SET_ITEM(signature, i, part);
-    else Py_CLEAR(signature);
+  if (odd || tensor_of(array, &tensor)) {
+    PyErr_Clear();
+    return -1;
   }
-  return signature;
+  size_t sizes = (size_t)tensor.ndim * sizeof(int64_t), head = 2 + sizeof(tensor.dtype) + sizeof(tensor.device);
+  if (tensor.ndim > 64 || (tensor.ndim && !tensor.strides) || head + 2 * sizes > room) return -1;
+  *address = (uint64_t)(uintptr_t)tensor.data + tensor.offset;
+  *text++ = (char)(1 + tensor.ndim); /* 0 is no tensor */
+  *text++ = *address % 16 == 0;
+  memcpy(text, tensor.dtype, sizeof(tensor.dtype));
+  memcpy(text + sizeof(tensor.dtype), tensor.device, sizeof(tensor.device));
+  text += sizeof(tensor.dtype) + sizeof(tensor.device);
+  if (sizes) {
+    memcpy(text, tensor.shape, sizes);
+    memcpy(text + sizes, tensor.strides, sizes);
+  }
+  return (Py_ssize_t)(head + 2 * sizes);
 }
 
-/* sign(arrays, grad, plain): signatures and addresses, as gpuconv.plan_cache.signatures returns them for tensors whose
-   type is in the tuple `plain`; None where that raises UnkeyedError, and for arrays of other kinds. */
+/* sign(arrays, grad, plain): bytes that say of tensors what gpuconv.plan_cache.signatures says, and their addresses;
+   None where that raises UnkeyedError, and for arrays whose type is not in the tuple `plain`. */
 static PyObject *sign(PyObject *self, PyObject *const *args, Py_ssize_t given) {
   if (given != 3 || !PyTuple_Check(args[0]) || !PyTuple_Check(args[2]))
     return PyErr_Format(PyExc_TypeError, "sign(arrays, grad, plain)");
   PyObject *arrays = args[0], *plain = args[2];
   int grad = args[1] == Py_True;
-  Py_ssize_t count = PyTuple_GET_SIZE(arrays);
-  PyObject *signatures = PyTuple_New(count), *addresses = PyTuple_New(count), *result = NULL;
-  if (!signatures || !addresses) goto done;
+  char text[4096];
+  Py_ssize_t count = PyTuple_GET_SIZE(arrays), used = 0;
+  if (!tensor_of) Py_RETURN_NONE;
+  PyObject *addresses = PyTuple_New(count), *signature;
+  if (!addresses) return NULL;
   for (Py_ssize_t i = 0; i < count; i++) {
-    PyObject *array = PyTuple_GET_ITEM(arrays, i), *signature = NULL;
-    if (array == Py_None) {
-      PyTuple_SET_ITEM(addresses, i, PyLong_FromLong(0));
-      signature = Py_NewRef(Py_None);
+    PyObject *array = PyTuple_GET_ITEM(arrays, i);
+    uint64_t address = 0;
+    Py_ssize_t size = -1, room = (Py_ssize_t)sizeof(text) - used;
+    if (array == Py_None && room > 0) {
+      text[used] = 0;
+      size = 1;
     } else {
-      int known = 0;
-      for (Py_ssize_t t = 0; t < PyTuple_GET_SIZE(plain); t++)
-        known = known || (PyObject *)Py_TYPE(array) == PyTuple_GET_ITEM(plain, t);
-      if (known) signature = sign_tensor(array, grad, addresses, i);
+      for (Py_ssize_t t = 0; size < 0 && t < PyTuple_GET_SIZE(plain); t++)
+        if ((PyObject *)Py_TYPE(array) == PyTuple_GET_ITEM(plain, t)) {
+          size = sign_tensor(array, grad, text + used, (size_t)room, &address);
+          break;
+        }
     }
-    if (!signature) goto done;
-    PyTuple_SET_ITEM(signatures, i, signature);
+    PyObject *number = size < 0 ? NULL : PyLong_FromUnsignedLongLong(address);
+    if (!number) {
+      Py_DECREF(addresses);
+      if (PyErr_Occurred()) return NULL;
+      Py_RETURN_NONE;
+    }
+    PyTuple_SET_ITEM(addresses, i, number);
+    used += size;
   }
-  result = PyTuple_Pack(2, signatures, addresses);
-done:
-  Py_XDECREF(signatures);
-  Py_XDECREF(addresses);
-  if (!result && !PyErr_Occurred()) Py_RETURN_NONE;
+  signature = PyBytes_FromStringAndSize(text, used);
+  PyObject *result = signature ? PyTuple_Pack(2, signature, addresses) : NULL;
+  Py_XDECREF(signature);
+  Py_DECREF(addresses);
   return result;
 }
 
 static PyMethodDef methods[] = {
+    {"use", use, METH_O, "Sign the tensors of a framework."},
     {"sign", (PyCFunction)(void *)sign, METH_FASTCALL, "Read what tensors are known again by."},
     {"make", make, METH_VARARGS, "Make a plan."},
     {"launch", (PyCFunction)(void *)launch, METH_FASTCALL, "Launch a plan."},
@@ -324,4 +356,8 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "gpuconv_launch", NULL, -1, methods};
 
-PyMODINIT_FUNC PyInit_gpuconv_launch(void) { return make_names() ? NULL : PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit_gpuconv_launch(void) {
+  name_is_neg = PyUnicode_InternFromString("is_neg");
+  name_grad = PyUnicode_InternFromString("requires_grad");
+  return name_is_neg && name_grad ? PyModule_Create(&module) : NULL;
+}

@@ -12,16 +12,16 @@ from ..config import launcher, logger
 __all__ = ["native"]
 
 SIGN: Any = None
-"""The extension's function of that name, once something was prepared to go through the extension."""
+"""The extension's function of that name, while calls go through the extension."""
 
 
 @lru_cache(maxsize=1)
 def _built() -> tuple[Any, str]:
     """Return the extension, or None and the reason why there is none."""
-    from triton.runtime.build import compile_module_from_src
-
     source = files(__package__).joinpath("_launch.c").read_text(encoding="utf-8")
     try:
+        from triton.runtime.build import compile_module_from_src
+
         return compile_module_from_src(src=source, name="gpuconv_launch"), ""
     except (RuntimeError, SubprocessError, ImportError, OSError) as error:
         logger.info("launches go through Triton's launchers: the C launcher cannot be built (%s)", error)
@@ -41,5 +41,13 @@ def native() -> Any:
     if module is None and wanted == "native":
         raise RuntimeError(f"GPUCONV_LAUNCHER=native, but the C launcher cannot be built: {reason}")
     global SIGN
-    SIGN = module.sign if module is not None else None
+    SIGN = module.sign if module is not None and _exchanges(module) else None
     return module
+
+
+def _exchanges(module: Any) -> bool:
+    """Let the extension read torch's tensors through DLPack's exchange API; tell whether this torch has that."""
+    import torch
+
+    capsule = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    return capsule is not None and bool(module.use(capsule))

@@ -7,7 +7,7 @@ replaced; and each array's type is looked up in a dictionary that is made anew. 
 from __future__ import annotations
 
 import inspect
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import triton.language as tl
@@ -16,7 +16,7 @@ from triton.runtime import interpreter
 __all__ = ["quicken"]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _builtins(package: Any) -> tuple[str, ...]:
     """Return the names that a launch replaces. The first launch asks first, when nothing is replaced."""
     return tuple(name for name, member in inspect.getmembers(package) if tl.core.is_builtin(member))

@@ -13,8 +13,12 @@ import triton
 import triton.language as tl
 from stub_gpu import StubGpu, launcher
 
+from gpuconv import ops_autograd
 from gpuconv.launcher import layout, record
+from gpuconv.launcher import native as native_module
+from gpuconv.launcher.native import native
 from gpuconv.launcher.record import active_recording
+from gpuconv.plan_cache import UnkeyedError, signatures
 
 
 @triton.jit
@@ -167,34 +171,66 @@ def test_an_array_that_comes_twice_is_two_arrays(gpu: StubGpu) -> None:
     ],
 )
 def test_a_bad_plan_is_refused(gpu: StubGpu, arguments: tuple[Any, ...], error: str) -> None:
-    from gpuconv.launcher.native import native
-
     with launcher("native"), pytest.raises(ValueError, match=error):
         native().make(*arguments)
     with launcher("native"), pytest.raises(TypeError, match="the plan takes a stream and 2 pointers"):
         native().launch(native().make(None, 0, 2, ()), 0, 1)
 
 
-def test_both_ways_to_sign_agree(gpu: StubGpu) -> None:
-    from gpuconv.launcher.native import native
-    from gpuconv.ops_autograd import PLAIN
-    from gpuconv.plan_cache import UnkeyedError, signatures
-
-    sign = native().sign
+def _distinct() -> list[torch.Tensor | None]:
+    """Return arrays of which no two are the same to a plan."""
     base = torch.zeros(2, 3, 4, 5)
+    return [
+        None, base, base.permute(0, 2, 3, 1), base[..., 1:], torch.zeros(121)[1:].view(base.shape),
+        base[:1], base[:1].as_strided((1, 3, 4, 5), (7, 20, 5, 1)), base[:1].expand(9, 3, 4, 5), base.bfloat16(),
+        base.half(), base.double(), base.int(), base.bool(), base.byte(), base.char(), base.to(torch.complex64),
+        base.to(torch.float8_e4m3fn), base.to(torch.float8_e5m2), torch.zeros(0), torch.zeros(()), torch.zeros(1),
+        torch.zeros(0, 4), torch.zeros(4, 0), torch.zeros((1,) * 64),
+    ]  # fmt: skip
+
+
+def test_both_ways_to_sign_agree(gpu: StubGpu) -> None:
+    """What is the same to one is the same to the other, and has the same address."""
+    sign, plain = native().sign, ops_autograd.PLAIN
+    assert sign is native_module.SIGN is not None, "torch 2.11 has DLPack's exchange API"
+    arrays = _distinct()
+    signed = [sign((array,), False, plain) for array in arrays]
+    for array, (text, addresses) in zip(arrays, signed, strict=True):
+        assert addresses == signatures((array,))[1]
+        assert array is None or text == sign((array.detach(),), False, plain)[0]
+    assert len({text for text, _ in signed}) == len(arrays)
+    assert len({signatures((array,))[0] for array in arrays}) == len(arrays)
+    together, addresses = sign(tuple(arrays[:8]), False, plain)
+    assert together == b"".join(text for text, _ in signed[:8])
+    assert addresses == signatures(arrays[:8])[1]
     leaf = torch.nn.Parameter(torch.zeros(3))
-    for arrays in (
-        (base, leaf, None),
-        (base.permute(0, 2, 3, 1), base[..., 1:], base.bfloat16()),
-        (torch.zeros(0), torch.zeros(()), base[:1].expand(9, 3, 4, 5), base.to("meta")),
-    ):
-        assert sign(arrays, False, PLAIN) == signatures(arrays)
-        assert hash(sign(arrays, False, PLAIN)) == hash(signatures(arrays))
+    assert sign((leaf,), False, plain) == sign((leaf.detach(),), False, plain)
+
+
+def test_what_has_no_signature_is_left_to_python(gpu: StubGpu) -> None:
+    sign, plain = native().sign, ops_autograd.PLAIN
+    leaf = torch.nn.Parameter(torch.zeros(3))
     negated = torch.zeros(3, dtype=torch.complex64).conj().imag
-    for arrays, grad in (((leaf,), True), ((negated,), False), ((base.numpy()[None].tolist(),), False)):
-        assert sign(arrays, grad, PLAIN) is None
+    for array, grad in ((leaf, True), (negated, False), ([0.0], False)):
+        assert sign((array,), grad, plain) is None
         with pytest.raises(UnkeyedError):
-            signatures(arrays, grad)
-    assert sign((base.numpy(),), False, PLAIN) is None  # left to Python
-    with pytest.raises(RuntimeError):
-        sign((torch.zeros(3, 3).to_sparse(),), False, PLAIN)
+            signatures((array,), grad)
+    others = (torch.zeros(3).numpy(), torch.zeros(3, device="meta"), torch.zeros(3, 3).to_sparse())
+    for array in (*others, torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)):
+        assert sign((array,), False, plain) is None
+    assert sign((torch.zeros((1,) * 64),) * 4, False, plain) is None, "longer than the extension has room for"
+    with pytest.raises(TypeError, match="sign"):
+        sign((leaf,), False)
+
+
+def test_a_torch_without_the_exchange_api_is_signed_in_python(gpu: StubGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpuconv
+
+    monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    x, w = torch.zeros(1, 8, 6, 6).half(), torch.zeros(8, 8, 3, 3).half()
+    with launcher("native"):
+        assert native() is not None and native_module.SIGN is None
+        for _ in range(3):
+            gpuconv.conv2d(x, w)
+    monkeypatch.undo()
+    assert len(gpu.launches()) == 3 and native() is not None and native_module.SIGN is not None
