@@ -49,7 +49,9 @@ help:
 demo: $(STAMP)
 	$(BIN)/gpuconv demo --output $(DEMO)
 
-test: $(lanes_need)
+# Both environments at once: one installs while the other downloads.
+test: python
+	@$(MAKE) --no-print-directory -j2 $(lanes_need)
 	@$(PYTHON) scripts/lanes.py $(LANES)
 
 test-full: export GPUCONV_TEST_FULL := 1

@@ -64,7 +64,7 @@ def pytest_lane(
     report = BUILD / f"{lane}.xml"
     report.unlink(missing_ok=True)
     command = [str(venv / "bin" / "python"), "-m", "pytest", f"--junitxml={report}", "-m", marks, *options]
-    command += ["-n", str(workers)] if workers > 1 else []
+    command += ["-n", str(workers), "--dist", "worksteal"] if workers > 1 else []
     status = run([*command, *present], env={**TEST_ENV, **(env or {})})
     if status == NO_TESTS_COLLECTED:
         print("not run (no tests)")

@@ -35,6 +35,10 @@ PARTS = {
 }
 """Into how many parts a list of cases is cut, of which the gate runs one."""
 
+OLDEST = "3.6."
+ON_OLDEST_ALONE = {"test_killed_and_resumed"}
+"""What the gate runs on the oldest Triton alone, which is the one that comes with the oldest torch."""
+
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
@@ -48,6 +52,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         parts = PARTS.get(item.originalname, 1)
         in_part = zlib.crc32(item.nodeid.rpartition("/")[2].encode()) % parts == release % parts
+        if item.originalname in ON_OLDEST_ALONE:
+            in_part = triton.__version__.startswith(OLDEST)
         (kept if in_part else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
