@@ -112,10 +112,6 @@ class ArrayKind(ABC):
     def to_numpy(self, array: Any) -> np.ndarray:
         """Show a host array as NumPy without a copy. bfloat16 appears as its bits, in ``uint16``."""
 
-    @abstractmethod
-    def requires_grad(self, array: Any) -> bool:
-        """Tell whether the library would record a gradient through `array` now."""
-
     def shape(self, array: Any) -> tuple[int, ...]:
         """Return the shape."""
         return tuple(array.shape)
@@ -153,9 +149,6 @@ class _NumpyKind(ArrayKind):
 
     def to_numpy(self, array: np.ndarray) -> np.ndarray:
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-    def requires_grad(self, array: np.ndarray) -> bool:
-        return False
 
 
 def is_torch(array: object) -> bool:
@@ -199,9 +192,6 @@ class _TorchKind(ArrayKind):
         view: np.ndarray = array.numpy()
         return view
 
-    def requires_grad(self, array: Any) -> bool:
-        return bool(array.requires_grad) and sys.modules["torch"].is_grad_enabled()
-
 
 def is_cupy(array: object) -> bool:
     """Tell whether `array` is a ``cupy.ndarray``, without importing CuPy."""
@@ -239,9 +229,6 @@ class _CupyKind(ArrayKind):
         raise TypeError(
             "a cupy.ndarray lies in GPU memory; NumPy cannot read it without a copy (cupy.asnumpy makes one)"
         )
-
-    def requires_grad(self, array: Any) -> bool:
-        return False
 
 
 TORCH: Final[ArrayKind] = _TorchKind()

@@ -25,6 +25,7 @@ __all__ = [
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
+    "Fold",
     "FractionalMaxPool2d",
     "FractionalMaxPool3d",
     "LPPool1d",
@@ -36,6 +37,7 @@ __all__ = [
     "MaxUnpool1d",
     "MaxUnpool2d",
     "MaxUnpool3d",
+    "Unfold",
 ]
 
 Tensor = Any
@@ -364,3 +366,34 @@ class MaxUnpool3d(torch.nn.MaxUnpool3d):
         """Return `input` at `indices` of a plane of zeros, of size `output_size` if that is given."""
         geometry = (self.kernel_size, self.stride, self.padding)
         return pooling.max_unpool3d(input, indices, *geometry, output_size)
+
+
+class Unfold(torch.nn.Unfold):
+    """``torch.nn.Unfold``, computed by :func:`gpuconv.unfold`.
+
+    Examples
+    --------
+    >>> import torch, gpuconv.nn
+    >>> gpuconv.nn.Unfold(3, padding=1)(torch.randn(2, 3, 8, 6)).shape
+    torch.Size([2, 27, 48])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the windows of `input` as columns."""
+        return pooling.unfold(input, self.kernel_size, self.dilation, self.padding, self.stride)
+
+
+class Fold(torch.nn.Fold):
+    """``torch.nn.Fold``, computed by :func:`gpuconv.fold`.
+
+    Examples
+    --------
+    >>> import torch, gpuconv.nn
+    >>> gpuconv.nn.Fold((8, 6), 3, padding=1)(torch.randn(2, 27, 48)).shape
+    torch.Size([2, 3, 8, 6])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the image that the columns of `input` add up to."""
+        geometry = (self.kernel_size, self.dilation, self.padding, self.stride)
+        return pooling.fold(input, self.output_size, *geometry)

@@ -16,7 +16,6 @@ from .arrays import CHANNELS_LAST, CONTIGUOUS, ArrayKind, is_channels_last, unsq
 from .errors import invalid
 
 __all__ = [
-    "check_no_grad",
     "int_tuple",
     "integer",
     "is_compiling",
@@ -139,19 +138,3 @@ def same_device(op: str, kind: ArrayKind, named: dict[str, Any]) -> str:
         found = ", ".join(f"{argument} on {device}" for argument, device in devices.items())
         raise RuntimeError(f"{op}: all arrays must be on one device, but got {found}")
     return next(iter(devices.values()))
-
-
-def check_no_grad(op: str, kind: ArrayKind, named: dict[str, Any]) -> None:
-    """Refuse arrays through which the library would have to record a gradient.
-
-    Raises
-    ------
-    NotImplementedError
-        If an array requires a gradient and gradients are enabled: the result would silently be cut off from the graph.
-    """
-    for argument, array in named.items():
-        if array is not None and kind.requires_grad(array):
-            raise NotImplementedError(
-                f"{op}: {argument} requires a gradient, and gpuconv does not record gradients of this function; "
-                "call it under torch.no_grad() or pass a detached tensor"
-            )

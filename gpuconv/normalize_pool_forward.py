@@ -11,7 +11,7 @@ import numpy as np
 
 from .arrays import CONTIGUOUS, common_kind
 from .errors import invalid
-from .normalize import check_no_grad, int_tuple, integer
+from .normalize import int_tuple, integer
 from .normalize_pool import (
     FLOATS,
     INTEGERS,
@@ -31,6 +31,7 @@ from .problem import Call
 from .shapes import conv_output_size, conv_transpose_output_size, map_axes
 
 __all__ = [
+    "COLUMNS",
     "avg_call",
     "avg_windows",
     "fold_call",
@@ -44,7 +45,7 @@ __all__ = [
     "unpool_call",
 ]
 
-_COLUMNS = ("bool", *FLOATS, "complex64", "complex128")
+COLUMNS = ("bool", *FLOATS, "complex64", "complex128")
 _ALL_INTEGERS = ("bool", *INTEGERS, "uint16", "uint32", "uint64")
 
 
@@ -311,24 +312,23 @@ def _column_windows(
 
 
 def unfold_call(
-    op: str, input: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any, backend: str | None
+    op: str, ndim: int, input: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any, backend: str | None
 ) -> Call:
-    """Return the call of an unfold. It records no gradient."""
-    source = read_source(op, 2, "input", input, {}, IndexError)
+    """Return the call of an unfold."""
+    source = read_source(op, ndim, "input", input, {}, IndexError)
     windows = _column_windows(source, source.size, kernel_size, dilation, padding, stride)
     check_sizes(source)
-    check_dtype(source, _COLUMNS)
-    check_no_grad(op, source.kind, {"input": input})
+    check_dtype(source, COLUMNS)
     return pool_call(source, "unfold", windows, {"x": input}, backend, formats=(source.format, CONTIGUOUS))
 
 
 def fold_call(
-    op: str, input: Any, output_size: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any,
+    op: str, ndim: int, input: Any, output_size: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any,
     backend: str | None,
 ) -> Call:  # fmt: skip
-    """Return the call of a fold, which is described by the image that it makes. It records no gradient."""
+    """Return the call of a fold, which is described by the image that it makes."""
     columns = read_source(op, 1, "input", input, {})
-    size = _one_or_each(op, "output_size", output_size, 2)
+    size = _one_or_each(op, "output_size", output_size, ndim)
     windows = _column_windows(columns, size, kernel_size, dilation, padding, stride)
     check_sizes(columns)
     taps = prod(windows.kernel)
@@ -339,8 +339,7 @@ def fold_call(
         required = f"with {prod(windows.output)} columns, one per window of {windows.output}"
         raise invalid(op, "input (shape)", columns.shape, required)
     positive(op, "output_size", size, output_size)
-    check_dtype(columns, _COLUMNS)
-    check_no_grad(op, columns.kind, {"input": input})
+    check_dtype(columns, COLUMNS)
     image = Source(
         op, columns.kind, input, columns.n, columns.c // taps, size, columns.dtype, columns.device, CONTIGUOUS,
         columns.unbatched,

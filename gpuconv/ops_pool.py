@@ -95,6 +95,8 @@ def _cast(op: str, ndim: int, *arguments: Any) -> tuple[Any, ...]:
 
 def _name(problem: PoolProblem) -> str:
     """Return the name of the operator that runs a problem."""
+    if problem.pool in ("unfold", "fold"):
+        return str(problem.pool)
     name = _FAMILIES.get(problem.pool, "max_pool")
     if problem.kind == "bwd":
         return f"{name}_backward"
@@ -107,7 +109,7 @@ def _operation(call: Call, backend: str | None) -> tuple[str, tuple[Tensor | Non
     problem: Any = call.problem
     name, arrays = _name(problem), call.arrays
     backward = problem.kind == "bwd"
-    tensors: tuple[Tensor | None, ...] = (arrays["y" if backward else "x"],)
+    tensors: tuple[Tensor | None, ...] = (arrays["y" if backward or name == "fold" else "x"],)
     if name in ("max_pool_backward", "max_unpool", "max_unpool_backward"):
         tensors += (arrays["indices"],)
     if name in ("max_pool_backward", "max_pool_with_indices"):
@@ -118,7 +120,7 @@ def _operation(call: Call, backend: str | None) -> tuple[str, tuple[Tensor | Non
     if backward:
         size = () if name == "lp_pool_backward" else problem.input_size
     else:
-        size = () if by_stride else problem.output_size
+        size = () if by_stride or name == "unfold" else problem.input_size if name == "fold" else problem.output_size
     follows = problem.pool != "fractional_max" and (problem.pool != "max_unpool" or problem.ndim == 2)
     exact = backward or call.unbatched or not follows
     p = problem

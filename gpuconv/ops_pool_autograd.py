@@ -8,6 +8,7 @@ operator                derivative (its adjoint)
 ``avg_pool``            ``avg_pool_backward``
 ``max_pool_backward``   ``max_pool_gather``
 ``max_unpool``          ``max_unpool_backward``, a read at positions
+``unfold``              ``fold``
 ======================= ============================================
 
 and the other way round, but for ``max_unpool_backward``, whose adjoint adds at positions that no window bounds; torch's
@@ -81,6 +82,8 @@ _ADJOINT = {
     "max_pool_backward": "max_pool_gather",
     "max_pool_gather": "max_pool_backward",
     "max_unpool": "max_unpool_backward",
+    "unfold": "fold",
+    "fold": "unfold",
 }
 
 
@@ -110,6 +113,8 @@ class _Linear:
             name, form = _ADJOINT[ctx.name], ctx.form._replace(size=ctx.size, format=ctx.format)
             if form.by_stride and not name.endswith("_backward"):
                 form = form._replace(size=())
+            elif form.pool in ("unfold", "fold"):
+                form = form._replace(pool=name, size=ctx.size if name == "fold" else ())
             return ctx.tier.call(name, _with(name, grad, indices, samples), form), *(None,) * 5
 
     @staticmethod

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import torch
 
 from . import shapes
-from .arrays import CHANNELS_LAST, TORCH, channels_last_strides
+from .arrays import CHANNELS_LAST, CONTIGUOUS, TORCH, channels_last_strides
 from .config import validate_backend
 from .errors import invalid
 from .normalize import memory_format, same_device
 from .normalize_pool import FLOATS, INTEGERS, adaptive_kernel
-from .normalize_pool_forward import lp_types
+from .normalize_pool_forward import COLUMNS, lp_types
 from .problem import offset_dtype
 
-__all__ = ["AS_INPUT", "RESULTS", "Form", "fake", "input_format", "output_size", "window"]
+__all__ = ["AS_INPUT", "RESULTS", "Form", "column_windows", "fake", "input_format", "output_size", "window"]
 
 Tensor = Any
 Sizes = Sequence[int]
@@ -41,6 +41,8 @@ _POOLS = {
     "lp_pool_backward": ("lp",),
     "max_unpool": ("max_unpool",),
     "max_unpool_backward": ("max_unpool",),
+    "unfold": ("unfold",),
+    "fold": ("fold",),
 }
 
 
@@ -149,6 +151,15 @@ def output_size(op: str, form: Form, size: Sizes) -> tuple[int, ...]:
     output = shapes.map_axes(shapes.pool_output_size, *axes)
     for out in output:
         _require(op, out >= 1, "every output axis must have a window")
+    return output
+
+
+def column_windows(form: Form, size: Sizes) -> tuple[int, ...]:
+    """Return the number of windows along each axis that ``unfold`` makes columns of."""
+    axes = (size, form.kernel, form.stride, form.pad_lo, form.pad_hi, form.dilation)
+    output = shapes.map_axes(shapes.conv_output_size, *axes)
+    for out in output:
+        _require(form.pool, out >= 1, "every axis must have a window")
     return output
 
 
@@ -263,6 +274,23 @@ def _max_unpool_backward(dy: Tensor, indices: Tensor, form: Form) -> Result:
     return Result(dy.dtype, indices.shape, input_format(form, dy))
 
 
+def _unfold(x: Tensor, form: Form) -> Result:
+    """Describe the columns."""
+    _check("unfold", form, {"x": x}, COLUMNS)
+    columns = prod(column_windows(form, x.shape[2:]))
+    return Result(x.dtype, (x.shape[0], x.shape[1] * prod(form.kernel), columns), CONTIGUOUS)
+
+
+def _fold(columns: Tensor, form: Form) -> Result:
+    """Describe the image."""
+    op, taps = "fold", prod(form.kernel)
+    _check(op, form, {"columns": columns}, COLUMNS)
+    _require(op, columns.dim() == 3, "columns must have a batch, a channel and one more axis")
+    _require(op, columns.shape[1] % taps == 0, "the windows must divide the channels of columns")
+    _require(op, columns.shape[2] == prod(column_windows(form, form.size)), "there must be one column per window")
+    return Result(columns.dtype, (columns.shape[0], columns.shape[1] // taps, *form.size), CONTIGUOUS)
+
+
 RESULTS: dict[str, Callable[..., Any]] = {
     "avg_pool": _avg_pool,
     "avg_pool_backward": _avg_pool_backward,
@@ -274,6 +302,8 @@ RESULTS: dict[str, Callable[..., Any]] = {
     "lp_pool_backward": _lp_pool_backward,
     "max_unpool": _max_unpool,
     "max_unpool_backward": _max_unpool_backward,
+    "unfold": _unfold,
+    "fold": _fold,
 }
 """What checks the operands of each operator and describes its result, by name."""
 

@@ -9,13 +9,15 @@ operator                      takes                                        gives
 ``lp_pool``                   x                                            power averages
 ``max_unpool``                x, positions                                 x at these positions of a plane of zeros
 ``max_pool_gather``           x, indices                                   the elements at the indices
+``unfold``                    x                                            its windows as columns
+``fold``                      columns                                      the image that they add up to
 ``<pool>_backward``           dy, what the pool saved                      the gradient by the pool's x
 ============================= ============================================ ============================================
 
 The pool is linear in its first operand or, with its indices given, the derivative is: ``avg_pool`` and its backward are
-each other's derivatives, as are ``max_pool_gather`` and ``max_pool_backward``. All tensors have a batch axis. One list
-of other arguments serves all (:class:`gpuconv.ops_pool_fake.Form`); sizes may be symbolic, and ``backend`` is among
-them because autograd runs on threads of its own, where context variables are lost.
+each other's derivatives, as are ``max_pool_gather`` and ``max_pool_backward``, ``unfold`` and ``fold``. All tensors
+have a batch axis. One list of other arguments serves all (:class:`gpuconv.ops_pool_fake.Form`); sizes may be symbolic,
+and ``backend`` is among them because autograd runs on threads of its own, where context variables are lost.
 
 Derivatives, autocast and vmap are registered by :mod:`gpuconv.ops_pool_autograd`.
 """
@@ -24,16 +26,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
 
-from .arrays import TORCH
+from .arrays import CONTIGUOUS, TORCH
 from .dispatch import run
 from .normalize import memory_format
 from .normalize_pool_forward import lp_types
 from .ops_library import LIBRARY, chosen_backend
-from .ops_pool_fake import RESULTS, Form, fake, input_format, output_size, window
+from .ops_pool_fake import RESULTS, Form, column_windows, fake, input_format, output_size, window
 from .plan_cache import prepared
 from .problem import Call, PoolProblem
 
@@ -52,6 +55,8 @@ TENSORS = {
     "lp_pool_backward": "Tensor dy, Tensor x",
     "max_unpool": "Tensor x, Tensor indices",
     "max_unpool_backward": "Tensor dy, Tensor indices",
+    "unfold": "Tensor x",
+    "fold": "Tensor columns",
 }
 """The tensors of each operator, by name."""
 
@@ -122,6 +127,8 @@ def _gather(x: Tensor, indices: Any, samples: Tensor | None, form: Form) -> Tens
 
 
 def _op_name(form: Form, backward: bool) -> str:
+    if form.pool in ("unfold", "fold"):
+        return form.pool
     base = form.pool if form.pool == "max_unpool" else f"{form.pool}_pool"
     suffix = "_with_indices_backward" if form.pool == "max" else "_backward"
     return f"{base}{form.ndim}d{suffix if backward else ''}"
@@ -144,9 +151,22 @@ def _problem(
     )  # fmt: skip
 
 
+def _columns(name: str, tensor: Tensor, form: Form) -> Any:
+    """Run ``unfold`` or ``fold``: one describes its input as an image, the other its result."""
+    unfolds = name == "unfold"
+    size = tuple(tensor.shape[2:]) if unfolds else tuple(form.size)
+    c = tensor.shape[1] if unfolds else tensor.shape[1] // prod(form.kernel)
+    x_format = memory_format(tensor.shape, tensor.stride()) if unfolds else CONTIGUOUS
+    kind = (TORCH.dtype(tensor), TORCH.device(tensor), x_format, CONTIGUOUS)
+    problem = _problem(name, form, tensor.shape[0], c, size, column_windows(form, size), *kind)
+    return run(known(Call(problem, {"x" if unfolds else "y": tensor}, TORCH, False, form.backend)))
+
+
 def launch(name: str, tensors: Sequence[Tensor | None], form: Form) -> Any:
     """Run an operator on tensors that have values; no gradient is recorded."""
     first: Any = tensors[0]
+    if name in ("unfold", "fold"):
+        return _columns(name, first, form)
     if name == "max_pool_gather":
         return _gather(first, tensors[1], tensors[2], form)
     extra: dict[str, Any] = {}

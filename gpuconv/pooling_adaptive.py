@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .dispatch import run
 from .normalize_pool import adaptive_call
 from .normalize_pool_forward import fold_call, fractional_call, unfold_call, unpool_call
 from .pooling_launch import launch
@@ -364,7 +363,7 @@ def unfold(
     array([[[0., 2.],
             [1., 3.]]])
     """
-    return run(unfold_call("unfold", input, kernel_size, dilation, padding, stride, backend))
+    return launch(unfold_call, "unfold", 2, input, kernel_size, dilation, padding, stride, backend)
 
 
 def fold(
@@ -398,4 +397,4 @@ def fold(
     array([[[[1., 2., 1.],
              [1., 2., 1.]]]])
     """
-    return run(fold_call("fold", input, output_size, kernel_size, dilation, padding, stride, backend))
+    return launch(fold_call, "fold", 2, input, output_size, kernel_size, dilation, padding, stride, backend)

@@ -125,6 +125,8 @@ def every_function(x: torch.Tensor) -> list[torch.Tensor]:
         *gpuconv.adaptive_max_pool2d(x, 3, return_indices=True),
         gpuconv.fractional_max_pool2d(x, 2, 3, _random_samples=x[:, :, :1, 0].expand(-1, -1, 2).detach() * 0 + 0.3),
     ]
+    columns = gpuconv.unfold(x, (2, 3), padding=1, stride=2)
+    found += [columns, gpuconv.fold(columns, x.shape[2:], (2, 3), padding=1, stride=2)]
     for fn in (gpuconv.max_pool1d, gpuconv.avg_pool1d, gpuconv.adaptive_avg_pool1d, gpuconv.adaptive_max_pool1d):
         found.append(fn(x[:, :, 0], 2))
     for fn in (gpuconv.max_pool3d, gpuconv.avg_pool3d, gpuconv.adaptive_avg_pool3d, gpuconv.adaptive_max_pool3d):

@@ -65,6 +65,12 @@ def operator_cases(last: bool) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
         where = torch.arange(small[0, 0].numel()).reshape(out).expand(2, 3, *out).clone()
         yield f"unpool{ndim}", "max_unpool", (small, where, *form("max_unpool", ndim, size))
         yield f"unpool{ndim} backward", "max_unpool_backward", (x, where, *form("max_unpool", ndim, out))
+    columns = {"kernel": (2, 3), "stride": (1, 2), "pad_lo": (1, 0), "pad_hi": (1, 0), "format": "contiguous"}
+    x = tensor(2, 3, 5, 4, last=last)
+    yield "unfold", "unfold", (x, *form("unfold", 2, **columns))
+    y = OPERATORS["unfold"](x.detach(), *form("unfold", 2, **columns))
+    y = y.transpose(1, 2).contiguous().transpose(1, 2) if last else y
+    yield "fold", "fold", (y.clone().requires_grad_(), *form("fold", 2, (5, 4), **columns))
     for ndim in (2, 3):
         x, samples = tensor(2, 3, *(5, 4, 6)[:ndim], last=last), torch.rand(2, 3, ndim, dtype=torch.float64)
         args = form("fractional_max", ndim, (2,) * ndim, format="contiguous")

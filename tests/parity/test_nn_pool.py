@@ -28,12 +28,24 @@ for _n in (1, 2, 3):
             (f"FractionalMaxPool{_n}d", (2,), {"output_size": 3, "return_indices": True}),
             (f"FractionalMaxPool{_n}d", (2,), {"output_ratio": 0.5}),
         ]
+CASES += [
+    ("Unfold", ((2, 3),), {"dilation": 2, "padding": 1, "stride": (1, 2)}),
+    ("Fold", ((5, 6), 2), {}),
+    ("Fold", (6, (3, 2)), {"padding": 1, "stride": 2}),
+]
 KINDS = {"MaxPool": 3, "AvgPool": 3, "LPPool": 3, "AdaptiveAvgPool": 3, "AdaptiveMaxPool": 3, "FractionalMaxPool": 2,
          "MaxUnpool": 3}  # fmt: skip
 
 
 def as_list(result: Any) -> list[torch.Tensor]:
     return list(result) if isinstance(result, tuple) else [result]
+
+
+def input_shape(name: str, args: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the shape of an input without its batch axis."""
+    if name == "Fold":  # the columns of five by six, and of three by four windows
+        return (12, 20) if args[1] == 2 else (12, 12)
+    return (4, *(8, 7, 9)[: 2 if name == "Unfold" else int(name[-2])])
 
 
 @pytest.mark.parametrize(("name", "args", "kwargs"), CASES, ids=str)
@@ -44,7 +56,7 @@ def test_modules(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
     assert not ours.state_dict() and not theirs.state_dict()
     ours.load_state_dict(theirs.state_dict())
     for batch in ((2,), ()):
-        x = torch.randn(*batch, 4, *(8, 7, 9)[: int(name[-2])], requires_grad=True)
+        x = torch.randn(*batch, *input_shape(name, args), requires_grad=True)
         for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
             torch.manual_seed(0)
             with forbid_aten():

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_pool_opinfo import OPS, ident, lp_samples
+from test_pool_opinfo import FOLDS, OPS, ident, lp_samples
 from torch.autograd import gradcheck, gradgradcheck
 
 import gpuconv
 from gpuconv.dispatch import record_plans
 from gpuconv.testing import forbid_aten
 
-POOLS = [op for op in OPS if op.name != "nn.functional.unfold"]
 TIERS = pytest.mark.parametrize("operator", [False, True], ids=["function", "operator"])
 
 
@@ -57,7 +56,7 @@ def compare(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], operator: 
 
 @TIERS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("op", POOLS, ids=ident)
+@pytest.mark.parametrize("op", OPS, ids=ident)
 def test_opinfo_gradients(op: Any, dtype: torch.dtype, operator: bool, full: bool) -> None:
     """In float64 to second order. The lists of max pools are long: each of the four tests runs another fourth."""
     torch.manual_seed(0)
@@ -130,6 +129,36 @@ def test_fractional_gradients(ndim: int, operator: bool) -> None:
         compare(f"fractional_max_pool{ndim}d", (x, kernel), options, operator, True)
 
 
+@TIERS
+def test_fold_gradients(operator: bool, torch_rng: torch.Generator) -> None:
+    """OpInfo has no fold."""
+    folds = [fold for fold in FOLDS if isinstance(fold[1], tuple)]
+    assert len(folds) >= 6
+    for shape, size, kernel, options in folds:
+        x = torch.randn(shape, generator=torch_rng, dtype=torch.float64)
+        try:
+            F.fold(x, size, kernel, **options)
+        except RuntimeError:  # test_fold_samples compares errors
+            continue
+        compare("fold", (x, size, kernel), options, operator, True)
+
+
+@TIERS
+def test_complex_columns(operator: bool, torch_rng: torch.Generator) -> None:
+    """Gradients by complex images and columns, which torch has."""
+    image = torch.randn(2, 3, 6, 5, generator=torch_rng, dtype=torch.complex128, requires_grad=True)
+    columns = torch.randn(2, 12, 12, generator=torch_rng, dtype=torch.complex128, requires_grad=True)
+    for name, x, args in (("unfold", image, (2, 2, 1)), ("fold", columns, ((5, 4), 2))):
+        found = []
+        for module in (gpuconv, F):
+            with tier(operator and module is gpuconv):
+                y = getattr(module, name)(x, *args)
+                found.append((y, *torch.autograd.grad(y.abs().square().sum(), x)))
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert gradcheck(lambda x: gpuconv.unfold(x, 2, 2, 1), image, fast_mode=True, check_forward_ad=True)
+
+
 def distinct(rng: torch.Generator, *shape: int) -> torch.Tensor:
     """Values that differ by more than a finite difference moves them."""
     count = torch.Size(shape).numel()
@@ -162,6 +191,10 @@ CASES: dict[str, tuple[str, tuple[int, ...], tuple[Any, ...], dict[str, Any]]] =
     "adaptive max1": ("adaptive_max_pool1d", (2, 2, 9), (4,), {}),
     "adaptive max2": ("adaptive_max_pool2d", (2, 2, 7, 6), ((3, 4),), {}),
     "adaptive max3": ("adaptive_max_pool3d", (1, 2, 4, 5, 4), ((3, None, 2),), {}),
+    "unfold": ("unfold", (2, 2, 5, 6), ((2, 3), (2, 1), (1, 2), (1, 2)), {}),
+    "unfold unbatched": ("unfold", (2, 5, 6), (2,), {}),
+    "fold": ("fold", (2, 12, 20), ((5, 6), 2), {}),
+    "fold strided": ("fold", (1, 18, 9), ((5, 6), 3), {"padding": 1, "stride": 2}),
     "unpool2": ("max_unpool2d", (1, 2, 2, 3), (torch.arange(12).reshape(1, 2, 2, 3), 2), {}),
     "unpool3": ("max_unpool3d", (1, 2, 2, 2, 1), (4 * torch.arange(8).reshape(1, 2, 2, 2, 1), 2), {}),
     "fractional2": (
@@ -286,6 +319,7 @@ def test_what_is_saved() -> None:
     assert saved(lambda x: gpuconv.max_pool2d(x, 3, return_indices=True), square) == [torch.int64]
     assert saved(lambda x: gpuconv.fractional_max_pool2d(x, 3, 2), square) == [torch.int8, torch.float32]  # and samples
     assert saved(lambda x: gpuconv.avg_pool2d(x, 3), square) == []
+    assert saved(lambda x: gpuconv.fold(gpuconv.unfold(x, 3), 16, 3), square) == []
     assert saved(lambda x: gpuconv.adaptive_avg_pool2d(x, 3), square) == []
 
 

@@ -145,16 +145,6 @@ def test_foreign_byte_order_is_turned() -> None:
     assert shown.dtype.isnative and shown.tolist() == [0, 1, 2]
 
 
-def test_requires_grad() -> None:
-    leaf = torch.ones(2, requires_grad=True)
-    assert TORCH.requires_grad(leaf) and TORCH.requires_grad(leaf * 2)
-    assert not TORCH.requires_grad(leaf.detach()) and not NUMPY.requires_grad(np.ones(2))
-    with torch.no_grad():
-        assert not TORCH.requires_grad(leaf)
-    with torch.inference_mode():
-        assert not TORCH.requires_grad(leaf)
-
-
 def test_kind_of_strangers() -> None:
     for stranger in (1.0, [1.0], None, "x", np.float32(1), memoryview(b"x"), object()):
         assert arrays.kind_of(stranger) is None

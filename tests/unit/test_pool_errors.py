@@ -259,15 +259,6 @@ def test_kinds_do_not_mix():
         gpuconv.max_unpool1d(np.ones((1, 1, 2)), torch.zeros(1, 1, 2, dtype=torch.int64), 2)
 
 
-def test_gradients_of_columns_are_refused():
-    x = torch.ones(1, 1, 4, 4, requires_grad=True)
-    for call in (lambda: gpuconv.unfold(x, 2), lambda: gpuconv.fold(x[0], 3, 2)):
-        with torch.no_grad():
-            call()
-        with pytest.raises(NotImplementedError, match="requires a gradient"):
-            call()
-
-
 @pytest.mark.parametrize(
     ("padding", "error"),
     [
