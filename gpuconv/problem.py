@@ -171,10 +171,11 @@ class ConvProblem:
 class PoolProblem:
     """One pooling call, forward (`kind` ``"fprop"``) or backward (``"bwd"``), in 1, 2 or 3 spatial dimensions.
 
-    `pool` is ``"max"``, ``"avg"``, ``"lp"``, ``"adaptive_avg"``, ``"adaptive_max"``, ``"fractional_max"`` or
-    ``"max_unpool"``. Adaptive and fractional pools have windows of their own, so `stride`, `pad_lo`, `pad_hi` and
-    `dilation` are neutral there; an adaptive pool's `kernel` is its largest window, for costs alone. For ``max_unpool``
-    `input_size` is the small side and `output_size` the large one.
+    `pool` is ``"max"``, ``"avg"``, ``"lp"``, ``"adaptive_avg"``, ``"adaptive_max"``, ``"fractional_max"``,
+    ``"max_unpool"``, ``"unfold"`` or ``"fold"``. Adaptive and fractional pools have windows of their own, so `stride`,
+    `pad_lo`, `pad_hi` and `dilation` are neutral there; an adaptive pool's `kernel` is its largest window, for costs
+    alone. For ``max_unpool`` `input_size` is the small side and `output_size` the large one; the ``x`` of ``fold`` is
+    its result.
 
     Indices that go in or out are torch's, int64 positions in the input's plane, or with `offsets` small integers: the
     tap ``(t R + r) S + s`` of the window, in `offset_dtype`.
@@ -230,6 +231,11 @@ class PoolProblem:
         return (self.n, self.c, *self.output_size)
 
     @property
+    def y_elements(self) -> int:
+        """Elements of ``y``: with unfold and fold each of its places holds a window."""
+        return prod(self.y_shape) * (prod(self.kernel) if self.pool in ("unfold", "fold") else 1)
+
+    @property
     def result_shape(self) -> tuple[int, ...]:
         """Shape of the result: ``y`` forward, ``x`` backward."""
         return self.y_shape if self.kind == "fprop" else self.x_shape
@@ -252,13 +258,13 @@ class PoolProblem:
     @property
     def min_bytes(self) -> int:
         """Bytes that must move at least: the input read once, the result (and its indices) written once."""
-        moved = (prod(self.x_shape) + prod(self.y_shape)) * itemsize(self.dtype)
+        moved = (prod(self.x_shape) + self.y_elements) * itemsize(self.dtype)
         return moved + (itemsize(self.index_dtype) * prod(self.y_shape) if self.return_indices else 0)
 
     @property
     def index64(self) -> bool:
         """Whether a tensor of the problem has more elements than a signed 32-bit index reaches."""
-        return max(prod(self.x_shape), prod(self.y_shape)) >= 2**31
+        return max(prod(self.x_shape), self.y_elements) >= 2**31
 
     def describe(self) -> list[tuple[str, str]]:
         """Return rows (name, text) that say in words what the problem is."""

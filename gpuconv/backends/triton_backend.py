@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 from ..problem import Problem
 from . import (
+    triton_columns,
     triton_conv,
     triton_conv_grad,
     triton_pool,
@@ -28,6 +29,7 @@ __all__ = ["BACKEND"]
 _OLDEST = (3, 6)
 
 _MODULES = (
+    triton_columns,
     triton_conv,
     triton_conv_grad,
     triton_pool,

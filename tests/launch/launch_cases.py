@@ -28,6 +28,7 @@ X, W, B = half(2, 32, 12, 12), half(32, 32, 3, 3), half(32)
 DY = half(2, 32, 12, 12)
 PLAIN_X, PLAIN_W = half(1, 128, 8, 8, last=False), half(64, 128, 3, 3, last=False)
 UNALIGNED = unaligned(half(1, 32, 8, 8, last=False))
+COLUMNS = half(2, 36, 144)
 MANY_X, MANY_DY = half(8, 32, 12, 12), half(8, 32, 12, 12)
 LEAVES = [tensor.clone().requires_grad_() for tensor in (MANY_X, W, B)]
 LEAF, POOLED = X.clone().requires_grad_(), half(2, 32, 6, 6)
@@ -64,6 +65,8 @@ CALLS: dict[str, tuple[int, Callable[[], Any]]] = {
     "avg_pool, unbatched": (1, lambda: gpuconv.avg_pool2d(X[0], 2)),
     "lp_pool": (1, lambda: gpuconv.lp_pool2d(X, 2.0, 2)),
     "adaptive_avg_pool": (1, lambda: gpuconv.adaptive_avg_pool2d(X, 5)),
+    "unfold": (1, lambda: gpuconv.unfold(X, 3, padding=1)),
+    "fold, unbatched": (1, lambda: gpuconv.fold(COLUMNS[0], (12, 12), 3, padding=1)),
     "max_pool, forward and backward": (2, _pool_backward),
 }
 """The number of launches, and the call."""
