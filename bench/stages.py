@@ -18,6 +18,7 @@ from .contenders import CONTENDERS
 from .measure import PRIMARY, measure, record_key
 from .micro import ceiling_items, host_items, micro_items
 from .parity import parity_items
+from .parity_calls import parity_calls
 from .store import Store
 from .timing import Clock
 
@@ -82,7 +83,9 @@ def _parity(context: Context) -> Iterator[Item]:
         from .dry import tiny_problems
 
         problems = tiny_problems()
-    yield from (_single(*item) for item in parity_items(context.clock.device, problems))
+    device = context.clock.device
+    yield from (_single(*item) for item in parity_items(device, problems))
+    yield from (_single(*item) for item in parity_calls(device, few=context.dry))
 
 
 def _compile(context: Context) -> Iterator[Item]:

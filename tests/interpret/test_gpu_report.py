@@ -83,3 +83,14 @@ def test_killed_and_resumed(tmp_path):
     assert {"results.jsonl", "environment.json", "summary.json", "summary.txt", "layers.csv"} <= {f.name for f in files}
     assert len(files) <= 8 and all(path.stat().st_size < 16 << 20 for path in files)
     assert json.loads((out / "environment.json").read_text())["dry_run"]
+
+
+def test_every_solver_of_triton_is_in_the_parity_stage():
+    from bench.parity import parity_items
+    from bench.parity_calls import parity_calls
+    from gpuconv.dispatch import backends
+
+    items = (*parity_items("cpu"), *parity_calls("cpu", few=False))
+    found = {key.partition(" | ")[0] for key, _ in items}
+    wanted = {solver.id for solver in backends()["triton"].solvers()}
+    assert wanted <= found, f"no parity item: {sorted(wanted - found)}"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gpuconv
-from bench import contenders, measure, micro, referee
+from bench import contenders, measure, micro, parity_calls, referee
 from bench.calls import aten_call, make_tensors, our_call
 from bench.cases import DTYPES
 from bench.parity import conv_problem, judge, parity_problems, pool_problem
@@ -252,3 +252,22 @@ def test_samples_for_the_fit_are_our_kernel_times_of_triton_convolutions():
         record | {"stage": "micro", "problem": "unknown"},
     ]
     assert samples_of(records, {"p": problem}) == [(problem, record["solver"], {}, 7.0)] * 2
+
+
+@pytest.mark.parametrize(("number", "layout"), [("float32", "contiguous"), ("float16", "channels_last")])
+def test_plain_calls_agree_with_torch(number, layout):
+    """Functions that no network is made of: all are right on the NumPy backend, and what is not right is noticed."""
+    names, kinds = set(), set()
+    for call in parity_calls.calls("cpu", number, layout, (1, 2)):
+        solver = gpuconv.explain(call.ours, call.tensors, "numpy").solver
+        assert parity_calls.judge_call(call, solver)["status"] == "ok", call.key
+        names.add(call.name)
+        kinds.add(call.copies)
+        shifted = replace(call, theirs=lambda tensors, call=call: call.theirs(tensors) * 1.01 + 0.01)
+        assert parity_calls.judge_call(shifted, solver)["status"] == "wrong", call.key
+        other = parity_calls.judge_call(call, "numpy")
+        assert other["status"] == "wrong" and "was forced, but" in other["why"]
+    assert names == {
+        "max_pool2d_backward", "lp_pool2d", "lp_pool2d_backward", "fractional_max_pool2d",
+        "fractional_max_pool2d_backward", "max_unpool2d", "max_unpool2d_backward", "unfold", "fold",
+    } and kinds == {True, False}  # fmt: skip
