@@ -159,6 +159,8 @@ def signatures(arrays: Iterable[Any], grad: bool = False) -> tuple[tuple[Any, ..
             if array.is_neg() or (grad and array.requires_grad):
                 raise UnkeyedError
             address = array.data_ptr()
+            if not address and array.numel():  # zeros of autograd that have no memory, or no values at all
+                raise UnkeyedError
             signed.append((array.shape, array.stride(), array.dtype, array.device, address & 15 == 0))
             addresses.append(address)
         elif type(array) is np.ndarray:

@@ -291,6 +291,9 @@ static Py_ssize_t sign_tensor(PyObject *array, int grad, char *text, size_t room
   }
   size_t sizes = (size_t)tensor.ndim * sizeof(int64_t), head = 2 + sizeof(tensor.dtype) + sizeof(tensor.device);
   if (tensor.ndim > 64 || (tensor.ndim && !tensor.strides) || head + 2 * sizes > room) return -1;
+  int empty = 0;
+  for (int i = 0; i < tensor.ndim; i++) empty |= tensor.shape[i] == 0;
+  if (!tensor.data && !empty) return -1; /* zeros of autograd that have no memory */
   *address = (uint64_t)(uintptr_t)tensor.data + tensor.offset;
   *text++ = (char)(1 + tensor.ndim); /* 0 is no tensor */
   *text++ = *address % 16 == 0;

@@ -211,7 +211,8 @@ def test_what_has_no_signature_is_left_to_python(gpu: StubGpu) -> None:
     sign, plain = native().sign, ops_autograd.PLAIN
     leaf = torch.nn.Parameter(torch.zeros(3))
     negated = torch.zeros(3, dtype=torch.complex64).conj().imag
-    for array, grad in ((leaf, True), (negated, False), ([0.0], False)):
+    without_memory = torch._efficientzerotensor((3,))
+    for array, grad in ((leaf, True), (negated, False), ([0.0], False), (without_memory, False)):
         assert sign((array,), grad, plain) is None
         with pytest.raises(UnkeyedError):
             signatures((array,), grad)
