@@ -14,7 +14,8 @@ from ..shapes import effective_kernel
 from . import numpy_pool_scatter as scatter
 from . import numpy_pool_windows as windows
 from .base import Plan, Solver
-from .numpy_pool_tiles import largest_tile
+from .numpy_pool_again import again
+from .numpy_pool_tiles import largest_tile, weight
 
 __all__ = ["SOLVERS", "NumpyPool"]
 
@@ -54,8 +55,7 @@ def _slab(sizes: Sequence[int], kernel: Sequence[int], stride: Sequence[int], le
 
 
 def _forward_bytes(problem: PoolProblem) -> int:
-    weight = windows.weight_out(problem) + (problem.pool == "lp")
-    rows, lengths = largest_tile(problem, problem.output_size, weight, problem.y_format)
+    rows, lengths = largest_tile(problem, problem.output_size, weight(problem), problem.y_format)
     if problem.pool.startswith("adaptive"):
         kernel: Sequence[int] = problem.kernel
         stride = [-(-n // max(o, 1)) for n, o in zip(problem.input_size, problem.output_size)]
@@ -68,8 +68,7 @@ def _forward_bytes(problem: PoolProblem) -> int:
 
 
 def _backward_bytes(problem: PoolProblem) -> int:
-    weight = windows.weight_in(problem) + 3 * (problem.pool == "lp")
-    rows, lengths = largest_tile(problem, problem.input_size, weight, problem.x_format)
+    rows, lengths = largest_tile(problem, problem.input_size, weight(problem), problem.x_format)
     span = [
         min(o, length // s + k + 1)
         for o, length, s, k in zip(problem.output_size, lengths, problem.stride, problem.kernel)
@@ -140,6 +139,8 @@ class NumpyPool(Solver):
         return Plan(self, problem, _forward_bytes(problem) if self.kind == "fprop" else _backward_bytes(problem))
 
     def run(self, plan: Plan, call: Call) -> Any:
+        if call.prepared is not None and "again" not in call.prepared.memo:
+            call.prepared.memo["again"] = again(call)
         with np.errstate(all="ignore"):
             return self._run(call)
 

@@ -17,15 +17,16 @@ from .numpy_pool_axes import (
     Axis,
     Regular,
     axes_of,
-    divisors,
+    counts_in,
+    divisor_of,
     reduce_windows,
-    slabs_in,
     slabs_out,
     spread_windows,
     tap_slices,
 )
 from .numpy_pool_offsets import first_elements, to_offsets
-from .numpy_pool_tiles import Rows, row_shape, tiles
+from .numpy_pool_products import spread, sum_windows
+from .numpy_pool_tiles import row_shape, steps
 
 __all__ = [
     "avg_backward",
@@ -34,27 +35,12 @@ __all__ = [
     "lp_extremes",
     "lp_forward",
     "max_forward",
-    "weight_in",
-    "weight_out",
 ]
 
 
-def weight_out(problem: PoolProblem) -> int:
-    """Return the elements that one output costs: its share of the input, and itself twice."""
-    return -(-prod(problem.input_size) // max(prod(problem.output_size), 1)) + 2
-
-
-def weight_in(problem: PoolProblem) -> int:
-    """Return the elements that one input costs in a backward pass: its share of the output, and itself twice."""
-    return -(-prod(problem.output_size) // max(prod(problem.input_size), 1)) + 2
-
-
-def _tile(array: np.ndarray, rows: Rows, box: Sequence[slice], fmt: str) -> np.ndarray:
-    return row_shape(array[(*rows, *box)], fmt)
-
-
-def _as_slices(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(*bounds) for bounds in box)
+def _bounds(part: Sequence[slice]) -> Box:
+    """Return the spatial box of a part of an N C *spatial array."""
+    return tuple((bounds.start, bounds.stop) for bounds in part[2:])
 
 
 def _lowest(dtype: np.dtype) -> Any:
@@ -70,22 +56,20 @@ def max_forward(call: Call) -> Any:
     if problem.return_indices:
         indices = call.kind.empty(problem.y_shape, problem.index_dtype, problem.device, problem.y_format)
         where = call.kind.to_numpy(indices)
-    axes, fmt = axes_of(problem), problem.y_format
+    fmt = problem.y_format
     neutral = _lowest(compute_dtype(problem.dtype))
-    every, grid = tiles(problem, problem.output_size, weight_out(problem), fmt)
-    for box, rows in product(grid, every):
-        read, local = slabs_out(axes, box)
-        xs = widen(_tile(x, rows, read, fmt), problem.dtype)
-        ys = _tile(y, rows, _as_slices(box), fmt)
+    for step in steps(problem):
+        xs = widen(row_shape(x[step.source], fmt), problem.dtype)
+        ys = row_shape(y[step.target], fmt)
         best = ys if ys.dtype == xs.dtype else np.empty(ys.shape, xs.dtype)
-        reduce_windows(np.maximum, xs, local, best, neutral)
+        reduce_windows(np.maximum, xs, step.axes, best, neutral)
         if best is not ys:
             narrow(best, problem.dtype, ys)
         if where is not None:
-            at = _argmax(xs, best, local, read, problem.input_size, fmt)
+            at = _argmax(xs, best, step.axes, step.source[2:], problem.input_size, fmt)
             if problem.offsets:
-                at = to_offsets(problem, at, first_elements(problem, box, fmt))
-            _tile(where, rows, _as_slices(box), fmt)[...] = at
+                at = to_offsets(problem, at, first_elements(problem, step.box, fmt))
+            row_shape(where[step.target], fmt)[...] = at
     return out if indices is None else (out, indices)
 
 
@@ -183,14 +167,12 @@ def _divide(total: np.ndarray, divisor: Any, out: np.ndarray) -> None:
     out[...] = quotient
 
 
-def _divisor(problem: PoolProblem, counts: Sequence[np.ndarray], box: Box, dtype: np.dtype, fmt: str) -> Any:
+def _divisor(problem: PoolProblem, box: Box, dtype: np.dtype, fmt: str) -> Any:
     """Return what the sums in `box` are divided by: a scalar where it is the same everywhere."""
-    if problem.divisor_override is not None:
-        return dtype.type(problem.divisor_override)
-    parts = [count[start:stop] for count, (start, stop) in zip(counts, box)]
-    if all(part[0] == part[-1] and (part == part[0]).all() for part in parts):
-        return dtype.type(prod(int(part[0]) for part in parts))
-    grid: np.ndarray = reduce(np.multiply.outer, parts).astype(dtype)
+    common = divisor_of(problem, box)
+    if common is not None:
+        return dtype.type(common)
+    grid: np.ndarray = reduce(np.multiply.outer, counts_in(problem, box)).astype(dtype)
     return grid[..., None] if fmt == CHANNELS_LAST else grid
 
 
@@ -199,16 +181,13 @@ def avg_forward(call: Call) -> Any:
     problem: Any = call.problem
     out = call.kind.empty(problem.y_shape, problem.dtype, problem.device, problem.y_format)
     x, y = call.kind.to_numpy(call.arrays["x"]), call.kind.to_numpy(out)
-    axes, fmt = axes_of(problem), problem.y_format
-    counts = divisors(problem)
-    every, grid = tiles(problem, problem.output_size, weight_out(problem), fmt)
-    for box, rows in product(grid, every):
-        read, local = slabs_out(axes, box)
-        xs = widen(_tile(x, rows, read, fmt), problem.dtype)
-        ys = _tile(y, rows, _as_slices(box), fmt)
+    fmt = problem.y_format
+    for step in steps(problem):
+        xs = widen(row_shape(x[step.source], fmt), problem.dtype)
+        ys = row_shape(y[step.target], fmt)
         total = ys if ys.dtype == xs.dtype else np.empty(ys.shape, xs.dtype)
-        reduce_windows(np.add, xs, local, total, 0)
-        _divide(total, _divisor(problem, counts, box, xs.dtype, fmt), total)
+        sum_windows(xs, step.axes, step.way, total)
+        _divide(total, _divisor(problem, step.box, xs.dtype, fmt), total)
         if total is not ys:
             narrow(total, problem.dtype, ys)
     return out
@@ -219,19 +198,15 @@ def avg_backward(call: Call) -> Any:
     problem: Any = call.problem
     out = call.kind.empty(problem.x_shape, problem.dtype, problem.device, problem.x_format)
     dy, dx = call.kind.to_numpy(call.arrays["y"]), call.kind.to_numpy(out)
-    axes, fmt = axes_of(problem), problem.x_format
-    counts = divisors(problem)
-    every, grid = tiles(problem, problem.input_size, weight_in(problem), fmt)
-    for box, rows in product(grid, every):
-        from_, local = slabs_in(axes, box)
-        grads = widen(_tile(dy, rows, from_, fmt), problem.dtype)
+    fmt = problem.x_format
+    for step in steps(problem):
+        grads = widen(row_shape(dy[step.source], fmt), problem.dtype)
         share = np.empty(grads.shape, grads.dtype)
         if share.size:
-            spread = tuple((part.start, part.stop) for part in from_)
-            _divide(grads, _divisor(problem, counts, spread, grads.dtype, fmt), share)
-        xs = _tile(dx, rows, _as_slices(box), fmt)
+            _divide(grads, _divisor(problem, _bounds(step.source), grads.dtype, fmt), share)
+        xs = row_shape(dx[step.target], fmt)
         total = xs if xs.dtype == grads.dtype else np.empty(xs.shape, grads.dtype)
-        spread_windows(share, local, total)
+        spread(share, step.axes, step.way, total)
         if total is not xs:
             narrow(total, problem.dtype, xs)
     return out
@@ -263,22 +238,19 @@ def lp_forward(call: Call) -> Any:
     out_dtype = call.extra.get("result", problem.dtype)
     out = call.kind.empty(problem.y_shape, out_dtype, problem.device, problem.y_format)
     x, y = call.kind.to_numpy(call.arrays["x"]), call.kind.to_numpy(out)
-    axes, fmt = axes_of(problem), problem.y_format
-    counts = divisors(problem)
-    every, grid = tiles(problem, problem.output_size, weight_out(problem) + 1, fmt)
-    for box, rows in product(grid, every):
-        read, local = slabs_out(axes, box)
-        xs = _lp_input(_tile(x, rows, read, fmt), call)
-        ys = _tile(y, rows, _as_slices(box), fmt)
+    fmt = problem.y_format
+    for step in steps(problem):
+        xs = _lp_input(row_shape(x[step.source], fmt), call)
+        ys = row_shape(y[step.target], fmt)
         total = np.empty(ys.shape, xs.dtype)
         if isinf(p):
             magnitude = np.abs(xs) if p > 0 else np.negative(np.abs(xs))
-            reduce_windows(np.maximum, magnitude, local, total, _lowest(total.dtype))
+            reduce_windows(np.maximum, magnitude, step.axes, total, _lowest(total.dtype))
             if p < 0:
                 np.negative(total, out=total)
         else:
-            reduce_windows(np.add, _power(xs, p, integer), local, total, 0)
-            total = _lp_root(problem, total, _divisor(problem, counts, box, xs.dtype, fmt))
+            reduce_windows(np.add, _power(xs, p, integer), step.axes, total, 0)
+            total = _lp_root(problem, total, _divisor(problem, step.box, xs.dtype, fmt))
         narrow(total, out_dtype, ys)
     return out
 
@@ -312,27 +284,24 @@ def lp_backward(call: Call) -> Any:
     dx = call.kind.to_numpy(out)
     dy, x = call.kind.to_numpy(call.arrays["y"]), call.kind.to_numpy(call.arrays["x"])
     axes, fmt = axes_of(problem), problem.x_format
-    counts = divisors(problem)
-    every, grid = tiles(problem, problem.input_size, weight_in(problem) + 3, fmt)
-    for box, rows in product(grid, every):
-        from_, local = slabs_in(axes, box)
-        spread = tuple((part.start, part.stop) for part in from_)
-        xs = _tile(dx, rows, _as_slices(box), fmt)
-        if any(stop == start for start, stop in spread):
+    for step in steps(problem):
+        windows = _bounds(step.source)
+        xs = row_shape(dx[step.target], fmt)
+        if any(stop == start for start, stop in windows):
             xs[...] = 0
             continue
-        read, around = slabs_out(axes, spread)
-        seen = widen(_tile(x, rows, read, fmt), problem.dtype)
-        grads = widen(_tile(dy, rows, from_, fmt), problem.dtype)
+        read, around = slabs_out(axes, windows)
+        seen = widen(row_shape(x[(*step.target[:2], *read)], fmt), problem.dtype)
+        grads = widen(row_shape(dy[step.source], fmt), problem.dtype)
         total = np.empty(grads.shape, grads.dtype)
         reduce_windows(np.add, _power(seen, p, False), around, total, 0)
-        divisor = _divisor(problem, counts, spread, grads.dtype, fmt)
+        divisor = _divisor(problem, windows, grads.dtype, fmt)
         scaled = _lp_scale(problem, total, divisor)
         slope = np.power(scaled, scaled.dtype.type(1.0 / p - 1.0)) * (prod(problem.kernel) / divisor / p)
         share = np.where(total == 0, 0, grads * slope.astype(grads.dtype, copy=False))
         result = np.empty(xs.shape, grads.dtype)
-        spread_windows(share, local, result)
-        inner = widen(_tile(x, rows, _as_slices(box), fmt), problem.dtype)
+        spread_windows(share, step.axes, result)
+        inner = widen(row_shape(x[step.target], fmt), problem.dtype)
         if p != 1:
             result *= _power(inner, p - 1, False) * inner.dtype.type(p)
         narrow(result, problem.dtype, xs)
