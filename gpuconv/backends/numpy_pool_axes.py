@@ -103,9 +103,7 @@ class Regular:
             for o in range(self.out):
                 op.reduce(x[_at(axis, self.window(o))], axis=axis, out=out[_at(axis, o)], initial=neutral)
             return
-        taps = [self.tap(t) for t in range(self.kernel)]
-        full = [read for windows, read in taps if windows == slice(0, self.out)]
-        rest = [tap for tap in taps if tap[0] != slice(0, self.out) and tap[0] != slice(0, 0)]
+        full, rest = _sorted_taps(self)
         if len(full) > 1:
             op(x[_at(axis, full[0])], x[_at(axis, full[1])], out=out)
         elif full:
@@ -124,6 +122,15 @@ class Regular:
             windows, read = self.tap(t)
             part = out[_at(axis, read)]
             np.add(part, y[_at(axis, windows)], out=part)
+
+
+@lru_cache(maxsize=256)
+def _sorted_taps(axis: Regular) -> tuple[list[slice], list[tuple[slice, slice]]]:
+    """Return what those taps read that every window has; of the others, which windows have them and what they read."""
+    taps = [axis.tap(t) for t in range(axis.kernel)]
+    every, none = slice(0, axis.out), slice(0, 0)
+    full = [read for windows, read in taps if windows == every]
+    return full, [tap for tap in taps if tap[0] != every and tap[0] != none]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ __all__ = [
     "dense_view",
     "flat_targets",
     "largest_tile",
+    "row_ranges",
     "row_shape",
     "steps",
     "tiles",
@@ -115,6 +116,18 @@ def _every_step(problem: PoolProblem) -> Iterator[Step]:
         read, local = slabs(axes, box)
         target = (*rows, *(slice(*bounds) for bounds in box))
         yield Step(box, target, (*rows, *read), local, way_of(local))
+
+
+def row_ranges(problem: PoolProblem, plane: int) -> Sequence[Rows]:
+    """Cut N C into ranges that one tile each has room for, at `plane` elements per row."""
+    if problem.n * problem.c * plane > TILE * _KEPT:
+        return tiles(problem, (1,), plane, CONTIGUOUS)[0]
+    return _kept_ranges(problem, plane, TILE)
+
+
+@lru_cache(maxsize=256)
+def _kept_ranges(problem: PoolProblem, plane: int, tile: int) -> list[Rows]:
+    return tiles(problem, (1,), plane, CONTIGUOUS)[0]
 
 
 def largest_tile(problem: PoolProblem, sizes: Sequence[int], weight: int, fmt: str) -> tuple[int, tuple[int, ...]]:
