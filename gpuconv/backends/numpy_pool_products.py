@@ -65,7 +65,7 @@ def _multiply(matrices: Sequence[np.ndarray], x: np.ndarray, out: np.ndarray) ->
     for i, matrix in enumerate(matrices, 1):
         lead, rest = prod(shape[:i]), prod(shape[i + 1 :])
         shape[i] = len(matrix)
-        last = i == len(matrices) and out.flags.c_contiguous
+        last = i == len(matrices) and out.flags.c_contiguous  # which a tile of some of the channels is not
         y = out if last else np.empty(shape, x.dtype)
         if rest == 1:
             np.matmul(x.reshape(lead, matrix.shape[1]), matrix.T, out=y.reshape(lead, len(matrix)))
