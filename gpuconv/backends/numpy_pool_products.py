@@ -50,27 +50,29 @@ def ones(length: int, dtype: np.dtype) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _matrix(axis: Axis, dtype: np.dtype) -> np.ndarray:
-    """Return which elements each window reads, windows x elements."""
+def _matrices(axis: Axis, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Return which elements each window reads: windows x elements, and turned; both as BLAS likes them best."""
     matrix = np.zeros((axis.out, axis.size), dtype)
     for o in range(axis.out):
         matrix[o, axis.window(o)] = 1
-    matrix.flags.writeable = False
-    return matrix
+    turned = np.ascontiguousarray(matrix.T)
+    matrix.flags.writeable = turned.flags.writeable = False
+    return matrix, turned
 
 
-def _multiply(matrices: Sequence[np.ndarray], x: np.ndarray, out: np.ndarray) -> None:
-    """Multiply axis ``1 + i`` of `x` by ``matrices[i]``, which is new x old size, and write the result to `out`."""
+def _multiply(factors: Sequence[tuple[np.ndarray, np.ndarray]], x: np.ndarray, out: np.ndarray) -> None:
+    """Multiply axis ``1 + i`` of `x` by ``factors[i]``, as new x old size and turned, and write the result to `out`."""
     shape = list(x.shape)
-    for i, matrix in enumerate(matrices, 1):
+    for i, (matrix, turned) in enumerate(factors, 1):
         lead, rest = prod(shape[:i]), prod(shape[i + 1 :])
-        shape[i] = len(matrix)
-        last = i == len(matrices) and out.flags.c_contiguous  # which a tile of some of the channels is not
+        new, old = matrix.shape
+        shape[i] = new
+        last = i == len(factors) and out.flags.c_contiguous  # which a tile of some of the channels is not
         y = out if last else np.empty(shape, x.dtype)
         if rest == 1:
-            np.matmul(x.reshape(lead, matrix.shape[1]), matrix.T, out=y.reshape(lead, len(matrix)))
+            np.matmul(x.reshape(lead, old), turned, out=y.reshape(lead, new))
         else:
-            np.matmul(matrix, x.reshape(lead, matrix.shape[1], rest), out=y.reshape(lead, len(matrix), rest))
+            np.matmul(matrix, x.reshape(lead, old, rest), out=y.reshape(lead, new, rest))
         x = y
     if x is not out:
         np.copyto(out, x)
@@ -87,7 +89,7 @@ def sum_windows(x: np.ndarray, axes: Sequence[Axis], way: str, out: np.ndarray) 
         n, *plane, c = x.shape
         np.matmul(ones(prod(plane), x.dtype), x.reshape(n, prod(plane), c), out=out.reshape(n, c))
     else:
-        _multiply([_matrix(axis, x.dtype) for axis in axes], x, out)
+        _multiply([_matrices(axis, x.dtype) for axis in axes], x, out)
         # NaN and infinities times zero make every sum of their plane NaN: such input, which is rare, is summed again.
         if not np.isfinite(out).all():
             reduce_windows(np.add, x, axes, out, 0)
@@ -98,6 +100,6 @@ def spread(y: np.ndarray, axes: Sequence[Axis], way: str, out: np.ndarray) -> No
     if way == WHOLE:
         np.copyto(out, y)
     elif way == FEW and y.dtype.kind == "f" and np.isfinite(y).all():
-        _multiply([_matrix(axis, y.dtype).T for axis in axes], y, out)
+        _multiply([_matrices(axis, y.dtype)[::-1] for axis in axes], y, out)
     else:
         spread_windows(y, axes, out)

@@ -137,20 +137,25 @@ def _argmax_by_window(
     lead = x.shape[: x.ndim - len(axes)]
     at: Any = np.empty(best.shape, np.int64)
     pitches = _pitches(sizes)
+    has_nan = best.dtype.kind == "f" and bool(np.isnan(np.min(best, initial=np.inf)))
     for o in product(*(range(axis.out) for axis in axes)):
         parts = [axis.window(i) for axis, i in zip(axes, o)]
         inside: Any = (..., *parts)
-        shape = x[inside].shape[len(lead) :]
-        window = x[inside].reshape(*lead, prod(shape))
         here: Any = (..., *o)
-        flat = window.argmax(-1) if window.shape[-1] else np.zeros(lead, np.int64)
-        if window.dtype.kind == "f" and np.isnan(best[here]).any():
+        window = x[inside]
+        window = window.reshape(*lead, prod(window.shape[len(lead) :]))
+        if not window.shape[-1]:  # padding alone
+            at[here] = sum((part.start + begin.start) * pitch for part, begin, pitch in zip(parts, read, pitches))
+            continue
+        taken = window.argmax(-1)
+        if has_nan:
             last = window.shape[-1] - 1 - np.isnan(window[..., ::-1]).argmax(-1)
-            flat = np.where(np.isnan(best[here]), last, flat)
-        for i in range(len(axes) - 1, -1, -1):
-            flat, inner = np.divmod(flat, max(shape[i], 1))
-            term = (parts[i].start + read[i].start + inner * parts[i].step) * pitches[i]
-            at[here] = term if i == len(axes) - 1 else at[here] + term
+            taken = np.where(np.isnan(best[here]), last, taken)
+        places = [
+            (np.arange(part.start, part.stop, part.step) + begin.start) * pitch
+            for part, begin, pitch in zip(parts, read, pitches)
+        ]
+        at[here] = np.take(reduce(np.add.outer, places).ravel(), taken)
     return np.moveaxis(at, 1, -1) if fmt == CHANNELS_LAST else at
 
 
