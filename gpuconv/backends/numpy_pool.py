@@ -64,7 +64,10 @@ def _forward_bytes(problem: PoolProblem) -> int:
         stride = list(problem.stride)
     read = _slab(problem.input_size, kernel, stride, lengths)
     # A widened or raised copy of the input, one pass result per axis, and sums, codes and positions of the outputs.
-    return rows * (3 * read * 8 + prod(lengths) * (72 if problem.offsets else 40))
+    per_output = 72 if problem.offsets else 40
+    if problem.pool == "adaptive_max" and problem.return_indices:
+        per_output += 24  # maxima and what is compared with them, turned, and the tap of every axis
+    return rows * (3 * read * 8 + prod(lengths) * per_output)
 
 
 def _backward_bytes(problem: PoolProblem) -> int:

@@ -147,6 +147,11 @@ class Ragged:
         return len(self.starts)
 
     @property
+    def kernel(self) -> int:
+        """Elements of the longest window."""
+        return max([end - start for start, end in zip(self.starts, self.ends)], default=0)
+
+    @property
     def identity(self) -> bool:
         """Whether window ``o`` is element ``o``."""
         return False

@@ -78,10 +78,12 @@ def _argmax(
 ) -> np.ndarray:
     """Return the position in its plane of the element that each window took: the first maximum, or the last NaN."""
     windows = prod(axis.out for axis in axes)
-    taps = prod(axis.kernel for axis in axes if isinstance(axis, Regular))
-    if not all(isinstance(axis, Regular) for axis in axes) or windows < taps:
+    regular = [axis for axis in axes if isinstance(axis, Regular)]
+    if windows < prod(axis.kernel for axis in axes):
         return _argmax_by_window(x, best, axes, read, sizes, fmt)
-    return _argmax_by_tap(x, best, [axis for axis in axes if isinstance(axis, Regular)], read, sizes, fmt)
+    if len(regular) < len(axes):
+        return _argmax_by_ragged_tap(x, best, axes, read, sizes, fmt)
+    return _argmax_by_tap(x, best, regular, read, sizes, fmt)
 
 
 def _pitches(sizes: Sequence[int]) -> list[int]:
@@ -127,6 +129,35 @@ def _argmax_by_tap(
         first = reduce(np.add.outer, firsts)
         np.copyto(at, first[..., None] if fmt == CHANNELS_LAST else first, where=code == 0)
     return at
+
+
+def _argmax_by_ragged_tap(
+    x: np.ndarray, best: np.ndarray, axes: Sequence[Axis], read: Sequence[slice], sizes: Sequence[int], fmt: str
+) -> np.ndarray:
+    """Return the positions for windows of an adaptive pool. Where one is shorter than others, its last tap repeats."""
+    if fmt != CHANNELS_LAST:  # rows innermost, so that what a tap of every window reads is a few long rows
+        x, best = (np.ascontiguousarray(np.moveaxis(values, 0, -1))[None] for values in (x, best))
+    parts = [[axis.window(o) for o in range(axis.out)] for axis in axes]
+    elements = [
+        np.array([[min(part.start + t, part.stop - 1) for part in each] for t in range(axis.kernel)], np.int64)
+        for axis, each in zip(axes, parts)
+    ]  # per axis: taps x windows
+    count = prod(axis.kernel for axis in axes)
+    code_type = np.min_scalar_type(count)
+    code = np.zeros(best.shape, code_type)
+    nan = np.isnan(best) if best.dtype.kind == "f" and np.isnan(np.min(best, initial=np.inf)) else None
+    for t, taps in enumerate(product(*(range(axis.kernel) for axis in axes))):
+        seen = x[(slice(None), *np.ix_(*(each[tap] for each, tap in zip(elements, taps))))]
+        np.maximum(code, np.multiply(seen == best, code_type.type(count - t), dtype=code_type), out=code)
+        if nan is not None:  # the last one wins
+            np.copyto(code, code_type.type(count - t), where=nan & np.isnan(seen))
+    left = count - code.astype(np.int64)
+    at = np.zeros(best.shape, np.int64)
+    for i in range(len(axes) - 1, -1, -1):
+        left, tap = np.divmod(left, axes[i].kernel) if i else (left, left)
+        place = np.arange(axes[i].out).reshape(-1, *(1,) * (len(axes) - i))
+        at += np.take((elements[i] + read[i].start) * _pitches(sizes)[i], tap * axes[i].out + place)
+    return at if fmt == CHANNELS_LAST else np.moveaxis(at[0], -1, 0)
 
 
 def _argmax_by_window(
