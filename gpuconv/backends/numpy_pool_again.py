@@ -50,18 +50,30 @@ def again(call: Call) -> Repeat | None:
     return None if divisor is None else _means(shape, rows, plane, x.dtype, x.dtype.type(divisor))
 
 
+def _quiet(repeat: Repeat) -> Repeat:
+    """Return `repeat` without NumPy's reports of floating-point errors."""
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+        quiet: Repeat = np.errstate(all="ignore")(repeat)
+        return quiet
+
+    def with_state(x: np.ndarray) -> np.ndarray:  # as a decorator, errstate of NumPy 1 is shared by threads
+        with np.errstate(all="ignore"):
+            return repeat(x)
+
+    return with_state
+
+
 def _means(shape: tuple[int, ...], rows: int, plane: int, dtype: np.dtype, divisor: Any) -> Repeat:
     vector = ones(plane, dtype)
 
     def means(x: np.ndarray) -> np.ndarray:
         result = np.empty(shape, dtype)
         sums = result.reshape(rows)
-        with np.errstate(all="ignore"):
-            np.matmul(x.reshape(rows, plane), vector, out=sums)
-            np.divide(sums, divisor, out=sums)
+        np.dot(x.reshape(rows, plane), vector, out=sums)
+        np.divide(sums, divisor, out=sums)
         return result
 
-    return means
+    return _quiet(means)
 
 
 def _maxima(shape: tuple[int, ...], rows: int, plane: int, dtype: np.dtype) -> Repeat:
@@ -69,8 +81,7 @@ def _maxima(shape: tuple[int, ...], rows: int, plane: int, dtype: np.dtype) -> R
 
     def maxima(x: np.ndarray) -> np.ndarray:
         result = np.empty(shape, dtype)
-        with np.errstate(all="ignore"):
-            np.maximum.reduceat(x.reshape(-1), starts, out=result.reshape(rows))
+        np.maximum.reduceat(x.reshape(-1), starts, out=result.reshape(rows))
         return result
 
-    return maxima
+    return _quiet(maxima)

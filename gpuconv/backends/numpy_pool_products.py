@@ -84,7 +84,7 @@ def sum_windows(x: np.ndarray, axes: Sequence[Axis], way: str, out: np.ndarray) 
         reduce_windows(np.add, x, axes, out, 0)
     elif way == WHOLE and x.ndim == 1 + len(axes):
         length = prod(x.shape[1:])
-        np.matmul(x.reshape(len(x), length), ones(length, x.dtype), out=out.reshape(len(x)))
+        np.dot(x.reshape(len(x), length), ones(length, x.dtype), out=out.reshape(len(x)))
     elif way == WHOLE:
         n, *plane, c = x.shape
         np.matmul(ones(prod(plane), x.dtype), x.reshape(n, prod(plane), c), out=out.reshape(n, c))
