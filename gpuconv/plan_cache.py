@@ -233,12 +233,12 @@ def _call(
     key: Any,
 ) -> Call:
     """Return the call that ``build(*arguments, extras)`` describes, whose arrays are `named`."""
-    backend = forced_backend(extras.backend)
     try:
         entry = CACHE.find(key) if key is not None else None
     except TypeError:  # something of the wrong type that has no hash: an error, which the analysis reports
         key = entry = None
     if entry is None:
+        backend = forced_backend(extras.backend)
         call = build(*arguments, extras)
         if key is None or explaining():
             return call

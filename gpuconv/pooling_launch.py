@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .dispatch import run
 from .late import operators
+from .plan_cache_pool import run_pool
 from .problem import Call
 
 __all__ = ["launch"]
@@ -17,4 +17,4 @@ def launch(describe: Callable[..., Call], op: str, ndim: int, array: Any, *argum
     ops = operators(array)
     if ops is not None:
         return ops.ops_pool.pooling(describe, op, ndim, array, *arguments)
-    return run(describe(op, ndim, array, *arguments))
+    return run_pool(describe, op, ndim, array, *arguments)

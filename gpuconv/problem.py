@@ -204,6 +204,14 @@ class PoolProblem:
     norm_type: float = 0.0
     return_indices: bool = False
     offsets: bool = False
+    _hash: int | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        # Kept as that of a ConvProblem, but not computed before it is asked for: in a trace sizes have no hash.
+        if self._hash is None:
+            values = tuple([getattr(self, f.name) for f in fields(self) if f.compare])
+            object.__setattr__(self, "_hash", hash(values))
+        return self._hash  # type: ignore[return-value]
 
     @property
     def ndim(self) -> int:

@@ -110,6 +110,9 @@ def columns_of(problem: ConvProblem, image: np.ndarray, positions: Box, channels
     slab = _padded(problem, image, positions, channels_last)
     if slab is None:
         return _columns_by_tap(problem, image, positions, channels_last)
+    if slab.shape[1:] == extent and rows == channels:  # pointwise: the slab itself
+        slab = slab.reshape(rows, prod(extent))
+        return slab.T if channels_last else slab
     channel, *steps = slab.strides
     over_taps = _scaled(steps, problem.dilation, kernel)
     over_positions = _scaled(steps, problem.stride, extent)

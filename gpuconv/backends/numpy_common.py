@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -15,6 +16,7 @@ Box = tuple[tuple[int, int], ...]
 """A rectangle of positions: (start, stop) per axis."""
 
 
+@lru_cache(maxsize=64)
 def compute_dtype(dtype: str) -> np.dtype:
     """Return the type in which a problem of type `dtype` is computed: float32 for 16-bit floats, else `dtype`."""
     return np.dtype("float32" if dtype in ("float16", "bfloat16") else dtype)

@@ -14,7 +14,8 @@ from ..shapes import effective_kernel
 from . import numpy_pool_scatter as scatter
 from . import numpy_pool_windows as windows
 from .base import Plan, Solver
-from .numpy_pool_tiles import largest_tile
+from .numpy_pool_again import again
+from .numpy_pool_tiles import largest_tile, weight
 
 __all__ = ["SOLVERS", "NumpyPool"]
 
@@ -54,8 +55,7 @@ def _slab(sizes: Sequence[int], kernel: Sequence[int], stride: Sequence[int], le
 
 
 def _forward_bytes(problem: PoolProblem) -> int:
-    weight = windows.weight_out(problem) + (problem.pool == "lp")
-    rows, lengths = largest_tile(problem, problem.output_size, weight, problem.y_format)
+    rows, lengths = largest_tile(problem, problem.output_size, weight(problem), problem.y_format)
     if problem.pool.startswith("adaptive"):
         kernel: Sequence[int] = problem.kernel
         stride = [-(-n // max(o, 1)) for n, o in zip(problem.input_size, problem.output_size)]
@@ -64,12 +64,14 @@ def _forward_bytes(problem: PoolProblem) -> int:
         stride = list(problem.stride)
     read = _slab(problem.input_size, kernel, stride, lengths)
     # A widened or raised copy of the input, one pass result per axis, and sums, codes and positions of the outputs.
-    return rows * (3 * read * 8 + prod(lengths) * (72 if problem.offsets else 40))
+    per_output = 72 if problem.offsets else 40
+    if problem.pool == "adaptive_max" and problem.return_indices:
+        per_output += 24  # maxima and what is compared with them, turned, and the tap of every axis
+    return rows * (3 * read * 8 + prod(lengths) * per_output)
 
 
 def _backward_bytes(problem: PoolProblem) -> int:
-    weight = windows.weight_in(problem) + 3 * (problem.pool == "lp")
-    rows, lengths = largest_tile(problem, problem.input_size, weight, problem.x_format)
+    rows, lengths = largest_tile(problem, problem.input_size, weight(problem), problem.x_format)
     span = [
         min(o, length // s + k + 1)
         for o, length, s, k in zip(problem.output_size, lengths, problem.stride, problem.kernel)
@@ -140,6 +142,8 @@ class NumpyPool(Solver):
         return Plan(self, problem, _forward_bytes(problem) if self.kind == "fprop" else _backward_bytes(problem))
 
     def run(self, plan: Plan, call: Call) -> Any:
+        if call.prepared is not None and "again" not in call.prepared.memo:
+            call.prepared.memo["again"] = again(call)
         with np.errstate(all="ignore"):
             return self._run(call)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from math import prod
 from typing import TypeAlias
 
 import numpy as np
@@ -23,7 +24,8 @@ __all__ = [
     "Ragged",
     "Regular",
     "axes_of",
-    "divisors",
+    "counts_in",
+    "divisor_of",
     "reduce_windows",
     "slabs_in",
     "slabs_out",
@@ -101,9 +103,7 @@ class Regular:
             for o in range(self.out):
                 op.reduce(x[_at(axis, self.window(o))], axis=axis, out=out[_at(axis, o)], initial=neutral)
             return
-        taps = [self.tap(t) for t in range(self.kernel)]
-        full = [read for windows, read in taps if windows == slice(0, self.out)]
-        rest = [tap for tap in taps if tap[0] != slice(0, self.out) and tap[0] != slice(0, 0)]
+        full, rest = _sorted_taps(self)
         if len(full) > 1:
             op(x[_at(axis, full[0])], x[_at(axis, full[1])], out=out)
         elif full:
@@ -124,6 +124,15 @@ class Regular:
             np.add(part, y[_at(axis, windows)], out=part)
 
 
+@lru_cache(maxsize=256)
+def _sorted_taps(axis: Regular) -> tuple[list[slice], list[tuple[slice, slice]]]:
+    """Return what those taps read that every window has; of the others, which windows have them and what they read."""
+    taps = [axis.tap(t) for t in range(axis.kernel)]
+    every, none = slice(0, axis.out), slice(0, 0)
+    full = [read for windows, read in taps if windows == every]
+    return full, [tap for tap in taps if tap[0] != every and tap[0] != none]
+
+
 @dataclass(frozen=True, slots=True)
 class Ragged:
     """Windows ``[starts[o], ends[o])`` of an adaptive pool."""
@@ -136,6 +145,11 @@ class Ragged:
     def out(self) -> int:
         """Number of windows."""
         return len(self.starts)
+
+    @property
+    def kernel(self) -> int:
+        """Elements of the longest window."""
+        return max([end - start for start, end in zip(self.starts, self.ends)], default=0)
 
     @property
     def identity(self) -> bool:
@@ -198,7 +212,7 @@ def axes_of(problem: PoolProblem) -> tuple[Axis, ...]:
 
 
 @lru_cache(maxsize=256)
-def divisors(problem: PoolProblem) -> tuple[np.ndarray, ...]:
+def _counts(problem: PoolProblem) -> tuple[np.ndarray, ...]:
     """Return, per axis, by how many elements the sum of each window is divided; the divisor is their product."""
     counts = []
     for i, axis in enumerate(axes_of(problem)):
@@ -213,6 +227,22 @@ def divisors(problem: PoolProblem) -> tuple[np.ndarray, ...]:
             count = [len(range(*axis.window(o).indices(axis.size))) for o in range(axis.out)]
         counts.append(np.array(count, np.int64))
     return tuple(counts)
+
+
+def counts_in(problem: PoolProblem, box: Box) -> list[np.ndarray]:
+    """Return, per axis, by how many elements the sums of the windows in `box` are divided."""
+    return [count[start:stop] for count, (start, stop) in zip(_counts(problem), box)]
+
+
+@lru_cache(maxsize=256)
+def divisor_of(problem: PoolProblem, box: Box) -> int | None:
+    """Return what the sum of every window in `box` is divided by, or None if that differs."""
+    if problem.divisor_override is not None:
+        return problem.divisor_override
+    parts = counts_in(problem, box)
+    if all(part[0] == part[-1] and (part == part[0]).all() for part in parts):
+        return prod(int(part[0]) for part in parts)
+    return None
 
 
 def slabs_out(axes: Sequence[Axis], box: Box) -> tuple[tuple[slice, ...], tuple[Axis, ...]]:
@@ -246,16 +276,18 @@ def reduce_windows(op: np.ufunc, x: np.ndarray, axes: Sequence[Axis], out: np.nd
 def _reduce_rows(op: np.ufunc, x: np.ndarray, axes: Sequence[Axis], out: np.ndarray, neutral: object) -> None:
     """Reduce rows x *spatial with windows that are few and long: per window, a NumPy loop over W would be short.
 
-    Whole planes are one reduction each (of floats a product with ones, which keeps NaN and infinities); others are
-    turned so that the rows are innermost.
+    Whole planes are one reduction each (of floats a sum is a product with ones, which keeps NaN and infinities);
+    others are turned so that the rows are innermost.
     """
     rows = len(x)
     if all(axis.out == 1 and axis.window(0) == slice(0, axis.size, 1) for axis in axes):
         planes = x.reshape(rows, -1)
         if op is np.add and x.dtype.kind == "f":
             np.matmul(planes, np.ones(planes.shape[1], x.dtype), out=out.reshape(rows))
+        elif planes.size:  # faster than a reduction of an axis
+            op.reduceat(planes.reshape(-1), np.arange(0, planes.size, planes.shape[1]), out=out.reshape(rows))
         else:
-            op.reduce(planes, axis=1, out=out.reshape(rows), initial=neutral)
+            out.fill(neutral)
         return
     turned = np.ascontiguousarray(np.moveaxis(x, 0, -1))[None]
     result = np.empty((1, *out.shape[1:], rows), x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from math import prod
 from typing import Any
@@ -13,7 +14,7 @@ from ..problem import Call, PoolProblem
 from .numpy_common import bfloat16_bits, compute_dtype, narrow, widen
 from .numpy_pool_axes import Regular, axes_of, slabs_in
 from .numpy_pool_offsets import first_elements, to_offsets, to_positions
-from .numpy_pool_tiles import Rows, dense_view, flat_targets, tiles
+from .numpy_pool_tiles import Rows, dense_view, flat_targets, row_ranges, tiles
 from .numpy_pool_windows import lp_extremes
 
 __all__ = [
@@ -39,14 +40,14 @@ def _checked(op: str, indices: np.ndarray, plane: int) -> np.ndarray:
     return indices
 
 
-def _row_tiles(problem: PoolProblem, plane: int) -> list[Rows]:
-    return tiles(problem, (1,), max(plane, 1), CONTIGUOUS)[0]
+def _row_tiles(problem: PoolProblem, plane: int) -> Sequence[Rows]:
+    return row_ranges(problem, max(plane, 1))
 
 
 def max_backward(call: Call) -> Any:
     """Add each output's gradient to the element that its window took (max, adaptive max, fractional max).
 
-    Sums are taken in float64, in a fixed order.
+    Sums are taken in a fixed order, as a rule in the type that the pool computes in, for long planes in float64.
     """
     problem: Any = call.problem
     out = call.kind.empty(problem.x_shape, problem.dtype, problem.device, problem.x_format)
@@ -83,9 +84,13 @@ def _scatter_rows(where: np.ndarray, grads: np.ndarray, plane: int, out: np.ndar
     """Write to `out` (n x c x *spatial) the sums of `grads` by position; `where` and `grads` are rows x outputs."""
     rows = len(where)
     if plane <= PIECE:
-        flat = where + np.arange(rows, dtype=np.int64)[:, None] * plane
-        sums = np.bincount(flat.ravel(), grads.ravel(), rows * plane)
-        narrow(sums.reshape(out.shape), dtype, out)
+        flat = where + np.arange(0, rows * plane, plane, dtype=np.int64)[:, None] if rows > 1 else where
+        direct = out.dtype == grads.dtype and out.flags.c_contiguous
+        sums = out if direct else np.empty(out.shape, grads.dtype)
+        sums.fill(0)
+        np.add.at(sums.reshape(-1), flat.ravel(), grads.ravel())
+        if not direct:
+            narrow(sums, dtype, out)
         return
     target, source, weights = out.reshape(-1), where.ravel(), grads.ravel()
     assert np.shares_memory(target, out)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice, product
 from math import prod
 
 import numpy as np
@@ -10,8 +13,22 @@ import numpy as np
 from ..arrays import CHANNELS_LAST, CONTIGUOUS
 from ..problem import PoolProblem
 from .numpy_common import Box, boxes
+from .numpy_pool_axes import Axis, axes_of, slabs_in, slabs_out
+from .numpy_pool_products import way_of
 
-__all__ = ["TILE", "Rows", "dense_view", "flat_targets", "largest_tile", "row_shape", "tiles"]
+__all__ = [
+    "TILE",
+    "Rows",
+    "Step",
+    "dense_view",
+    "flat_targets",
+    "largest_tile",
+    "row_ranges",
+    "row_shape",
+    "steps",
+    "tiles",
+    "weight",
+]
 
 TILE = 1 << 20
 """Elements of one tile, the input and the temporaries together: 4 MiB of float32. The passes touch a part at a time, so
@@ -47,6 +64,70 @@ def tiles(problem: PoolProblem, sizes: Sequence[int], weight: int, fmt: str) -> 
         for j in range(0, problem.c, channels)
     ]
     return rows, boxes(sizes, positions or prod(sizes))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One tile of the result: where it is, what it is made of, and the windows between the two, relative to both."""
+
+    box: Box
+    target: tuple[slice, ...]
+    """The tile, by N C and the spatial axes."""
+    source: tuple[slice, ...]
+    """The part of the other side (the input, or the gradient of the output) that it is made of."""
+    axes: tuple[Axis, ...]
+    way: str
+    """How to sum over the windows."""
+
+
+_KEPT = 8
+"""Steps of a problem that are kept for its next call. One with more of them takes long in any case."""
+
+
+def weight(problem: PoolProblem) -> int:
+    """Return the elements that a position of the result costs: its share of the other side, and itself twice.
+
+    A power pool has its powers besides, and its backward pass the windows around the position.
+    """
+    forward = problem.kind == "fprop"
+    sides = (problem.input_size, problem.output_size)
+    source, target = sides if forward else reversed(sides)
+    powers = (1 if forward else 3) if problem.pool == "lp" else 0
+    return -(-prod(source) // max(prod(target), 1)) + 2 + powers
+
+
+def steps(problem: PoolProblem) -> Iterable[Step]:
+    """Cut the result of a max, average or power pool into tiles."""
+    first = _first_steps(problem, TILE)
+    return first if len(first) <= _KEPT else _every_step(problem)
+
+
+@lru_cache(maxsize=256)
+def _first_steps(problem: PoolProblem, tile: int) -> tuple[Step, ...]:
+    return tuple(islice(_every_step(problem), _KEPT + 1))
+
+
+def _every_step(problem: PoolProblem) -> Iterator[Step]:
+    forward = problem.kind == "fprop"
+    axes, slabs = axes_of(problem), slabs_out if forward else slabs_in
+    sizes = problem.output_size if forward else problem.input_size
+    every, grid = tiles(problem, sizes, weight(problem), problem.result_format)
+    for box, rows in product(grid, every):
+        read, local = slabs(axes, box)
+        target = (*rows, *(slice(*bounds) for bounds in box))
+        yield Step(box, target, (*rows, *read), local, way_of(local))
+
+
+def row_ranges(problem: PoolProblem, plane: int) -> Sequence[Rows]:
+    """Cut N C into ranges that one tile each has room for, at `plane` elements per row."""
+    if problem.n * problem.c * plane > TILE * _KEPT:
+        return tiles(problem, (1,), plane, CONTIGUOUS)[0]
+    return _kept_ranges(problem, plane, TILE)
+
+
+@lru_cache(maxsize=256)
+def _kept_ranges(problem: PoolProblem, plane: int, tile: int) -> list[Rows]:
+    return tiles(problem, (1,), plane, CONTIGUOUS)[0]
 
 
 def largest_tile(problem: PoolProblem, sizes: Sequence[int], weight: int, fmt: str) -> tuple[int, tuple[int, ...]]:

@@ -17,15 +17,16 @@ from .numpy_pool_axes import (
     Axis,
     Regular,
     axes_of,
-    divisors,
+    counts_in,
+    divisor_of,
     reduce_windows,
-    slabs_in,
     slabs_out,
     spread_windows,
     tap_slices,
 )
 from .numpy_pool_offsets import first_elements, to_offsets
-from .numpy_pool_tiles import Rows, row_shape, tiles
+from .numpy_pool_products import spread, sum_windows
+from .numpy_pool_tiles import row_shape, steps
 
 __all__ = [
     "avg_backward",
@@ -34,27 +35,12 @@ __all__ = [
     "lp_extremes",
     "lp_forward",
     "max_forward",
-    "weight_in",
-    "weight_out",
 ]
 
 
-def weight_out(problem: PoolProblem) -> int:
-    """Return the elements that one output costs: its share of the input, and itself twice."""
-    return -(-prod(problem.input_size) // max(prod(problem.output_size), 1)) + 2
-
-
-def weight_in(problem: PoolProblem) -> int:
-    """Return the elements that one input costs in a backward pass: its share of the output, and itself twice."""
-    return -(-prod(problem.output_size) // max(prod(problem.input_size), 1)) + 2
-
-
-def _tile(array: np.ndarray, rows: Rows, box: Sequence[slice], fmt: str) -> np.ndarray:
-    return row_shape(array[(*rows, *box)], fmt)
-
-
-def _as_slices(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(*bounds) for bounds in box)
+def _bounds(part: Sequence[slice]) -> Box:
+    """Return the spatial box of a part of an N C *spatial array."""
+    return tuple((bounds.start, bounds.stop) for bounds in part[2:])
 
 
 def _lowest(dtype: np.dtype) -> Any:
@@ -70,22 +56,20 @@ def max_forward(call: Call) -> Any:
     if problem.return_indices:
         indices = call.kind.empty(problem.y_shape, problem.index_dtype, problem.device, problem.y_format)
         where = call.kind.to_numpy(indices)
-    axes, fmt = axes_of(problem), problem.y_format
+    fmt = problem.y_format
     neutral = _lowest(compute_dtype(problem.dtype))
-    every, grid = tiles(problem, problem.output_size, weight_out(problem), fmt)
-    for box, rows in product(grid, every):
-        read, local = slabs_out(axes, box)
-        xs = widen(_tile(x, rows, read, fmt), problem.dtype)
-        ys = _tile(y, rows, _as_slices(box), fmt)
+    for step in steps(problem):
+        xs = widen(row_shape(x[step.source], fmt), problem.dtype)
+        ys = row_shape(y[step.target], fmt)
         best = ys if ys.dtype == xs.dtype else np.empty(ys.shape, xs.dtype)
-        reduce_windows(np.maximum, xs, local, best, neutral)
+        reduce_windows(np.maximum, xs, step.axes, best, neutral)
         if best is not ys:
             narrow(best, problem.dtype, ys)
         if where is not None:
-            at = _argmax(xs, best, local, read, problem.input_size, fmt)
+            at = _argmax(xs, best, step.axes, step.source[2:], problem.input_size, fmt)
             if problem.offsets:
-                at = to_offsets(problem, at, first_elements(problem, box, fmt))
-            _tile(where, rows, _as_slices(box), fmt)[...] = at
+                at = to_offsets(problem, at, first_elements(problem, step.box, fmt))
+            row_shape(where[step.target], fmt)[...] = at
     return out if indices is None else (out, indices)
 
 
@@ -94,10 +78,12 @@ def _argmax(
 ) -> np.ndarray:
     """Return the position in its plane of the element that each window took: the first maximum, or the last NaN."""
     windows = prod(axis.out for axis in axes)
-    taps = prod(axis.kernel for axis in axes if isinstance(axis, Regular))
-    if not all(isinstance(axis, Regular) for axis in axes) or windows < taps:
+    regular = [axis for axis in axes if isinstance(axis, Regular)]
+    if windows < prod(axis.kernel for axis in axes):
         return _argmax_by_window(x, best, axes, read, sizes, fmt)
-    return _argmax_by_tap(x, best, [axis for axis in axes if isinstance(axis, Regular)], read, sizes, fmt)
+    if len(regular) < len(axes):
+        return _argmax_by_ragged_tap(x, best, axes, read, sizes, fmt)
+    return _argmax_by_tap(x, best, regular, read, sizes, fmt)
 
 
 def _pitches(sizes: Sequence[int]) -> list[int]:
@@ -145,6 +131,35 @@ def _argmax_by_tap(
     return at
 
 
+def _argmax_by_ragged_tap(
+    x: np.ndarray, best: np.ndarray, axes: Sequence[Axis], read: Sequence[slice], sizes: Sequence[int], fmt: str
+) -> np.ndarray:
+    """Return the positions for windows of an adaptive pool. Where one is shorter than others, its last tap repeats."""
+    if fmt != CHANNELS_LAST:  # rows innermost, so that what a tap of every window reads is a few long rows
+        x, best = (np.ascontiguousarray(np.moveaxis(values, 0, -1))[None] for values in (x, best))
+    parts = [[axis.window(o) for o in range(axis.out)] for axis in axes]
+    elements = [
+        np.array([[min(part.start + t, part.stop - 1) for part in each] for t in range(axis.kernel)], np.int64)
+        for axis, each in zip(axes, parts)
+    ]  # per axis: taps x windows
+    count = prod(axis.kernel for axis in axes)
+    code_type = np.min_scalar_type(count)
+    code = np.zeros(best.shape, code_type)
+    nan = np.isnan(best) if best.dtype.kind == "f" and np.isnan(np.min(best, initial=np.inf)) else None
+    for t, taps in enumerate(product(*(range(axis.kernel) for axis in axes))):
+        seen = x[(slice(None), *np.ix_(*(each[tap] for each, tap in zip(elements, taps))))]
+        np.maximum(code, np.multiply(seen == best, code_type.type(count - t), dtype=code_type), out=code)
+        if nan is not None:  # the last one wins
+            np.copyto(code, code_type.type(count - t), where=nan & np.isnan(seen))
+    left = count - code.astype(np.int64)
+    at = np.zeros(best.shape, np.int64)
+    for i in range(len(axes) - 1, -1, -1):
+        left, tap = np.divmod(left, axes[i].kernel) if i else (left, left)
+        place = np.arange(axes[i].out).reshape(-1, *(1,) * (len(axes) - i))
+        at += np.take((elements[i] + read[i].start) * _pitches(sizes)[i], tap * axes[i].out + place)
+    return at if fmt == CHANNELS_LAST else np.moveaxis(at[0], -1, 0)
+
+
 def _argmax_by_window(
     x: np.ndarray, best: np.ndarray, axes: Sequence[Axis], read: Sequence[slice], sizes: Sequence[int], fmt: str
 ) -> np.ndarray:
@@ -153,20 +168,25 @@ def _argmax_by_window(
     lead = x.shape[: x.ndim - len(axes)]
     at: Any = np.empty(best.shape, np.int64)
     pitches = _pitches(sizes)
+    has_nan = best.dtype.kind == "f" and bool(np.isnan(np.min(best, initial=np.inf)))
     for o in product(*(range(axis.out) for axis in axes)):
         parts = [axis.window(i) for axis, i in zip(axes, o)]
         inside: Any = (..., *parts)
-        shape = x[inside].shape[len(lead) :]
-        window = x[inside].reshape(*lead, prod(shape))
         here: Any = (..., *o)
-        flat = window.argmax(-1) if window.shape[-1] else np.zeros(lead, np.int64)
-        if window.dtype.kind == "f" and np.isnan(best[here]).any():
+        window = x[inside]
+        window = window.reshape(*lead, prod(window.shape[len(lead) :]))
+        if not window.shape[-1]:  # padding alone
+            at[here] = sum((part.start + begin.start) * pitch for part, begin, pitch in zip(parts, read, pitches))
+            continue
+        taken = window.argmax(-1)
+        if has_nan:
             last = window.shape[-1] - 1 - np.isnan(window[..., ::-1]).argmax(-1)
-            flat = np.where(np.isnan(best[here]), last, flat)
-        for i in range(len(axes) - 1, -1, -1):
-            flat, inner = np.divmod(flat, max(shape[i], 1))
-            term = (parts[i].start + read[i].start + inner * parts[i].step) * pitches[i]
-            at[here] = term if i == len(axes) - 1 else at[here] + term
+            taken = np.where(np.isnan(best[here]), last, taken)
+        places = [
+            (np.arange(part.start, part.stop, part.step) + begin.start) * pitch
+            for part, begin, pitch in zip(parts, read, pitches)
+        ]
+        at[here] = np.take(reduce(np.add.outer, places).ravel(), taken)
     return np.moveaxis(at, 1, -1) if fmt == CHANNELS_LAST else at
 
 
@@ -183,14 +203,12 @@ def _divide(total: np.ndarray, divisor: Any, out: np.ndarray) -> None:
     out[...] = quotient
 
 
-def _divisor(problem: PoolProblem, counts: Sequence[np.ndarray], box: Box, dtype: np.dtype, fmt: str) -> Any:
+def _divisor(problem: PoolProblem, box: Box, dtype: np.dtype, fmt: str) -> Any:
     """Return what the sums in `box` are divided by: a scalar where it is the same everywhere."""
-    if problem.divisor_override is not None:
-        return dtype.type(problem.divisor_override)
-    parts = [count[start:stop] for count, (start, stop) in zip(counts, box)]
-    if all(part[0] == part[-1] and (part == part[0]).all() for part in parts):
-        return dtype.type(prod(int(part[0]) for part in parts))
-    grid: np.ndarray = reduce(np.multiply.outer, parts).astype(dtype)
+    common = divisor_of(problem, box)
+    if common is not None:
+        return dtype.type(common)
+    grid: np.ndarray = reduce(np.multiply.outer, counts_in(problem, box)).astype(dtype)
     return grid[..., None] if fmt == CHANNELS_LAST else grid
 
 
@@ -199,16 +217,13 @@ def avg_forward(call: Call) -> Any:
     problem: Any = call.problem
     out = call.kind.empty(problem.y_shape, problem.dtype, problem.device, problem.y_format)
     x, y = call.kind.to_numpy(call.arrays["x"]), call.kind.to_numpy(out)
-    axes, fmt = axes_of(problem), problem.y_format
-    counts = divisors(problem)
-    every, grid = tiles(problem, problem.output_size, weight_out(problem), fmt)
-    for box, rows in product(grid, every):
-        read, local = slabs_out(axes, box)
-        xs = widen(_tile(x, rows, read, fmt), problem.dtype)
-        ys = _tile(y, rows, _as_slices(box), fmt)
+    fmt = problem.y_format
+    for step in steps(problem):
+        xs = widen(row_shape(x[step.source], fmt), problem.dtype)
+        ys = row_shape(y[step.target], fmt)
         total = ys if ys.dtype == xs.dtype else np.empty(ys.shape, xs.dtype)
-        reduce_windows(np.add, xs, local, total, 0)
-        _divide(total, _divisor(problem, counts, box, xs.dtype, fmt), total)
+        sum_windows(xs, step.axes, step.way, total)
+        _divide(total, _divisor(problem, step.box, xs.dtype, fmt), total)
         if total is not ys:
             narrow(total, problem.dtype, ys)
     return out
@@ -219,19 +234,15 @@ def avg_backward(call: Call) -> Any:
     problem: Any = call.problem
     out = call.kind.empty(problem.x_shape, problem.dtype, problem.device, problem.x_format)
     dy, dx = call.kind.to_numpy(call.arrays["y"]), call.kind.to_numpy(out)
-    axes, fmt = axes_of(problem), problem.x_format
-    counts = divisors(problem)
-    every, grid = tiles(problem, problem.input_size, weight_in(problem), fmt)
-    for box, rows in product(grid, every):
-        from_, local = slabs_in(axes, box)
-        grads = widen(_tile(dy, rows, from_, fmt), problem.dtype)
+    fmt = problem.x_format
+    for step in steps(problem):
+        grads = widen(row_shape(dy[step.source], fmt), problem.dtype)
         share = np.empty(grads.shape, grads.dtype)
         if share.size:
-            spread = tuple((part.start, part.stop) for part in from_)
-            _divide(grads, _divisor(problem, counts, spread, grads.dtype, fmt), share)
-        xs = _tile(dx, rows, _as_slices(box), fmt)
+            _divide(grads, _divisor(problem, _bounds(step.source), grads.dtype, fmt), share)
+        xs = row_shape(dx[step.target], fmt)
         total = xs if xs.dtype == grads.dtype else np.empty(xs.shape, grads.dtype)
-        spread_windows(share, local, total)
+        spread(share, step.axes, step.way, total)
         if total is not xs:
             narrow(total, problem.dtype, xs)
     return out
@@ -263,22 +274,19 @@ def lp_forward(call: Call) -> Any:
     out_dtype = call.extra.get("result", problem.dtype)
     out = call.kind.empty(problem.y_shape, out_dtype, problem.device, problem.y_format)
     x, y = call.kind.to_numpy(call.arrays["x"]), call.kind.to_numpy(out)
-    axes, fmt = axes_of(problem), problem.y_format
-    counts = divisors(problem)
-    every, grid = tiles(problem, problem.output_size, weight_out(problem) + 1, fmt)
-    for box, rows in product(grid, every):
-        read, local = slabs_out(axes, box)
-        xs = _lp_input(_tile(x, rows, read, fmt), call)
-        ys = _tile(y, rows, _as_slices(box), fmt)
+    fmt = problem.y_format
+    for step in steps(problem):
+        xs = _lp_input(row_shape(x[step.source], fmt), call)
+        ys = row_shape(y[step.target], fmt)
         total = np.empty(ys.shape, xs.dtype)
         if isinf(p):
             magnitude = np.abs(xs) if p > 0 else np.negative(np.abs(xs))
-            reduce_windows(np.maximum, magnitude, local, total, _lowest(total.dtype))
+            reduce_windows(np.maximum, magnitude, step.axes, total, _lowest(total.dtype))
             if p < 0:
                 np.negative(total, out=total)
         else:
-            reduce_windows(np.add, _power(xs, p, integer), local, total, 0)
-            total = _lp_root(problem, total, _divisor(problem, counts, box, xs.dtype, fmt))
+            reduce_windows(np.add, _power(xs, p, integer), step.axes, total, 0)
+            total = _lp_root(problem, total, _divisor(problem, step.box, xs.dtype, fmt))
         narrow(total, out_dtype, ys)
     return out
 
@@ -312,27 +320,24 @@ def lp_backward(call: Call) -> Any:
     dx = call.kind.to_numpy(out)
     dy, x = call.kind.to_numpy(call.arrays["y"]), call.kind.to_numpy(call.arrays["x"])
     axes, fmt = axes_of(problem), problem.x_format
-    counts = divisors(problem)
-    every, grid = tiles(problem, problem.input_size, weight_in(problem) + 3, fmt)
-    for box, rows in product(grid, every):
-        from_, local = slabs_in(axes, box)
-        spread = tuple((part.start, part.stop) for part in from_)
-        xs = _tile(dx, rows, _as_slices(box), fmt)
-        if any(stop == start for start, stop in spread):
+    for step in steps(problem):
+        windows = _bounds(step.source)
+        xs = row_shape(dx[step.target], fmt)
+        if any(stop == start for start, stop in windows):
             xs[...] = 0
             continue
-        read, around = slabs_out(axes, spread)
-        seen = widen(_tile(x, rows, read, fmt), problem.dtype)
-        grads = widen(_tile(dy, rows, from_, fmt), problem.dtype)
+        read, around = slabs_out(axes, windows)
+        seen = widen(row_shape(x[(*step.target[:2], *read)], fmt), problem.dtype)
+        grads = widen(row_shape(dy[step.source], fmt), problem.dtype)
         total = np.empty(grads.shape, grads.dtype)
         reduce_windows(np.add, _power(seen, p, False), around, total, 0)
-        divisor = _divisor(problem, counts, spread, grads.dtype, fmt)
+        divisor = _divisor(problem, windows, grads.dtype, fmt)
         scaled = _lp_scale(problem, total, divisor)
         slope = np.power(scaled, scaled.dtype.type(1.0 / p - 1.0)) * (prod(problem.kernel) / divisor / p)
         share = np.where(total == 0, 0, grads * slope.astype(grads.dtype, copy=False))
         result = np.empty(xs.shape, grads.dtype)
-        spread_windows(share, local, result)
-        inner = widen(_tile(x, rows, _as_slices(box), fmt), problem.dtype)
+        spread_windows(share, step.axes, result)
+        inner = widen(row_shape(x[step.target], fmt), problem.dtype)
         if p != 1:
             result *= _power(inner, p - 1, False) * inner.dtype.type(p)
         narrow(result, problem.dtype, xs)

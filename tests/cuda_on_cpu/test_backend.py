@@ -37,6 +37,18 @@ def test_the_kind_of_cupy_reads_and_allocates():
         kind.to_numpy(x)
 
 
+def test_a_repeated_pool_is_remembered_and_reads_its_own_array():
+    CACHE.clear()
+    for factor in (1, -2, 3):
+        x = on_device(factor * X, "float32")
+        for found, wanted in (
+            (gpuconv.max_pool2d(x, 2), gpuconv.max_pool2d(factor * X, 2)),
+            (gpuconv.adaptive_avg_pool2d(x[0], 1), gpuconv.adaptive_avg_pool2d(factor * X[0], 1)),
+        ):
+            np.testing.assert_allclose(asnumpy(found), wanted, rtol=1e-6)
+    assert (len(CACHE), CACHE.hits) == (4, 8)  # and as many of NumPy's
+
+
 def test_kinds_do_not_mix():
     with pytest.raises(TypeError, match="weight must be a cupy array like input, but got a numpy array"):
         gpuconv.conv2d(arrays()[0], W.astype(np.float32))
