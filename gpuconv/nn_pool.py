@@ -12,8 +12,30 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.fx
 
-from . import pooling
+from .pooling import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    fractional_max_pool2d,
+    fractional_max_pool3d,
+    lp_pool1d,
+    lp_pool2d,
+    lp_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+    max_unpool1d,
+    max_unpool2d,
+    max_unpool3d,
+)
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -39,6 +61,9 @@ __all__ = [
 ]
 
 Tensor = Any
+
+for _name in [name for name in globals() if "pool" in name]:  # the functions above
+    torch.fx.wrap(_name)
 
 
 def _max(module: Any, fn: Callable[..., Any], input: Tensor) -> Any:
@@ -69,7 +94,7 @@ class MaxPool1d(torch.nn.MaxPool1d):
 
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return _max(self, pooling.max_pool1d, input)
+        return _max(self, max_pool1d, input)
 
 
 class MaxPool2d(torch.nn.MaxPool2d):
@@ -84,7 +109,7 @@ class MaxPool2d(torch.nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return _max(self, pooling.max_pool2d, input)
+        return _max(self, max_pool2d, input)
 
 
 class MaxPool3d(torch.nn.MaxPool3d):
@@ -99,7 +124,7 @@ class MaxPool3d(torch.nn.MaxPool3d):
 
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return _max(self, pooling.max_pool3d, input)
+        return _max(self, max_pool3d, input)
 
 
 class AvgPool1d(torch.nn.AvgPool1d):
@@ -114,7 +139,7 @@ class AvgPool1d(torch.nn.AvgPool1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
-        return _avg(self, pooling.avg_pool1d, input)
+        return _avg(self, avg_pool1d, input)
 
 
 class AvgPool2d(torch.nn.AvgPool2d):
@@ -129,7 +154,7 @@ class AvgPool2d(torch.nn.AvgPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
-        return _avg(self, pooling.avg_pool2d, input)
+        return _avg(self, avg_pool2d, input)
 
 
 class AvgPool3d(torch.nn.AvgPool3d):
@@ -144,7 +169,7 @@ class AvgPool3d(torch.nn.AvgPool3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
-        return _avg(self, pooling.avg_pool3d, input)
+        return _avg(self, avg_pool3d, input)
 
 
 class LPPool1d(torch.nn.LPPool1d):
@@ -160,7 +185,7 @@ class LPPool1d(torch.nn.LPPool1d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the power averages."""
         geometry = (float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
-        return pooling.lp_pool1d(input, *geometry)
+        return lp_pool1d(input, *geometry)
 
 
 class LPPool2d(torch.nn.LPPool2d):
@@ -176,7 +201,7 @@ class LPPool2d(torch.nn.LPPool2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the power averages."""
         geometry = (float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
-        return pooling.lp_pool2d(input, *geometry)
+        return lp_pool2d(input, *geometry)
 
 
 class LPPool3d(torch.nn.LPPool3d):
@@ -192,7 +217,7 @@ class LPPool3d(torch.nn.LPPool3d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the power averages."""
         geometry = (float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
-        return pooling.lp_pool3d(input, *geometry)
+        return lp_pool3d(input, *geometry)
 
 
 class AdaptiveAvgPool1d(torch.nn.AdaptiveAvgPool1d):
@@ -207,7 +232,7 @@ class AdaptiveAvgPool1d(torch.nn.AdaptiveAvgPool1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
-        return pooling.adaptive_avg_pool1d(input, self.output_size)
+        return adaptive_avg_pool1d(input, self.output_size)
 
 
 class AdaptiveAvgPool2d(torch.nn.AdaptiveAvgPool2d):
@@ -222,7 +247,7 @@ class AdaptiveAvgPool2d(torch.nn.AdaptiveAvgPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
-        return pooling.adaptive_avg_pool2d(input, self.output_size)
+        return adaptive_avg_pool2d(input, self.output_size)
 
 
 class AdaptiveAvgPool3d(torch.nn.AdaptiveAvgPool3d):
@@ -237,7 +262,7 @@ class AdaptiveAvgPool3d(torch.nn.AdaptiveAvgPool3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
-        return pooling.adaptive_avg_pool3d(input, self.output_size)
+        return adaptive_avg_pool3d(input, self.output_size)
 
 
 class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):
@@ -252,7 +277,7 @@ class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):
 
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return pooling.adaptive_max_pool1d(input, self.output_size, self.return_indices)
+        return adaptive_max_pool1d(input, self.output_size, self.return_indices)
 
 
 class AdaptiveMaxPool2d(torch.nn.AdaptiveMaxPool2d):
@@ -267,7 +292,7 @@ class AdaptiveMaxPool2d(torch.nn.AdaptiveMaxPool2d):
 
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return pooling.adaptive_max_pool2d(input, self.output_size, self.return_indices)
+        return adaptive_max_pool2d(input, self.output_size, self.return_indices)
 
 
 class AdaptiveMaxPool3d(torch.nn.AdaptiveMaxPool3d):
@@ -282,7 +307,7 @@ class AdaptiveMaxPool3d(torch.nn.AdaptiveMaxPool3d):
 
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return pooling.adaptive_max_pool3d(input, self.output_size, self.return_indices)
+        return adaptive_max_pool3d(input, self.output_size, self.return_indices)
 
 
 class FractionalMaxPool2d(torch.nn.FractionalMaxPool2d):
@@ -297,7 +322,7 @@ class FractionalMaxPool2d(torch.nn.FractionalMaxPool2d):
 
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return _fractional(self, pooling.fractional_max_pool2d, input)
+        return _fractional(self, fractional_max_pool2d, input)
 
 
 class FractionalMaxPool3d(torch.nn.FractionalMaxPool3d):
@@ -312,7 +337,7 @@ class FractionalMaxPool3d(torch.nn.FractionalMaxPool3d):
 
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return _fractional(self, pooling.fractional_max_pool3d, input)
+        return _fractional(self, fractional_max_pool3d, input)
 
 
 class MaxUnpool1d(torch.nn.MaxUnpool1d):
@@ -329,7 +354,7 @@ class MaxUnpool1d(torch.nn.MaxUnpool1d):
     def forward(self, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return `input` at `indices` of a plane of zeros, of size `output_size` if that is given."""
         geometry = (self.kernel_size, self.stride, self.padding)
-        return pooling.max_unpool1d(input, indices, *geometry, output_size)
+        return max_unpool1d(input, indices, *geometry, output_size)
 
 
 class MaxUnpool2d(torch.nn.MaxUnpool2d):
@@ -346,7 +371,7 @@ class MaxUnpool2d(torch.nn.MaxUnpool2d):
     def forward(self, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return `input` at `indices` of a plane of zeros, of size `output_size` if that is given."""
         geometry = (self.kernel_size, self.stride, self.padding)
-        return pooling.max_unpool2d(input, indices, *geometry, output_size)
+        return max_unpool2d(input, indices, *geometry, output_size)
 
 
 class MaxUnpool3d(torch.nn.MaxUnpool3d):
@@ -363,4 +388,4 @@ class MaxUnpool3d(torch.nn.MaxUnpool3d):
     def forward(self, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return `input` at `indices` of a plane of zeros, of size `output_size` if that is given."""
         geometry = (self.kernel_size, self.stride, self.padding)
-        return pooling.max_unpool3d(input, indices, *geometry, output_size)
+        return max_unpool3d(input, indices, *geometry, output_size)
