@@ -101,6 +101,8 @@ def adaptive_backward_call(
     grad_shape = source.kind.shape(grad_output)
     if len(grad_shape) != len(source.shape):
         raise invalid(op, "grad_output (shape)", grad_shape, f"of {len(source.shape)} axes, as the input")
+    if 0 in grad_shape[1:]:
+        raise invalid(op, "grad_output (shape)", grad_shape, "non-empty in every axis but the first")
     windows = adaptive_windows_of(source, grad_shape[-ndim:])
     _like_output(source, windows, grad_output, indices)
     arrays = {"y": grad_output} if indices is None else {"y": grad_output, "indices": indices}

@@ -19,6 +19,7 @@ from .normalize_pool import (
     Windows,
     boolean,
     check_dtype,
+    check_elements,
     check_like,
     check_sizes,
     neutral_windows,
@@ -204,6 +205,7 @@ def unpool_call(
     output = _unpool_size(source, kernel, steps, pads, output_size)
     check_like(source, "indices", indices, source.shape, "int64")
     check_sizes(source, not source.unbatched)
+    check_elements(op, "output_size", output_size, (source.n, source.c, *output))
     if ndim == 3:
         positive(op, "stride", steps, stride)
     check_dtype(source, FLOATS)
@@ -317,6 +319,7 @@ def unfold_call(
     source = read_source(op, 2, "input", input, {}, IndexError)
     windows = _column_windows(source, source.size, kernel_size, dilation, padding, stride)
     check_sizes(source)
+    check_elements(op, "padding", padding, (source.n, source.c, *windows.kernel, *windows.output))
     check_dtype(source, _COLUMNS)
     check_no_grad(op, source.kind, {"input": input})
     return pool_call(source, "unfold", windows, {"x": input}, backend, formats=(source.format, CONTIGUOUS))
@@ -339,6 +342,7 @@ def fold_call(
         required = f"with {prod(windows.output)} columns, one per window of {windows.output}"
         raise invalid(op, "input (shape)", columns.shape, required)
     positive(op, "output_size", size, output_size)
+    check_elements(op, "output_size", output_size, (columns.n, columns.c // taps, *size))
     check_dtype(columns, _COLUMNS)
     check_no_grad(op, columns.kind, {"input": input})
     image = Source(

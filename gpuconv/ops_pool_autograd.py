@@ -28,6 +28,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
+from .errors import invalid
 from .normalize import memory_format
 from .ops_autograd import needs_operator
 from .ops_library import LIBRARY, autocast, no_autocast, records
@@ -75,6 +76,14 @@ def _add_at(values: Tensor, positions: Tensor, size: Sequence[int]) -> Tensor:
     return total.reshape(*values.shape[:2], *size)
 
 
+def _check_adaptive(form: Form, grad: Tensor) -> None:
+    """Refuse to differentiate an adaptive pool without outputs, as torch does; its mean, of size 1, has a gradient."""
+    mean = form.pool == "adaptive_avg" and all(size == 1 for size in grad.shape[2:])
+    if form.pool.startswith("adaptive") and not mean and 0 in grad.shape[1:]:
+        required = "of a pool with channels and outputs"
+        raise invalid(form.pool + "_pool", "grad_output (shape)", tuple(grad.shape), required)
+
+
 _ADJOINT = {
     "avg_pool": "avg_pool_backward",
     "avg_pool_backward": "avg_pool",
@@ -108,6 +117,8 @@ class _Linear:
             if ctx.name == "max_unpool_backward":
                 return _add_at(grad, indices, ctx.size), *(None,) * 5
             name, form = _ADJOINT[ctx.name], ctx.form._replace(size=ctx.size, format=ctx.format)
+            if ctx.name == "avg_pool":
+                _check_adaptive(form, grad)
             if form.by_stride and not name.endswith("_backward"):
                 form = form._replace(size=())
             return ctx.tier.call(name, _with(name, grad, indices, samples), form), *(None,) * 5
@@ -146,6 +157,7 @@ class _Maximum:
         if grad is None:
             return (None,) * 4
         form = ctx.form._replace(size=ctx.size, format=ctx.format)
+        _check_adaptive(form, grad)
         with no_autocast(grad):
             return ctx.tier.call("max_pool_backward", (grad, *ctx.saved_tensors), form), None, None, None
 

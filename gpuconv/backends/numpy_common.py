@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import product
+from math import prod
 
 import numpy as np
 
@@ -57,11 +57,13 @@ def boxes(sizes: Sequence[int], positions: int) -> Iterator[Box]:
         lengths[axis] = max(1, min(sizes[axis], positions // max(inner, 1)))
         if lengths[axis] > 1:
             break
-    cuts = []
-    for size, length in zip(sizes, lengths, strict=True):
-        parts = -(-size // length) if size else 0
-        cuts.append([(part * size // parts, (part + 1) * size // parts) for part in range(parts)])
-    yield from product(*cuts)
+    counts = [-(-size // length) if size else 0 for size, length in zip(sizes, lengths, strict=True)]
+    for number in range(prod(counts)):  # one by one: plans of absurd sizes look at the first alone
+        box = []
+        for size, parts in zip(reversed(sizes), reversed(counts), strict=True):
+            number, part = divmod(number, parts)
+            box.append((part * size // parts, (part + 1) * size // parts))
+        yield tuple(reversed(box))
 
 
 def shown_runs(size: int, start: int, stop: int, mode: str) -> Iterator[tuple[slice, slice]]:
