@@ -398,9 +398,12 @@ _OPERATORS = _Tier(
 )  # fmt: skip
 
 
-def autocasts_to_float32(pool: str, ndim: int) -> bool:
-    """Tell whether torch's autocast on the CPU runs this pool in float32; on a GPU it runs none so."""
-    return ndim == 3 or pool in ("fractional_max", "max_unpool")
+def autocasts_to_float32(pool: str, ndim: int, indices: bool) -> bool:
+    """Tell whether torch's autocast on the CPU runs this pool in float32; on a GPU it runs none so.
+
+    `indices` tells whether the user asked for positions: torch's list has no max pool with these.
+    """
+    return (ndim == 3 and not (pool == "max" and indices)) or pool in ("fractional_max", "max_unpool")
 
 
 def _register(name: str) -> None:
@@ -426,7 +429,7 @@ def _register(name: str) -> None:
     def cast(*args: Any) -> Any:
         form = Form(*args[count:])
         tensors = args[:count]
-        if autocasts_to_float32(form.pool, form.ndim):
+        if autocasts_to_float32(form.pool, form.ndim, name == "max_pool_with_indices"):
             tensors = autocast(*tensors, dtype=torch.float32)
         with torch._C._ExcludeDispatchKeyGuard(keys):
             return op(*tensors, *form)
