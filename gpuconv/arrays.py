@@ -114,7 +114,7 @@ class ArrayKind(ABC):
 
     @abstractmethod
     def requires_grad(self, array: Any) -> bool:
-        """Tell whether the library would record a gradient through `array` now."""
+        """Tell whether the library would record a gradient through `array` now, a tangent, or a batch of ``vmap``."""
 
     def shape(self, array: Any) -> tuple[int, ...]:
         """Return the shape."""
@@ -202,7 +202,13 @@ class _TorchKind(ArrayKind):
         return view
 
     def requires_grad(self, array: Any) -> bool:
-        return bool(array.requires_grad) and sys.modules["torch"].is_grad_enabled()
+        torch = sys.modules["torch"]
+        if array.requires_grad and torch.is_grad_enabled():
+            return True
+        forward_ad = torch.autograd.forward_ad
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(array).tangent is not None:
+            return True
+        return bool(torch._C._functorch.is_functorch_wrapped_tensor(array))
 
 
 def is_cupy(array: object) -> bool:

@@ -147,11 +147,12 @@ def check_no_grad(op: str, kind: ArrayKind, named: dict[str, Any]) -> None:
     Raises
     ------
     NotImplementedError
-        If an array requires a gradient and gradients are enabled: the result would silently be cut off from the graph.
+        If an array requires a gradient and gradients are enabled, has a tangent, or is inside of a transform of
+        ``torch.func``: the result would silently be cut off from these.
     """
     for argument, array in named.items():
         if array is not None and kind.requires_grad(array):
             raise NotImplementedError(
-                f"{op}: {argument} requires a gradient, and gpuconv does not record gradients of this function; "
-                "call it under torch.no_grad() or pass a detached tensor"
+                f"{op}: {argument} requires a gradient, a tangent or a transform of torch.func, and gpuconv does not "
+                "record them of this function; call it under torch.no_grad() or pass a detached tensor"
             )

@@ -268,6 +268,20 @@ def test_gradients_of_columns_are_refused():
             call()
 
 
+def test_transforms_of_columns_are_refused():
+    """A tangent was silently lost."""
+    x = torch.ones(2, 1, 4, 4)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        for call in (lambda: gpuconv.unfold(dual, 2), lambda: gpuconv.fold(dual[:, 0], 3, 2)):
+            with pytest.raises(NotImplementedError, match="a tangent"):
+                call()
+        assert gpuconv.unfold(x, 2).shape == (2, 4, 9)
+    for transform in (torch.vmap, torch.func.grad, lambda fn: lambda v: torch.func.jvp(fn, (v,), (v,))):
+        with pytest.raises(NotImplementedError, match=r"transform of torch\.func"):
+            transform(lambda v: gpuconv.unfold(v, 2).sum())(x)
+
+
 @pytest.mark.parametrize(
     ("padding", "error"),
     [
