@@ -41,11 +41,13 @@ __all__ = [
     "lp_types",
     "lp_windows",
     "max_call",
+    "norm_of",
     "unfold_call",
     "unpool_call",
 ]
 
 _COLUMNS = ("bool", *FLOATS, "complex64", "complex128")
+_NUMBERS = (int, float, np.floating, np.integer)
 _ALL_INTEGERS = ("bool", *INTEGERS, "uint16", "uint32", "uint64")
 
 
@@ -121,8 +123,15 @@ def lp_windows(source: Source, kernel_size: Any, stride: Any, padding: Any, ceil
     return windows_of(source, kernel_size, stride, padding, 1, ceil_mode, ndim == 3 and not extreme)
 
 
-def _norm(op: str, value: Any) -> float:
-    if isinstance(value, (int, float, np.floating, np.integer)):
+def norm_of(op: str, value: Any) -> float:
+    """Return the power of a power pool as a float.
+
+    Raises
+    ------
+    TypeError
+        If it is not a number.
+    """
+    if isinstance(value, _NUMBERS):
         return float(value)
     raise invalid(op, "norm_type", value, "a number", TypeError)
 
@@ -149,7 +158,7 @@ def lp_call(
     float raises them in float32.
     """
     source = read_source(op, ndim, "input", input, {}, low_rank("lp", ndim))
-    p = _norm(op, norm_type)
+    p = norm_of(op, norm_type)
     windows = lp_windows(source, kernel_size, stride, padding, ceil_mode, isinf(p))
     whole = isinstance(norm_type, (int, np.integer))
     if isinf(p):
@@ -223,7 +232,7 @@ def _ratio_size(source: Source, output_ratio: Any) -> tuple[int, ...]:
         raise invalid(op, "output_ratio", output_ratio, f"a number or {ndim} of them, one per spatial axis", ValueError)
     if len(ratios) < ndim:
         raise invalid(op, "output_ratio", output_ratio, f"a number or {ndim} of them, one per spatial axis", IndexError)
-    if not all(isinstance(ratio, (int, float)) for ratio in ratios):
+    if not all(isinstance(ratio, _NUMBERS) for ratio in ratios):
         raise invalid(op, "output_ratio", output_ratio, "numbers", TypeError)
     return tuple(int(size * ratio) for size, ratio in zip(source.size, ratios))
 

@@ -355,3 +355,14 @@ def test_gradients_of_adaptive_pools_without_outputs(name):
     dy, where = torch.ones(1, 2, *(0,) * ndim_of(name)), torch.zeros(1, 2, *(0,) * ndim_of(name), dtype=torch.int64)
     with pytest.raises(RuntimeError, match="non-empty"):
         getattr(gpuconv, f"{name}_backward")(dy, x.detach(), *((where,) if "max" in name else ()))
+
+
+def test_numbers_of_numpy():
+    """NumPy's scalars are numbers wherever Python's are, in the gradients too."""
+    x = np.linspace(0, 1, 72).reshape(1, 2, 6, 6)
+    for p in (np.float32(2), np.int64(2)):
+        y = gpuconv.lp_pool2d(x, p, 2)
+        np.testing.assert_array_equal(y, gpuconv.lp_pool2d(x, 2, 2))
+        np.testing.assert_array_equal(gpuconv.lp_pool2d_backward(y, x, p, 2), gpuconv.lp_pool2d_backward(y, x, 2, 2))
+    for ratio in (np.float32(0.5), np.float64(0.5), np.int64(1)):
+        check("fractional_max_pool2d", torch.ones(1, 2, 6, 6), 1, output_ratio=(ratio, 0.5))
