@@ -187,6 +187,8 @@ class _TorchKind(ArrayKind):
     def to_numpy(self, array: Any) -> np.ndarray:
         torch = sys.modules["torch"]
         array = array.detach().resolve_conj().resolve_neg()
+        if array._is_zerotensor():  # the zeros of autograd that have no memory
+            array = torch.zeros_like(array)
         if array.dtype is torch.bfloat16:
             array = array.view(torch.uint16)
         view: np.ndarray = array.numpy()

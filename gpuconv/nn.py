@@ -3,7 +3,7 @@
 Each class is a subclass of the module of the same name in ``torch.nn``: constructor, parameters, initialisation,
 ``state_dict`` and ``repr`` are inherited, so a model changes over by changing an import, and checkpoints load either
 way. Other padding modes than zeros run inside the kernel, without a padded copy of the input. The pools are in
-:mod:`gpuconv.nn_pool`.
+:mod:`gpuconv.nn_pool`. ``torch.fx.symbolic_trace`` records these modules as calls of gpuconv's functions.
 
 Importing this module imports torch.
 """
@@ -14,14 +14,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.fx
 
-from . import functional
+from .functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from .nn_pool import *  # noqa: F403
 from .nn_pool import __all__ as _pools
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", *_pools]
 
 Tensor = Any
+
+for _name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
+    torch.fx.wrap(_name)
 
 
 def _convolve(module: Any, fn: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -35,7 +39,7 @@ def _convolve_transposed(
     geometry = (module.stride, module.padding, module.output_padding, module.groups, module.dilation)
     if output_size is not None:  # replaces the module's output padding, as in torch
         geometry = (module.stride, module.padding, 0, module.groups, module.dilation)
-        output_size = tuple(output_size)
+        output_size = output_size if isinstance(output_size, torch.fx.Proxy) else tuple(output_size)
     return fn(input, module.weight, module.bias, *geometry, output_size=output_size)
 
 
@@ -51,7 +55,7 @@ class Conv1d(torch.nn.Conv1d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _convolve(self, functional.conv1d, input, weight, bias)
+        return _convolve(self, conv1d, input, weight, bias)
 
 
 class Conv2d(torch.nn.Conv2d):
@@ -67,7 +71,7 @@ class Conv2d(torch.nn.Conv2d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _convolve(self, functional.conv2d, input, weight, bias)
+        return _convolve(self, conv2d, input, weight, bias)
 
 
 class Conv3d(torch.nn.Conv3d):
@@ -81,7 +85,7 @@ class Conv3d(torch.nn.Conv3d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _convolve(self, functional.conv3d, input, weight, bias)
+        return _convolve(self, conv3d, input, weight, bias)
 
 
 class ConvTranspose1d(torch.nn.ConvTranspose1d):
@@ -96,7 +100,7 @@ class ConvTranspose1d(torch.nn.ConvTranspose1d):
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return the transposed convolution of `input`, of size `output_size` if that is given."""
-        return _convolve_transposed(self, functional.conv_transpose1d, input, output_size)
+        return _convolve_transposed(self, conv_transpose1d, input, output_size)
 
 
 class ConvTranspose2d(torch.nn.ConvTranspose2d):
@@ -112,7 +116,7 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return the transposed convolution of `input`, of size `output_size` if that is given."""
-        return _convolve_transposed(self, functional.conv_transpose2d, input, output_size)
+        return _convolve_transposed(self, conv_transpose2d, input, output_size)
 
 
 class ConvTranspose3d(torch.nn.ConvTranspose3d):
@@ -127,4 +131,4 @@ class ConvTranspose3d(torch.nn.ConvTranspose3d):
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return the transposed convolution of `input`, of size `output_size` if that is given."""
-        return _convolve_transposed(self, functional.conv_transpose3d, input, output_size)
+        return _convolve_transposed(self, conv_transpose3d, input, output_size)

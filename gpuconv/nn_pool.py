@@ -12,8 +12,32 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.fx
 
-from . import pooling
+from .pooling import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    fold,
+    fractional_max_pool2d,
+    fractional_max_pool3d,
+    lp_pool1d,
+    lp_pool2d,
+    lp_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+    max_unpool1d,
+    max_unpool2d,
+    max_unpool3d,
+    unfold,
+)
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -41,6 +65,9 @@ __all__ = [
 ]
 
 Tensor = Any
+
+for _name in [name for name in globals() if "pool" in name or name in ("fold", "unfold")]:  # the functions above
+    torch.fx.wrap(_name)
 
 
 def _max(module: Any, fn: Callable[..., Any], input: Tensor) -> Any:
@@ -71,7 +98,7 @@ class MaxPool1d(torch.nn.MaxPool1d):
 
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return _max(self, pooling.max_pool1d, input)
+        return _max(self, max_pool1d, input)
 
 
 class MaxPool2d(torch.nn.MaxPool2d):
@@ -86,7 +113,7 @@ class MaxPool2d(torch.nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return _max(self, pooling.max_pool2d, input)
+        return _max(self, max_pool2d, input)
 
 
 class MaxPool3d(torch.nn.MaxPool3d):
@@ -101,7 +128,7 @@ class MaxPool3d(torch.nn.MaxPool3d):
 
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return _max(self, pooling.max_pool3d, input)
+        return _max(self, max_pool3d, input)
 
 
 class AvgPool1d(torch.nn.AvgPool1d):
@@ -116,7 +143,7 @@ class AvgPool1d(torch.nn.AvgPool1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
-        return _avg(self, pooling.avg_pool1d, input)
+        return _avg(self, avg_pool1d, input)
 
 
 class AvgPool2d(torch.nn.AvgPool2d):
@@ -131,7 +158,7 @@ class AvgPool2d(torch.nn.AvgPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
-        return _avg(self, pooling.avg_pool2d, input)
+        return _avg(self, avg_pool2d, input)
 
 
 class AvgPool3d(torch.nn.AvgPool3d):
@@ -146,7 +173,7 @@ class AvgPool3d(torch.nn.AvgPool3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
-        return _avg(self, pooling.avg_pool3d, input)
+        return _avg(self, avg_pool3d, input)
 
 
 class LPPool1d(torch.nn.LPPool1d):
@@ -162,7 +189,7 @@ class LPPool1d(torch.nn.LPPool1d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the power averages."""
         geometry = (float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
-        return pooling.lp_pool1d(input, *geometry)
+        return lp_pool1d(input, *geometry)
 
 
 class LPPool2d(torch.nn.LPPool2d):
@@ -178,7 +205,7 @@ class LPPool2d(torch.nn.LPPool2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the power averages."""
         geometry = (float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
-        return pooling.lp_pool2d(input, *geometry)
+        return lp_pool2d(input, *geometry)
 
 
 class LPPool3d(torch.nn.LPPool3d):
@@ -194,7 +221,7 @@ class LPPool3d(torch.nn.LPPool3d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the power averages."""
         geometry = (float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
-        return pooling.lp_pool3d(input, *geometry)
+        return lp_pool3d(input, *geometry)
 
 
 class AdaptiveAvgPool1d(torch.nn.AdaptiveAvgPool1d):
@@ -209,7 +236,7 @@ class AdaptiveAvgPool1d(torch.nn.AdaptiveAvgPool1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
-        return pooling.adaptive_avg_pool1d(input, self.output_size)
+        return adaptive_avg_pool1d(input, self.output_size)
 
 
 class AdaptiveAvgPool2d(torch.nn.AdaptiveAvgPool2d):
@@ -224,7 +251,7 @@ class AdaptiveAvgPool2d(torch.nn.AdaptiveAvgPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
-        return pooling.adaptive_avg_pool2d(input, self.output_size)
+        return adaptive_avg_pool2d(input, self.output_size)
 
 
 class AdaptiveAvgPool3d(torch.nn.AdaptiveAvgPool3d):
@@ -239,7 +266,7 @@ class AdaptiveAvgPool3d(torch.nn.AdaptiveAvgPool3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
-        return pooling.adaptive_avg_pool3d(input, self.output_size)
+        return adaptive_avg_pool3d(input, self.output_size)
 
 
 class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):
@@ -254,7 +281,7 @@ class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):
 
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return pooling.adaptive_max_pool1d(input, self.output_size, self.return_indices)
+        return adaptive_max_pool1d(input, self.output_size, self.return_indices)
 
 
 class AdaptiveMaxPool2d(torch.nn.AdaptiveMaxPool2d):
@@ -269,7 +296,7 @@ class AdaptiveMaxPool2d(torch.nn.AdaptiveMaxPool2d):
 
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return pooling.adaptive_max_pool2d(input, self.output_size, self.return_indices)
+        return adaptive_max_pool2d(input, self.output_size, self.return_indices)
 
 
 class AdaptiveMaxPool3d(torch.nn.AdaptiveMaxPool3d):
@@ -284,7 +311,7 @@ class AdaptiveMaxPool3d(torch.nn.AdaptiveMaxPool3d):
 
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return pooling.adaptive_max_pool3d(input, self.output_size, self.return_indices)
+        return adaptive_max_pool3d(input, self.output_size, self.return_indices)
 
 
 class FractionalMaxPool2d(torch.nn.FractionalMaxPool2d):
@@ -299,7 +326,7 @@ class FractionalMaxPool2d(torch.nn.FractionalMaxPool2d):
 
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return _fractional(self, pooling.fractional_max_pool2d, input)
+        return _fractional(self, fractional_max_pool2d, input)
 
 
 class FractionalMaxPool3d(torch.nn.FractionalMaxPool3d):
@@ -314,7 +341,7 @@ class FractionalMaxPool3d(torch.nn.FractionalMaxPool3d):
 
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return _fractional(self, pooling.fractional_max_pool3d, input)
+        return _fractional(self, fractional_max_pool3d, input)
 
 
 class MaxUnpool1d(torch.nn.MaxUnpool1d):
@@ -331,7 +358,7 @@ class MaxUnpool1d(torch.nn.MaxUnpool1d):
     def forward(self, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return `input` at `indices` of a plane of zeros, of size `output_size` if that is given."""
         geometry = (self.kernel_size, self.stride, self.padding)
-        return pooling.max_unpool1d(input, indices, *geometry, output_size)
+        return max_unpool1d(input, indices, *geometry, output_size)
 
 
 class MaxUnpool2d(torch.nn.MaxUnpool2d):
@@ -348,7 +375,7 @@ class MaxUnpool2d(torch.nn.MaxUnpool2d):
     def forward(self, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return `input` at `indices` of a plane of zeros, of size `output_size` if that is given."""
         geometry = (self.kernel_size, self.stride, self.padding)
-        return pooling.max_unpool2d(input, indices, *geometry, output_size)
+        return max_unpool2d(input, indices, *geometry, output_size)
 
 
 class MaxUnpool3d(torch.nn.MaxUnpool3d):
@@ -365,7 +392,7 @@ class MaxUnpool3d(torch.nn.MaxUnpool3d):
     def forward(self, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return `input` at `indices` of a plane of zeros, of size `output_size` if that is given."""
         geometry = (self.kernel_size, self.stride, self.padding)
-        return pooling.max_unpool3d(input, indices, *geometry, output_size)
+        return max_unpool3d(input, indices, *geometry, output_size)
 
 
 class Unfold(torch.nn.Unfold):
@@ -380,7 +407,7 @@ class Unfold(torch.nn.Unfold):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the windows of `input` as columns."""
-        return pooling.unfold(input, self.kernel_size, self.dilation, self.padding, self.stride)
+        return unfold(input, self.kernel_size, self.dilation, self.padding, self.stride)
 
 
 class Fold(torch.nn.Fold):
@@ -396,4 +423,4 @@ class Fold(torch.nn.Fold):
     def forward(self, input: Tensor) -> Tensor:
         """Return the image that the columns of `input` add up to."""
         geometry = (self.kernel_size, self.dilation, self.padding, self.stride)
-        return pooling.fold(input, self.output_size, *geometry)
+        return fold(input, self.output_size, *geometry)

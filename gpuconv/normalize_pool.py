@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 from .arrays import CONTIGUOUS, ArrayKind, common_kind
@@ -24,7 +25,7 @@ from .normalize import (
     same_device,
 )
 from .problem import Call, PoolProblem
-from .shapes import adaptive_windows, effective_kernel, map_axes, pad_half, pad_same, pad_same_lower, pad_same_upper
+from .shapes import adaptive_longest, effective_kernel, map_axes, pad_half, pad_same, pad_same_lower, pad_same_upper
 from .shapes import pool_output_size as output_size_of
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "adaptive_windows_of",
     "boolean",
     "check_dtype",
+    "check_elements",
     "check_like",
     "check_sizes",
     "neutral_windows",
@@ -158,6 +160,18 @@ def check_sizes(source: Source, channels: bool = True) -> None:
     """
     if not all(source.size) or (channels and not source.c):
         raise invalid(source.op, "input (shape)", source.shape, "non-empty in every axis but the batch")
+
+
+def check_elements(op: str, argument: str, given: object, shape: Sequence[int]) -> None:
+    """Refuse a result of more elements than 64 bits count, before anything is made of that size.
+
+    Raises
+    ------
+    RuntimeError
+        If `shape` has 2**63 elements or more. Symbolic sizes pass: the allocation checks them.
+    """
+    if not any(is_symbolic(size) for size in shape) and prod(shape) >= 2**63:
+        raise invalid(op, argument, given, f"such that the result has fewer than 2**63 elements, and not {shape}")
 
 
 def positive(op: str, argument: str, values: tuple[int, ...], given: object) -> tuple[int, ...]:
@@ -306,11 +320,7 @@ def _adaptive_sizes(source: Source, output_size: Any) -> tuple[int, ...]:
 @lru_cache(maxsize=1024)
 def adaptive_kernel(size: tuple[int, ...], output: tuple[int, ...]) -> tuple[int, ...]:
     """Return the largest window of an adaptive pool, at least 1 in every axis."""
-    kernel = []
-    for n, o in zip(size, output):
-        starts, ends = adaptive_windows(n, o) if o else ((), ())
-        kernel.append(max((end - start for start, end in zip(starts, ends)), default=1) or 1)
-    return tuple(kernel)
+    return tuple((adaptive_longest(n, o) if o else 1) or 1 for n, o in zip(size, output))
 
 
 def adaptive_windows_of(source: Source, output_size: Any) -> Windows:
@@ -321,11 +331,12 @@ def adaptive_windows_of(source: Source, output_size: Any) -> Windows:
     TypeError
         If `output_size` is not an integer or a sequence of them (and of ``None``, in 2-D and 3-D).
     RuntimeError
-        If it has another length than the spatial axes, or a negative entry.
+        If it has another length than the spatial axes, a negative entry, or too many elements.
     """
     output = _adaptive_sizes(source, output_size)
     if is_compiling() or any(is_symbolic(size) for size in (*source.size, *output)):
         return neutral_windows((1,) * len(output), output)
+    check_elements(source.op, "output_size", output_size, (source.n, source.c, *output))
     return neutral_windows(adaptive_kernel(source.size, output), output)
 
 

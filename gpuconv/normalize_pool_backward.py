@@ -21,7 +21,7 @@ from .normalize_pool import (
     read_source,
     windows_of,
 )
-from .normalize_pool_forward import avg_windows, lp_windows
+from .normalize_pool_forward import avg_windows, lp_windows, norm_of
 from .problem import Call
 
 __all__ = [
@@ -82,14 +82,13 @@ def lp_backward_call(
 ) -> Call:  # fmt: skip
     """Return the call of the backward pass of a power pool."""
     source = _source(op, ndim, input, grad_output)
-    if not isinstance(norm_type, (int, float)):
-        raise invalid(op, "norm_type", norm_type, "a number", TypeError)
-    if norm_type == 0:
+    p = norm_of(op, norm_type)
+    if p == 0:
         raise invalid(op, "norm_type", norm_type, "other than zero", ZeroDivisionError)
-    windows = lp_windows(source, kernel_size, stride, padding, ceil_mode, isinf(norm_type))
+    windows = lp_windows(source, kernel_size, stride, padding, ceil_mode, isinf(p))
     _like_output(source, windows, grad_output)
     arrays = {"x": input, "y": grad_output}
-    options: dict[str, Any] = {"ceil_mode": ceil_mode, "norm_type": float(norm_type)}
+    options: dict[str, Any] = {"ceil_mode": ceil_mode, "norm_type": p}
     return pool_call(source, "lp", windows, arrays, backend, kind="bwd", **options)
 
 
@@ -101,6 +100,8 @@ def adaptive_backward_call(
     grad_shape = source.kind.shape(grad_output)
     if len(grad_shape) != len(source.shape):
         raise invalid(op, "grad_output (shape)", grad_shape, f"of {len(source.shape)} axes, as the input")
+    if 0 in grad_shape[1:]:
+        raise invalid(op, "grad_output (shape)", grad_shape, "non-empty in every axis but the first")
     windows = adaptive_windows_of(source, grad_shape[-ndim:])
     _like_output(source, windows, grad_output, indices)
     arrays = {"y": grad_output} if indices is None else {"y": grad_output, "indices": indices}

@@ -19,6 +19,7 @@ from .normalize_pool import (
     Windows,
     boolean,
     check_dtype,
+    check_elements,
     check_like,
     check_sizes,
     neutral_windows,
@@ -41,11 +42,13 @@ __all__ = [
     "lp_types",
     "lp_windows",
     "max_call",
+    "norm_of",
     "unfold_call",
     "unpool_call",
 ]
 
 COLUMNS = ("bool", *FLOATS, "complex64", "complex128")
+_NUMBERS = (int, float, np.floating, np.integer)
 _ALL_INTEGERS = ("bool", *INTEGERS, "uint16", "uint32", "uint64")
 
 
@@ -121,8 +124,15 @@ def lp_windows(source: Source, kernel_size: Any, stride: Any, padding: Any, ceil
     return windows_of(source, kernel_size, stride, padding, 1, ceil_mode, ndim == 3 and not extreme)
 
 
-def _norm(op: str, value: Any) -> float:
-    if isinstance(value, (int, float, np.floating, np.integer)):
+def norm_of(op: str, value: Any) -> float:
+    """Return the power of a power pool as a float.
+
+    Raises
+    ------
+    TypeError
+        If it is not a number.
+    """
+    if isinstance(value, _NUMBERS):
         return float(value)
     raise invalid(op, "norm_type", value, "a number", TypeError)
 
@@ -149,7 +159,7 @@ def lp_call(
     float raises them in float32.
     """
     source = read_source(op, ndim, "input", input, {}, low_rank("lp", ndim))
-    p = _norm(op, norm_type)
+    p = norm_of(op, norm_type)
     windows = lp_windows(source, kernel_size, stride, padding, ceil_mode, isinf(p))
     whole = isinstance(norm_type, (int, np.integer))
     if isinf(p):
@@ -205,6 +215,7 @@ def unpool_call(
     output = _unpool_size(source, kernel, steps, pads, output_size)
     check_like(source, "indices", indices, source.shape, "int64")
     check_sizes(source, not source.unbatched)
+    check_elements(op, "output_size", output_size, (source.n, source.c, *output))
     if ndim == 3:
         positive(op, "stride", steps, stride)
     check_dtype(source, FLOATS)
@@ -222,7 +233,7 @@ def _ratio_size(source: Source, output_ratio: Any) -> tuple[int, ...]:
         raise invalid(op, "output_ratio", output_ratio, f"a number or {ndim} of them, one per spatial axis", ValueError)
     if len(ratios) < ndim:
         raise invalid(op, "output_ratio", output_ratio, f"a number or {ndim} of them, one per spatial axis", IndexError)
-    if not all(isinstance(ratio, (int, float)) for ratio in ratios):
+    if not all(isinstance(ratio, _NUMBERS) for ratio in ratios):
         raise invalid(op, "output_ratio", output_ratio, "numbers", TypeError)
     return tuple(int(size * ratio) for size, ratio in zip(source.size, ratios))
 
@@ -318,6 +329,7 @@ def unfold_call(
     source = read_source(op, ndim, "input", input, {}, IndexError)
     windows = _column_windows(source, source.size, kernel_size, dilation, padding, stride)
     check_sizes(source)
+    check_elements(op, "padding", padding, (source.n, source.c, *windows.kernel, *windows.output))
     check_dtype(source, COLUMNS)
     return pool_call(source, "unfold", windows, {"x": input}, backend, formats=(source.format, CONTIGUOUS))
 
@@ -339,6 +351,7 @@ def fold_call(
         required = f"with {prod(windows.output)} columns, one per window of {windows.output}"
         raise invalid(op, "input (shape)", columns.shape, required)
     positive(op, "output_size", size, output_size)
+    check_elements(op, "output_size", output_size, (columns.n, columns.c // taps, *size))
     check_dtype(columns, COLUMNS)
     image = Source(
         op, columns.kind, input, columns.n, columns.c // taps, size, columns.dtype, columns.device, CONTIGUOUS,

@@ -101,10 +101,13 @@ def apply(problem: ConvProblem, backend: str, first: Tensor, second: Tensor, bia
 
 
 def needs_operator(*tensors: Tensor | None) -> bool:
-    """Tell whether something wants to see an operator: a dispatch mode, a tensor subclass, a tensor without values."""
+    """Tell whether something wants to see an operator: a dispatch mode, a tensor subclass, a tensor without memory."""
     if torch._C._len_torch_dispatch_stack():
         return True
-    return any(tensor is not None and (type(tensor) not in PLAIN or tensor.is_meta) for tensor in tensors)
+    return any(
+        tensor is not None and (type(tensor) not in PLAIN or tensor.is_meta or tensor._is_zerotensor())
+        for tensor in tensors
+    )
 
 
 def _launch(problem: ConvProblem, backend: str, first: Tensor, second: Tensor, bias: Tensor | None) -> Tensor:

@@ -86,7 +86,8 @@ def _in_order(call: Call, arrays: tuple[Tensor, ...]) -> bool:
 
 def _cast(op: str, ndim: int, *arguments: Any) -> tuple[Any, ...]:
     """Cast tensors as autocast on the CPU does for this pool."""
-    if not autocasts_to_float32(op.partition("_pool")[0] if "unpool" not in op else "max_unpool", ndim):
+    pool = "max_unpool" if "unpool" in op else op.partition("_pool")[0]
+    if not autocasts_to_float32(pool, ndim, pool == "max" and bool(arguments[-2])):
         return arguments
     return tuple(
         autocast(value, dtype=torch.float32)[0] if isinstance(value, torch.Tensor) else value for value in arguments

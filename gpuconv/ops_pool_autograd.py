@@ -29,6 +29,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
+from .errors import invalid
 from .normalize import memory_format
 from .ops_autograd import needs_operator
 from .ops_library import LIBRARY, autocast, no_autocast, records
@@ -76,6 +77,14 @@ def _add_at(values: Tensor, positions: Tensor, size: Sequence[int]) -> Tensor:
     return total.reshape(*values.shape[:2], *size)
 
 
+def _check_adaptive(form: Form, grad: Tensor) -> None:
+    """Refuse to differentiate an adaptive pool without outputs, as torch does; its mean, of size 1, has a gradient."""
+    mean = form.pool == "adaptive_avg" and all(size == 1 for size in grad.shape[2:])
+    if form.pool.startswith("adaptive") and not mean and 0 in grad.shape[1:]:
+        required = "of a pool with channels and outputs"
+        raise invalid(form.pool + "_pool", "grad_output (shape)", tuple(grad.shape), required)
+
+
 _ADJOINT = {
     "avg_pool": "avg_pool_backward",
     "avg_pool_backward": "avg_pool",
@@ -111,6 +120,8 @@ class _Linear:
             if ctx.name == "max_unpool_backward":
                 return _add_at(grad, indices, ctx.size), *(None,) * 5
             name, form = _ADJOINT[ctx.name], ctx.form._replace(size=ctx.size, format=ctx.format)
+            if ctx.name == "avg_pool":
+                _check_adaptive(form, grad)
             if form.by_stride and not name.endswith("_backward"):
                 form = form._replace(size=())
             elif form.pool in ("unfold", "fold"):
@@ -151,6 +162,7 @@ class _Maximum:
         if grad is None:
             return (None,) * 4
         form = ctx.form._replace(size=ctx.size, format=ctx.format)
+        _check_adaptive(form, grad)
         with no_autocast(grad):
             return ctx.tier.call("max_pool_backward", (grad, *ctx.saved_tensors), form), None, None, None
 
@@ -391,9 +403,12 @@ _OPERATORS = _Tier(
 )  # fmt: skip
 
 
-def autocasts_to_float32(pool: str, ndim: int) -> bool:
-    """Tell whether torch's autocast on the CPU runs this pool in float32; on a GPU it runs none so."""
-    return ndim == 3 or pool in ("fractional_max", "max_unpool")
+def autocasts_to_float32(pool: str, ndim: int, indices: bool) -> bool:
+    """Tell whether torch's autocast on the CPU runs this pool in float32; on a GPU it runs none so.
+
+    `indices` tells whether the user asked for positions: torch's list has no max pool with these.
+    """
+    return (ndim == 3 and not (pool == "max" and indices)) or pool in ("fractional_max", "max_unpool")
 
 
 def _register(name: str) -> None:
@@ -419,7 +434,7 @@ def _register(name: str) -> None:
     def cast(*args: Any) -> Any:
         form = Form(*args[count:])
         tensors = args[:count]
-        if autocasts_to_float32(form.pool, form.ndim):
+        if autocasts_to_float32(form.pool, form.ndim, name == "max_pool_with_indices"):
             tensors = autocast(*tensors, dtype=torch.float32)
         with torch._C._ExcludeDispatchKeyGuard(keys):
             return op(*tensors, *form)

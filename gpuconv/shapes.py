@@ -32,6 +32,7 @@ __all__ = [
     "Layer",
     "ReceptiveField",
     "Size",
+    "adaptive_longest",
     "adaptive_window",
     "adaptive_windows",
     "conv_input_sizes",
@@ -254,6 +255,12 @@ def adaptive_windows(size: Size, output: Size) -> tuple[tuple[Size, ...], tuple[
     """
     windows = [adaptive_window(index, size, output) for index in range(output)]
     return tuple(start for start, _ in windows), tuple(end for _, end in windows)
+
+
+def adaptive_longest(size: Size, output: Size) -> Size:
+    """Length of the longest window of an adaptive pooling, ``ceil((n - 1) / o) + 1`` with ``n / o`` in lowest terms."""
+    common = math.gcd(size, output)
+    return (size // common + output // common - 2) // (output // common) + 1
 
 
 def fractional_pool_starts(

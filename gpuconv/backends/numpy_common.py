@@ -10,7 +10,17 @@ import numpy as np
 
 from ..config import workspace_limit
 
-__all__ = ["Box", "bfloat16_bits", "boxes", "compute_dtype", "narrow", "shown_runs", "widen", "workspace_target"]
+__all__ = [
+    "Box",
+    "bfloat16_bits",
+    "boxes",
+    "compute_dtype",
+    "narrow",
+    "parts_per_axis",
+    "shown_runs",
+    "widen",
+    "workspace_target",
+]
 
 Box = tuple[tuple[int, int], ...]
 """A rectangle of positions: (start, stop) per axis."""
@@ -46,11 +56,8 @@ def workspace_target() -> int:
     return max(workspace_limit() // 4, 1 << 16)
 
 
-def boxes(sizes: Sequence[int], positions: int) -> Iterator[Box]:
-    """Cut a grid of `sizes` into boxes of at most `positions` positions (at least one), keeping inner axes whole first.
-
-    An axis is cut into nearly equal parts. Yields nothing when an axis is empty.
-    """
+def parts_per_axis(sizes: Sequence[int], positions: int) -> list[int]:
+    """Return into how many parts :func:`boxes` cuts each axis."""
     lengths = list(sizes)
     for axis in range(len(sizes)):
         inner = 1
@@ -59,10 +66,18 @@ def boxes(sizes: Sequence[int], positions: int) -> Iterator[Box]:
         lengths[axis] = max(1, min(sizes[axis], positions // max(inner, 1)))
         if lengths[axis] > 1:
             break
-    cuts = []
-    for size, length in zip(sizes, lengths, strict=True):
-        parts = -(-size // length) if size else 0
-        cuts.append([(part * size // parts, (part + 1) * size // parts) for part in range(parts)])
+    return [-(-size // length) if size else 0 for size, length in zip(sizes, lengths, strict=True)]
+
+
+def boxes(sizes: Sequence[int], positions: int) -> Iterator[Box]:
+    """Cut a grid of `sizes` into boxes of at most `positions` positions (at least one), keeping inner axes whole first.
+
+    An axis is cut into nearly equal parts. Yields nothing when an axis is empty.
+    """
+    cuts = [
+        [(part * size // parts, (part + 1) * size // parts) for part in range(parts)]
+        for size, parts in zip(sizes, parts_per_axis(sizes, positions), strict=True)
+    ]
     yield from product(*cuts)
 
 

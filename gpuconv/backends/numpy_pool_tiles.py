@@ -12,7 +12,7 @@ import numpy as np
 
 from ..arrays import CHANNELS_LAST, CONTIGUOUS
 from ..problem import PoolProblem
-from .numpy_common import Box, boxes
+from .numpy_common import Box, boxes, parts_per_axis
 from .numpy_pool_axes import Axis, axes_of, slabs_in, slabs_out
 from .numpy_pool_products import way_of
 
@@ -133,8 +133,10 @@ def _kept_ranges(problem: PoolProblem, plane: int, tile: int) -> list[Rows]:
 def largest_tile(problem: PoolProblem, sizes: Sequence[int], weight: int, fmt: str) -> tuple[int, tuple[int, ...]]:
     """Return the rows (N times C) and the lengths per axis that no tile of :func:`tiles` exceeds."""
     images, channels, positions = _cut(problem, sizes, weight, fmt)
-    box = next(boxes(sizes, positions or prod(sizes)), tuple((0, 0) for _ in sizes))
-    return images * channels, tuple(min(size, stop - start + 1) for size, (start, stop) in zip(sizes, box))
+    parts = parts_per_axis(sizes, positions or prod(sizes))
+    if not all(parts):
+        return images * channels, tuple(min(size, 1) for size in sizes)
+    return images * channels, tuple(min(size, size // count + 1) for size, count in zip(sizes, parts))
 
 
 def row_shape(array: np.ndarray, fmt: str) -> np.ndarray:

@@ -200,6 +200,7 @@ AUTOCAST = [
     *FAMILIES[:1],
     *FAMILIES[3:4],
     *FAMILIES[5:8],
+    ("max_pool", (2,), {"return_indices": True}),
     ("adaptive_max_pool", (3,), {}),
     ("fractional_max_pool", (2, 2), {}),
 ]
@@ -218,6 +219,8 @@ def test_autocast(dtype: torch.dtype, grad: bool) -> None:
             theirs, ours = getattr(F, name)(x, *args, **kwargs), getattr(gpuconv, name)(x, *args, **kwargs)
             with forbid_aten():
                 operator = getattr(gpuconv, name)(x, *args, **kwargs)
+        if kwargs.get("return_indices"):
+            (theirs, _), (ours, _), (operator, _) = theirs, ours, operator
         assert ours.dtype is operator.dtype is theirs.dtype, (name, args)
         if grad:
             (dx,) = torch.autograd.grad(ours.sum(), x)

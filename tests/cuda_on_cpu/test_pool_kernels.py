@@ -175,10 +175,13 @@ def test_empty_batches_and_results(name, arguments):
     assert ran.results[0].shape == theirs.shape and ran.results[0].dtype == theirs.dtype and not ran.launches
 
 
-def test_gradient_of_an_empty_result_is_zero():
+def test_gradient_of_an_empty_result_is_refused():
+    """As torch refuses it; that of an empty batch is an empty batch."""
     x, grad = np.ones((2, 3, 5, 4)), np.ones((2, 3, 0, 2))
-    ran = harness.run(gpuconv.adaptive_avg_pool2d_backward, *(harness.on_device(a, "float32") for a in (grad, x)))
-    np.testing.assert_array_equal(ran.result, np.zeros_like(x))
+    with pytest.raises(RuntimeError, match="non-empty"):
+        harness.run(gpuconv.adaptive_avg_pool2d_backward, *(harness.on_device(a, "float32") for a in (grad, x)))
+    arrays = (harness.on_device(a, "float32") for a in (np.ones((0, 3, 2, 2)), x[:0]))
+    assert harness.run(gpuconv.adaptive_avg_pool2d_backward, *arrays).result.shape == (0, 3, 5, 4)
 
 
 @pytest.mark.parametrize("layout", (CONTIGUOUS, CHANNELS_LAST))

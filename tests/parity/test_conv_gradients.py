@@ -277,3 +277,14 @@ def test_a_graph_is_freed(torch_rng: torch.Generator) -> None:
     y.backward()
     with pytest.raises(RuntimeError, match="second time"):
         y.backward()
+
+
+def test_zeros_without_memory() -> None:
+    """Autograd stands for zeros by tensors that have no memory; they reach an operator like others."""
+    x, w = torch.randn(1, 2, 5, 5, requires_grad=True), torch.randn(3, 2, 2, 2, requires_grad=True)
+    y = gpuconv.conv2d(x, w)
+    for grad in torch.autograd.grad(y, (x, w), torch._efficientzerotensor(y.shape)):
+        assert not grad.any()
+    (grad,) = torch.autograd.grad(gpuconv.max_pool2d(x, 2), x, torch._efficientzerotensor((1, 2, 2, 2)))
+    assert not grad.any()
+    assert not gpuconv.conv2d(torch._efficientzerotensor(x.shape), w.detach()).any()

@@ -75,6 +75,36 @@ def test_output_size(ndim: int) -> None:
             module(x, output_size=(9,) * (ndim + 3))
 
 
+class Everything(torch.nn.Module):
+    """A network with modules of every kind, of `torch.nn` or of ours."""
+
+    def __init__(self, nn: Any) -> None:
+        super().__init__()
+        self.conv, self.up = nn.Conv2d(2, 6, 3, padding=1, padding_mode="reflect"), nn.ConvTranspose2d(6, 2, 2, 2)
+        self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+        self.averages = torch.nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.LPPool2d(2, 2))
+        self.samples = nn.FractionalMaxPool2d(2, output_size=(4, 4), _random_samples=torch.full((2, 2, 2), 0.4))
+        self.adaptive = torch.nn.Sequential(nn.AdaptiveAvgPool2d((3, None)), nn.AdaptiveMaxPool2d(2))
+        self.line = nn.Conv1d(2, 3, 2)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        pooled, indices = self.pool(self.conv(x))
+        y = self.averages(self.unpool(pooled, indices, output_size=x.size()))
+        y = self.adaptive(self.samples(self.up(y, output_size=x.size()[2:])))
+        return self.line(y.flatten(2))
+
+
+def test_symbolic_trace() -> None:
+    """``torch.fx`` records calls of our functions, as it records torch's modules."""
+    ours, theirs = Everything(gpuconv.nn), Everything(torch.nn)
+    ours.load_state_dict(theirs.state_dict())
+    traced, x = torch.fx.symbolic_trace(ours), torch.randn(2, 2, 16, 16)
+    targets = {node.target for node in traced.graph.nodes if node.op == "call_function"}
+    assert {gpuconv.conv2d, gpuconv.conv_transpose2d, gpuconv.max_pool2d, gpuconv.max_unpool2d} <= targets
+    torch.testing.assert_close(traced(x), theirs(x))
+    torch.testing.assert_close(pickle.loads(pickle.dumps(traced))(x), theirs(x))
+
+
 def test_constructors_refuse_what_torchs_do() -> None:
     for module in (gpuconv.nn, torch.nn):
         with pytest.raises(ValueError):

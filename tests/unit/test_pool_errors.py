@@ -299,3 +299,47 @@ def test_forced_solver_never_falls_back():
     assert gpuconv.max_pool2d(x, 2, backend="numpy.pool.max.fprop").shape == (1, 1, 2, 2)
     with pytest.raises(gpuconv.NoSolverError, match=r"numpy\.pool\.avg\.fprop"):
         gpuconv.max_pool2d(x, 2, backend="numpy.pool.avg.fprop")
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_more_elements_than_64_bits_count(ndim):
+    """The same class at once, and not after a list of every window."""
+    x, where = torch.ones(2, 2, *(2,) * ndim), torch.zeros(2, 2, *(2,) * ndim, dtype=torch.int64)
+    huge = 2**62 - 1
+    for kind in ("avg", "max"):
+        check(f"adaptive_{kind}_pool{ndim}d", x, huge if ndim == 1 else (huge, *(1,) * (ndim - 1)))
+    check(f"max_unpool{ndim}d", x, where, 2**62 // 3)
+    if ndim == 2:
+        check("fold", torch.ones(1, 4, 1), (2**62, 8), 2, stride=(2**62, 8))
+        with pytest.raises(RuntimeError, match="fewer than"):  # torch's product wraps around
+            gpuconv.unfold(x, 2, padding=2**61)
+
+
+@pytest.mark.parametrize("name", [f"adaptive_{kind}_pool{ndim}d" for kind in ("avg", "max") for ndim in (1, 2, 3)])
+def test_gradients_of_adaptive_pools_without_outputs(name):
+    """Torch refuses these where they are taken, and takes those of an empty batch."""
+    x = torch.ones(SHAPES[ndim_of(name)], requires_grad=True)
+    for size in (0, 2):
+        for array in (x, x[0], x[:0], x[:, :0]):
+            fits = [outcome(getattr(module, name), array, size)[1] == "" for module in (F, gpuconv)]
+            assert fits[0] == fits[1]
+            if not fits[0]:
+                continue
+            expected, actual = (
+                outcome(torch.autograd.grad, getattr(module, name)(array, size).sum(), x)[0] for module in (F, gpuconv)
+            )
+            assert actual == expected, (size, array.shape)
+    dy, where = torch.ones(1, 2, *(0,) * ndim_of(name)), torch.zeros(1, 2, *(0,) * ndim_of(name), dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="non-empty"):
+        getattr(gpuconv, f"{name}_backward")(dy, x.detach(), *((where,) if "max" in name else ()))
+
+
+def test_numbers_of_numpy():
+    """NumPy's scalars are numbers wherever Python's are, in the gradients too."""
+    x = np.linspace(0, 1, 72).reshape(1, 2, 6, 6)
+    for p in (np.float32(2), np.int64(2)):
+        y = gpuconv.lp_pool2d(x, p, 2)
+        np.testing.assert_array_equal(y, gpuconv.lp_pool2d(x, 2, 2))
+        np.testing.assert_array_equal(gpuconv.lp_pool2d_backward(y, x, p, 2), gpuconv.lp_pool2d_backward(y, x, 2, 2))
+    for ratio in (np.float32(0.5), np.float64(0.5), np.int64(1)):
+        check("fractional_max_pool2d", torch.ones(1, 2, 6, 6), 1, output_ratio=(ratio, 0.5))

@@ -249,6 +249,7 @@ def test_adaptive_windows_are_torchs() -> None:
         starts, ends = shapes.adaptive_windows(n, o)
         assert (-F.adaptive_max_pool1d(-ramp, o))[0].tolist() == list(starts)
         assert (F.adaptive_max_pool1d(ramp, o) + 1)[0].tolist() == list(ends)
+        assert shapes.adaptive_longest(n, o) == max(b - a for a, b in zip(starts, ends, strict=True))
         means = [sum(range(a, b)) / (b - a) for a, b in zip(starts, ends, strict=True)]
         assert F.adaptive_avg_pool1d(ramp, o)[0].tolist() == pytest.approx(means, rel=1e-15)
 
