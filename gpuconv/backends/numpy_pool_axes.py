@@ -6,7 +6,7 @@ NumPy calls on strided views, one per tap of the window (or one per window where
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -76,6 +76,14 @@ class Regular:
         end = min(start + (self.kernel - 1) * self.dilation + 1, self.size)
         start += skipped * self.dilation
         return slice(start, max(start, end), self.dilation)
+
+    def cut(self, lo: int, hi: int) -> Iterator[int]:
+        """Yield the windows that are not whole in the input with `lo` and `hi` elements of padding."""
+        last = self.size + hi + self.lo - effective_kernel(self.kernel, self.dilation)
+        begin = min(self.out, max(0, -((lo - self.lo) // self.stride)))
+        end = min(self.out, max(begin, last // self.stride + 1))
+        yield from range(begin)
+        yield from range(end, self.out)
 
     def first(self) -> np.ndarray:
         """Return the position of the first element of each window that is not before the input."""
@@ -218,14 +226,18 @@ def _counts(problem: PoolProblem) -> tuple[np.ndarray, ...]:
     for i, axis in enumerate(axes_of(problem)):
         if isinstance(axis, Ragged):
             count = [end - start for start, end in zip(axis.starts, axis.ends)]
-        elif problem.count_include_pad and not problem.pool.startswith("adaptive"):
-            lo, hi, step = problem.pad_lo[i], problem.pad_hi[i], axis.dilation
-            args = (axis.size, axis.kernel, axis.stride, lo, hi, step)
-            bounds = [pool_window(o, *args) for o in range(axis.out)]
-            count = [(end - start + step - 1) // step for start, end in bounds]
-        else:
-            count = [len(range(*axis.window(o).indices(axis.size))) for o in range(axis.out)]
-        counts.append(np.array(count, np.int64))
+            counts.append(np.array(count, np.int64))
+            continue
+        include = problem.count_include_pad and not problem.pool.startswith("adaptive")
+        pads = (problem.pad_lo[i], problem.pad_hi[i]) if include else (0, 0)
+        found = np.full(axis.out, axis.kernel, np.int64)
+        for o in axis.cut(*pads):  # the others are whole
+            if include:
+                start, end = pool_window(o, axis.size, axis.kernel, axis.stride, *pads, axis.dilation)
+                found[o] = (end - start + axis.dilation - 1) // axis.dilation
+            else:
+                found[o] = len(range(*axis.window(o).indices(axis.size)))
+        counts.append(found)
     return tuple(counts)
 
 
