@@ -10,6 +10,7 @@ input channel per group, multiply and add strided views instead, tap by tap.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -30,6 +31,9 @@ __all__ = ["SOLVERS"]
 _COLUMN_BYTES = 8 << 20
 """Size of one chunk of columns: small enough for the last cache between the copy and the product, and large enough that
 NumPy asks for huge pages (from 4 MiB on); without them page faults can take longer than the copy."""
+
+_FEW_POSITIONS = 200
+"""Up to so many output positions, images are too small for a product of their own: their batch is an axis of one."""
 
 _TAP_BYTES = 256 << 10
 """Size of one chunk of the taps solvers that need no columns: accumulator and product stay in the L2 cache."""
@@ -115,15 +119,44 @@ def _column_chunk(problem: ConvProblem, limit: int) -> tuple[int, int, int]:
     return positions, parts, bound(positions, parts)
 
 
+@lru_cache(maxsize=1024)
+def _as_one_image(problem: ConvProblem) -> ConvProblem:
+    """Return `problem`, where images are many and small with the batch as a first spatial axis that no tap moves on."""
+    if problem.n == 1 or prod(problem.output_size) > _FEW_POSITIONS or 0 in (problem.n, *problem.input_size):
+        return problem
+    sizes: dict[str, Any] = {name: (problem.n, *getattr(problem, name)) for name in ("input_size", "output_size")}
+    sizes |= {name: (1, *getattr(problem, name)) for name in ("kernel", "stride", "dilation")}
+    sizes |= {name: (0, *getattr(problem, name)) for name in ("pad_lo", "pad_hi")}
+    return replace(problem, n=1, **sizes)
+
+
+def _with_axis(array: np.ndarray, name: str) -> np.ndarray:
+    """Return the view of an array of a call that :func:`_as_one_image` describes."""
+    if name in ("x", "y", "residual"):
+        return array.swapaxes(0, 1)[None]
+    return array[:, :, None] if name == "w" else array
+
+
 class _Columns(_NumpyConv):
     """Solvers around the im2col matrix."""
 
     def _refuse(self, problem: ConvProblem) -> str | None:
         return None
 
+    def compute(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
+        folded = _as_one_image(problem)
+        if folded.ndim > problem.ndim:
+            arrays = {name: None if a is None else _with_axis(a, name) for name, a in arrays.items()}
+            out = _with_axis(out, problem.result)
+        self.multiply(folded, arrays, out)
+
+    def multiply(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
+        """Do what :meth:`compute` does, image by image."""
+        raise NotImplementedError
+
     def plan(self, problem: Problem) -> Plan:
         assert isinstance(problem, ConvProblem)
-        positions, parts, workspace = _column_chunk(problem, workspace_limit())
+        positions, parts, workspace = _column_chunk(_as_one_image(problem), workspace_limit())
         config = {"positions per chunk": positions} | ({"channel parts": parts} if parts > 1 else {})
         return Plan(self, problem, workspace, config)
 
@@ -134,7 +167,7 @@ class Im2colFprop(_Columns):
     id = "numpy.conv.fprop.im2col"
     kinds = ("fprop",)
 
-    def compute(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
+    def multiply(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
         epilogue = Epilogue(problem, arrays)
         last = problem.x_format == CHANNELS_LAST
         count, _, _ = _column_chunk(problem, workspace_limit())
@@ -168,7 +201,7 @@ class Col2imDgrad(_Columns):
     id = "numpy.conv.dgrad.col2im"
     kinds = ("dgrad", "transposed")
 
-    def compute(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
+    def multiply(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
         w = _gradient_factor(problem, widen(arrays["w"], problem.dtype))
 
         def scatter(
@@ -192,7 +225,7 @@ class Im2colWgrad(_Columns):
     id = "numpy.conv.wgrad.im2col"
     kinds = ("wgrad",)
 
-    def compute(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
+    def multiply(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
         count, _, _ = _column_chunk(problem, workspace_limit())
         of_bias = np.zeros(problem.k, compute_dtype(problem.dtype))
         for of_x, of_y in _groups(problem):
