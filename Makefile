@@ -69,10 +69,9 @@ codegen: export PYTHONPATH := $(CURDIR)
 codegen: $(STAMP) $(STAMP36)
 	$(BIN)/python tests/codegen/cu_table.py $(ALL)
 	$(BIN)/python -W ignore tests/codegen/table.py $(ALL)
-	for python in $(BIN)/python $(VENV36)/bin/python; do \
-	  $$python -W ignore tests/codegen/pool_table.py $(ALL) || exit 1; \
-	  $$python -W ignore tests/codegen/pool_adaptive_table.py || exit 1; \
-	done
+	for python in $(BIN)/python $(VENV36)/bin/python; do for table in pool_table pool_adaptive_table; do \
+	  $$python -W ignore tests/codegen/$$table.py $(ALL) || exit 1; \
+	done; done
 
 gpu-report:
 	$(PYTHON) bench/gpu_report.py --budget $(BUDGET) $(foreach stage,$(STAGES),--stage $(stage)) $(ARGS)

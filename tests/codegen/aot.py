@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-import subprocess
-import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import triton
-import triton.backends.nvidia
 import triton.language as tl
-from loops import hot_loop, round_trips
+from disassembly import dump, sass_of
+from loops import counts, hot_loop, operations, round_trips
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -23,14 +20,7 @@ from gpuconv.backends.triton_conv import fprop_arguments, fprop_pack_arguments, 
 from gpuconv.backends.triton_conv_grad import dgrad_arguments, wgrad_arguments, wgrad_sum_arguments
 from gpuconv.problem import ConvProblem
 
-CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
-
 POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "float64": "*fp64"}
-
-WATCHED = (
-    "HGMMA", "HMMA", "DMMA", "UTCHMMA", "UTCQMMA", "FFMA", "DFMA", "LDGSTS", "UTMALDG", "UTMASTG", "LDG", "STG", "LDS",
-    "STS", "LDSM", "STSM", "LDL", "STL",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,44 +69,41 @@ def specialise(kernel: Any, arguments: Mapping[str, Any], aligned: bool = True) 
     return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
+def signature_of(source: ASTSource, config: Mapping[str, int]) -> str:
+    """Return a hash of everything of a launch that the compiler sees beside the kernel's source."""
+    constants = sorted((str(place), str(value)) for place, value in source.constants.items())
+    seen = (source.fn.__name__, list(source.signature.items()), constants, sorted(source.attrs), config["num_warps"])
+    options = (config["num_stages"], *([config["maxnreg"]] if "maxnreg" in config else []))
+    return hashlib.sha256(repr((seen, *options)).encode()).hexdigest()[:12]
+
+
+def compile_source(source: ASTSource, capability: int, config: Mapping[str, int]) -> Any:
+    """Compile for one compute capability, such as 90."""
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch_options(config))
+
+
 def compile_for(source: ASTSource, capability: int, config: Mapping[str, int]) -> dict[str, Any]:
-    """Compile for one compute capability, such as 90, and return the report and what the hot loop looks like."""
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch_options(config))
-    loop = {"hot_loop": hot_loop(_sass(compiled)), "round_trips": round_trips(compiled.asm["ttgir"])}
-    return report(compiled).row() | loop
+    """Compile for one compute capability and return the report and what the hot loop looks like."""
+    compiled = compile_source(source, capability, config)
+    sass = sass_of(compiled.asm["cubin"])
+    loop = {"hot_loop": hot_loop(sass), "round_trips": round_trips(compiled.asm["ttgir"])}
+    return report(compiled, sass).row() | loop
 
 
-def report(compiled: Any) -> Report:
-    """Read registers, stack and instructions from the cubin with cuobjdump, which comes with Triton."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(compiled.asm["cubin"])
-        usage = _dump("--dump-resource-usage", cubin)
-        sass = _dump("--dump-sass", cubin)
+def report(compiled: Any, sass: str) -> Report:
+    """Read registers, stack and instructions from the binary of a kernel and its disassembly."""
+    usage = dump(compiled.asm["cubin"], "--dump-resource-usage")
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found is not None, usage
-    operations = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass, re.MULTILINE)
-    counts = Counter(operation.split(".")[0] for operation in operations)
-    wide = sum(1 for op in operations if op.startswith("LDGSTS") and ".128" in op)
+    executed = operations(sass)
     return Report(
         registers=int(found[1]),
         stack=int(found[2]),
         shared=compiled.metadata.shared,
-        instructions=len(operations),
-        counts={name: counts[name] for name in WATCHED if counts[name]},
-        wide_async=wide,
+        instructions=len(executed),
+        counts=counts(sass),
+        wide_async=sum(1 for operation in executed if operation.startswith("LDGSTS") and ".128" in operation),
     )
-
-
-def _sass(compiled: Any) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(compiled.asm["cubin"])
-        return _dump("--dump-sass", cubin)
-
-
-def _dump(flag: str, cubin: Path) -> str:
-    return subprocess.run([CUOBJDUMP, flag, cubin], capture_output=True, text=True, check=True).stdout
 
 
 def launch_arguments(problem: ConvProblem, config: Mapping[str, int]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import sys
 from collections import defaultdict
@@ -16,7 +15,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from disassembly import DISASSEMBLED
+from loops import TENSOR_CORE, occupancy
 from nvrtc import ARCHITECTURES, timed, version
+from rows import load as load_table
+from rows import markdown, moves, slashed
+from rows import write as write_table
 
 from gpuconv.backends.cupy_backend import BACKEND
 from gpuconv.backends.cupy_common import OPTIONS, CupySolver
@@ -51,7 +55,7 @@ def source_hashes() -> dict[str, str]:
 
 def load() -> dict[str, Any]:
     """Return the committed table: versions, sources {name: hash}, rows {architecture: {"source kernel": row}}."""
-    return json.loads(TABLE.read_text()) if TABLE.exists() else {"versions": {}, "sources": {}, "rows": {}}
+    return load_table(TABLE) or {"versions": {}, "sources": {}, "rows": {}}
 
 
 def key(source: str, kernel: str) -> str:
@@ -82,41 +86,58 @@ def versions() -> dict[str, str | None]:
 
 
 def write(table: dict[str, Any]) -> None:
-    """Write the table with one row per line, so that a diff shows what changed, and the page."""
-    lines = ["{", f' "versions": {json.dumps(table["versions"])},', f' "sources": {json.dumps(table["sources"])},']
-    lines.append(' "rows": {')
-    for place, (arch, rows) in enumerate(sorted(table["rows"].items(), key=lambda pair: int(pair[0]))):
-        body = ",\n".join(f"   {json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(rows.items()))
-        lines += [f'  "{arch}": {{', body, "  }" + ("," if place + 1 < len(table["rows"]) else "")]
-    TABLE.write_text("\n".join([*lines, " }", "}"]) + "\n")
-    PAGE.write_text(_page(table))
+    """Write the table and the page."""
+    write_table(TABLE, table)
+    PAGE.write_text(page(table))
 
 
-def _page(table: dict[str, Any]) -> str:
-    """Render the table as Markdown: registers for each architecture, and what else a reader looks for."""
-    releases = ", ".join(f"NVRTC {found}" for found in table["versions"].values())
-    archs = sorted(map(int, table["rows"]))
+def page(table: dict[str, Any]) -> str:
+    """Render the table as Markdown."""
+    releases = " and ".join(f"NVRTC {found}" for found in table["versions"].values())
+    read = [f"sm_{arch}" for arch in DISASSEMBLED]
+    unread = " and ".join(f"sm_{arch}" for arch in ARCHITECTURES if arch not in DISASSEMBLED)
     text = [
         "# Codegen table of the CUDA sources",
         "",
-        f"What {releases} makes of every kernel of the CuPy backend.",
-        "`python tests/codegen/cu_table.py` makes this page.",
-        "Registers per thread for each architecture; stack and spills in bytes per thread, the most of any of them;",
-        "shared memory in bytes per block, likewise.",
+        f"What {releases} make of every kernel of the CuPy backend; `make codegen` makes this page and",
+        f"`cu_table.json`. Cells with slashes are {' / '.join(f'sm_{arch}' for arch in ARCHITECTURES)};",
+        "one number stands for all of them. Registers per thread, stack and spills in bytes per thread, shared memory",
+        "in bytes per block; `warps` is the largest block that the launch bounds allow, `blocks` how many such fit on",
+        "a multiprocessor.",
+        "",
+        f"The columns from `instructions` on are read from the machine code of {' / '.join(read)};",
+        f"that of {unread} is not read: CUDA 13's disassembler does not know them. `instructions` are those of the",
+        "whole kernel, without NOP; `loop` those of its hot loop: of a convolution the loop that multiplies most per",
+        "instruction and stores no results, of a pool the one that loads most bytes of global memory per instruction",
+        "(0: there is none). `products` counts the instructions of the tensor cores (HMMA, DMMA), `copies` LDGSTS.",
+        "Accesses are loads and stores of global memory, by width in bits.",
     ]
-    sources = sorted({name.partition(" ")[0] for rows in table["rows"].values() for name in rows})
-    heads = " | ".join(f"sm_{arch}" for arch in archs)
-    for source in sources:
-        text += ["", f"## {source}.cu", "", f"| kernel | {heads} | stack | spills | shared |"]
-        text += ["|---|" + "---|" * (len(archs) + 3)]
+    heads = ("kernel", "registers", "stack", "spills", "shared", "warps", "blocks", "instructions", "loop", "products")
+    for source in sorted({name.partition(" ")[0] for rows in table["rows"].values() for name in rows}):
         names = sorted({n for rows in table["rows"].values() for n in rows if n.partition(" ")[0] == source})
-        for name in names:
-            rows = [table["rows"][str(arch)].get(name) for arch in archs]
-            most = [max(row[column] for row in rows if row) for column in ("stack", "spills", "shared")]
-            registers = [row["registers"] if row else "-" for row in rows]
-            cells = [f"`{name.partition(' ')[2]}`", *registers, *most]
-            text.append("| " + " | ".join(map(str, cells)) + " |")
+        lines = [_cells(name, {arch: table["rows"][str(arch)].get(name) for arch in ARCHITECTURES}) for name in names]
+        text += ["", f"## {source}.cu", "", *markdown([*heads, "copies", "accesses on sm_90"], lines)]
     return "\n".join(text) + "\n"
+
+
+def _cells(name: str, rows: dict[int, dict[str, Any] | None]) -> list[str]:
+    """Return the cells of a kernel in the order of the page's columns; "-" where an architecture has no row."""
+    reported, read = [], []
+    for arch, row in rows.items():
+        plain = ("registers", "stack", "spills", "shared", "warps")
+        reported.append([*(row[column] for column in plain), occupancy(row, arch)] if row else ["-"] * 6)
+        if row is None or "counts" in row:
+            read.append(_read(row) if row else ["-"] * 4)
+    unread = "not read; " if len(read) < len(rows) else ""
+    cells = [slashed(values) for values in zip(*reported, strict=True)]
+    cells += [unread + slashed(values) for values in zip(*read, strict=True)] or ["not read"] * 4
+    return [f"`{name.partition(' ')[2]}`", *cells, moves((rows[90] or {}).get("accesses", {}))]
+
+
+def _read(row: dict[str, Any]) -> list[int]:
+    """Return the cells of an architecture that show the machine code."""
+    products = sum(row["counts"].get(name, 0) for name in TENSOR_CORE)
+    return [row["instructions"], row["hot_loop"], products, row["counts"].get("LDGSTS", 0)]
 
 
 def refresh(everything: bool, workers: int | None, only: list[str]) -> None:
@@ -163,7 +184,7 @@ def look_at(source: str, archs: list[int]) -> None:
         _, rows, seconds = measure(job)
         for name, row in rows.items():
             spilled = "  SPILLS" if row["spills"] else ""
-            print(f"sm_{job[1]} {name}: {', '.join(f'{count} {what}' for what, count in row.items())}{spilled}")
+            print(f"sm_{job[1]} {name}: {', '.join(f'{what} {count}' for what, count in row.items())}{spilled}")
         print(f"  {seconds:.1f} s for {len(rows)} kernels", flush=True)
 
 

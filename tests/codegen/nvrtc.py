@@ -12,10 +12,13 @@ import site
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from disassembly import DISASSEMBLED, by_kernel, sass_of
+from loops import accesses, counts, hot_loop, loading_loop, operations
 
 from gpuconv.backends.cupy_common import OPTIONS
 from gpuconv.kernels import cu
@@ -57,21 +60,40 @@ def _load(release: int) -> ctypes.CDLL:
 
 
 @dataclass(frozen=True)
+class Code:
+    """What the machine code of a kernel looks like: instructions without NOP, those of its hot loop, and accesses.
+
+    The hot loop of a convolution is the one that multiplies most per instruction and stores no results, of a pool the
+    one that loads most bytes of global memory per instruction. `counts` are of instructions by name, `accesses` of
+    loads from and stores to global memory by width in bits.
+    """
+
+    instructions: int
+    hot_loop: int
+    counts: dict[str, int]
+    accesses: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Report:
     """What one kernel costs: registers per thread, bytes of local memory per thread, and of shared memory per block.
 
     `stack` is local memory of any kind (arrays that are indexed at run time), `spills` what ptxas moved there for want
-    of registers, stores and loads together.
+    of registers, stores and loads together. `warps` is the largest block that the launch bounds allow (None: there are
+    none), and `code` None where it was not read.
     """
 
     registers: int
     stack: int
     spills: int
     shared: int
+    warps: int | None = None
+    code: Code | None = None
 
     def row(self) -> dict[str, Any]:
-        """Return the report as plain data."""
-        return asdict(self)
+        """Return the report as plain data, in which what is None is left out."""
+        plain = {name: value for name, value in asdict(self).items() if value is not None}
+        return plain | plain.pop("code", {})
 
 
 _PROPERTIES = re.compile(
@@ -81,18 +103,25 @@ _PROPERTIES = re.compile(
     re.DOTALL,
 )
 
+_BOUNDS = re.compile(r"\.entry\s+(?P<name>\w+)\([^)]*\)\s*\.maxntid\s+(?P<threads>\d+)")
+
 
 class CompileError(Exception):
     """NVRTC refused a source; the message is its log."""
 
 
-def compile_kernels(
-    source: str, kernels: Sequence[str], arch: int, text: str | None = None, ptx: list[str] | None = None
-) -> dict[str, Report]:
-    """Compile `kernels` of a source for ``sm_<arch>`` as CuPy would, and report on each.
+@dataclass(frozen=True)
+class Compiled:
+    """What NVRTC made of a source: the log of ptxas, PTX, a binary, and the name in them of each kernel."""
 
-    `text` replaces the text of the source, and `ptx` gets the intermediate code, for tests.
-    """
+    log: str
+    ptx: str
+    cubin: bytes
+    names: dict[str, str]
+
+
+def compile_source(source: str, kernels: Sequence[str], arch: int, text: str | None = None) -> Compiled:
+    """Compile `kernels` of a source for ``sm_<arch>`` as CuPy would; `text` replaces the text of the source."""
     code = cu.source(source) if text is None else text
     nvrtc, program = _load(ARCHITECTURES[arch]), ctypes.c_void_p()
     created = nvrtc.nvrtcCreateProgram(ctypes.byref(program), code.encode(), f"{source}.cu".encode(), 0, None, None)
@@ -102,31 +131,60 @@ def compile_kernels(
             assert nvrtc.nvrtcAddNameExpression(program, kernel.encode()) == 0, kernel
         options = [option.encode() for option in (*OPTIONS, *ADDED, f"-arch=sm_{arch}", "--ptxas-options=-v")]
         status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-        log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
+        log = _bytes(nvrtc, "ProgramLog", program).decode().rstrip("\0")
         if status != 0:
             raise CompileError(f"{source} for sm_{arch}:\n{log[:6000]}")
-        if ptx is not None:
-            ptx.append(_text(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program))
-        found = {match["name"]: match for match in _PROPERTIES.finditer(log)}
-        lowered = ctypes.c_char_p()
-        reports = {}
+        names, lowered = {}, ctypes.c_char_p()
         for kernel in kernels:
             assert nvrtc.nvrtcGetLoweredName(program, kernel.encode(), ctypes.byref(lowered)) == 0, kernel
             assert lowered.value is not None
-            match = found[lowered.value.decode()]
-            spills = int(match["stores"]) + int(match["loads"])
-            reports[kernel] = Report(int(match["registers"]), int(match["stack"]), spills, int(match["shared"] or 0))
-        return reports
+            names[kernel] = lowered.value.decode()
+        ptx = _bytes(nvrtc, "PTX", program).decode().rstrip("\0")
+        return Compiled(log, ptx, _bytes(nvrtc, "CUBIN", program), names)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def _text(size_of: Any, get: Any, program: ctypes.c_void_p) -> str:
+def _bytes(nvrtc: ctypes.CDLL, what: str, program: ctypes.c_void_p) -> bytes:
     size = ctypes.c_size_t()
-    assert size_of(program, ctypes.byref(size)) == 0
+    assert getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size)) == 0
     buffer = ctypes.create_string_buffer(size.value)
-    assert get(program, buffer) == 0
-    return buffer.value.decode()
+    assert getattr(nvrtc, f"nvrtcGet{what}")(program, buffer) == 0
+    return buffer.raw
+
+
+def reports_of(compiled: Compiled) -> dict[str, Report]:
+    """Return what ptxas and the launch bounds say of each kernel, without a look at its machine code."""
+    found = {match["name"]: match for match in _PROPERTIES.finditer(compiled.log)}
+    bounds = {match["name"]: int(match["threads"]) for match in _BOUNDS.finditer(compiled.ptx)}
+    reports = {}
+    for kernel, name in compiled.names.items():
+        match = found[name]
+        spills = int(match["stores"]) + int(match["loads"])
+        warps = bounds[name] // 32 if name in bounds else None
+        registers, stack, shared = int(match["registers"]), int(match["stack"]), int(match["shared"] or 0)
+        reports[kernel] = Report(registers, stack, spills, shared, warps)
+    return reports
+
+
+def compile_kernels(source: str, kernels: Sequence[str], arch: int) -> dict[str, Report]:
+    """Compile `kernels` of a source for ``sm_<arch>`` as CuPy would, and report on each."""
+    compiled = compile_source(source, kernels, arch)
+    reports = reports_of(compiled)
+    if arch not in DISASSEMBLED:
+        return reports
+    sass = by_kernel(sass_of(compiled.cubin))
+    return {
+        kernel: replace(report, code=code_of(source, sass[compiled.names[kernel]]))
+        for kernel, report in reports.items()
+    }
+
+
+def code_of(source: str, sass: str) -> Code:
+    """Read the machine code of a kernel of a source."""
+    executed = operations(sass)
+    loop = loading_loop(sass)[0] if source.startswith("pool") else hot_loop(sass, stores=False)
+    return Code(len(executed) - executed.count("NOP"), loop, counts(sass), accesses(sass))
 
 
 def timed(source: str, kernels: Sequence[str], arch: int) -> tuple[dict[str, Report], float]:

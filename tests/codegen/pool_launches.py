@@ -1,25 +1,25 @@
-"""The launches that a pooling plan makes, recorded without running them, and what the compiler makes of them."""
+"""The launches that a pooling plan makes, recorded without running them."""
 
 from __future__ import annotations
 
-import re
-import subprocess
-import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-import triton
-from aot import CUOBJDUMP, report, specialise
-from triton.backends.compiler import GPUTarget
 
-from gpuconv.arrays import CHANNELS_LAST, channels_last_strides, contiguous_strides
-from gpuconv.backends import triton_pool_tiled, triton_pool_windows
-from gpuconv.backends.triton_common import launch_options
-from gpuconv.dispatch import select
+from gpuconv.arrays import TORCH
+from gpuconv.backends import (
+    triton_pool_adaptive,
+    triton_pool_fractional,
+    triton_pool_global,
+    triton_pool_tiled,
+    triton_pool_unpool,
+    triton_pool_windows,
+)
+from gpuconv.backends.base import Plan
 from gpuconv.problem import PoolProblem
 
 POINTERS = {
@@ -27,76 +27,72 @@ POINTERS = {
     torch.uint8: "*u8", torch.int8: "*i8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
 
-LAUNCHING = (triton_pool_tiled, triton_pool_windows)
+LAUNCHING = (
+    triton_pool_adaptive, triton_pool_fractional, triton_pool_global, triton_pool_tiled, triton_pool_unpool,
+    triton_pool_windows,
+)  # fmt: skip
 """Modules whose `launch_kernel` is recorded."""
+
+_TILE = ("TILE_P", "TILE_Q", "BLOCK", "BLOCK_M", "BLOCK_K", "BLOCK_L", "BLOCK_W", "BLOCK_Q")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a plan: the kernel, every argument (pointers as types), and its options."""
+    """One launch of a plan: the kernel, every argument (pointers as types), and its options.
 
+    `number` counts the launches of a plan from 0.
+    """
+
+    problem: PoolProblem
+    solver: str
+    number: int
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
     config: dict[str, Any]
 
+    @property
+    def tile(self) -> str:
+        """The tile in words."""
+        return "x".join(str(self.arguments[name]) for name in _TILE if name in self.arguments)
 
-def _empty(shape: tuple[int, ...], layout: str, dtype: str) -> torch.Tensor:
-    strides = channels_last_strides(shape) if layout == CHANNELS_LAST else contiguous_strides(shape)
-    return torch.empty_strided(shape, strides, dtype=getattr(torch, dtype), device="meta")
+
+def _empty(shape: tuple[int, ...], dtype: str, layout: str) -> torch.Tensor:
+    return TORCH.empty(shape, dtype, "meta", layout)
 
 
 def tensors_of(problem: PoolProblem, workspace: int) -> dict[str, torch.Tensor]:
     """Return tensors without memory, in the formats of the problem, for a launch."""
-    tensors = {"y": _empty(problem.y_shape, problem.y_format, problem.dtype)}
+    tensors = {"y": _empty(problem.y_shape, problem.dtype, problem.y_format)}
     if problem.kind == "fprop" or problem.pool == "lp":
-        tensors["x"] = _empty(problem.x_shape, problem.x_format, problem.dtype)
+        tensors["x"] = _empty(problem.x_shape, problem.dtype, problem.x_format)
     if problem.kind == "bwd":
-        tensors["dx"] = _empty(problem.x_shape, problem.x_format, problem.dtype)
-    if problem.return_indices or (problem.kind == "bwd" and problem.pool == "max"):
-        tensors["indices"] = _empty(problem.y_shape, problem.y_format, problem.index_dtype)
+        tensors["dx"] = _empty(problem.x_shape, problem.dtype, problem.x_format)
+    if problem.pool == "max_unpool":
+        tensors["indices"] = _empty(problem.x_shape, "int64", problem.x_format)
+    elif problem.return_indices or (problem.kind == "bwd" and problem.pool.endswith("max")):
+        tensors["indices"] = _empty(problem.y_shape, problem.index_dtype, problem.y_format)
+    if problem.pool == "fractional_max" and (problem.kind == "fprop" or problem.offsets):
+        tensors["samples"] = _empty((problem.n, problem.c, problem.ndim), problem.dtype, "contiguous")
     if workspace:
-        tensors["workspace"] = torch.empty(workspace, dtype=torch.uint8, device="meta")
+        tensors["workspace"] = _empty((workspace,), "uint8", "contiguous")
     return tensors
 
 
-def launches(problem: PoolProblem, solver: str | None = None) -> tuple[str, list[Launch]]:
-    """Return the id of the solver that the dispatcher picks for `problem`, or of `solver`, and its launches."""
-    plan = select(problem, solver or "triton")
+def launches(plan: Plan) -> list[Launch]:
+    """Return the launches of a plan, in order."""
+    problem: Any = plan.problem
     recorded: list[Launch] = []
 
     def record(
-        problem: Any, kernel: Any, grid: tuple[int, ...], pointers: Mapping[str, Any], arguments: Any, config: Any
+        _: Any, kernel: Any, grid: tuple[int, ...], pointers: Mapping[str, Any], arguments: Any, config: Any
     ) -> None:
         types = {f"{name}_ptr": t if t is None else POINTERS[t.dtype] for name, t in pointers.items()}
-        recorded.append(Launch(kernel, grid, types | dict(arguments), dict(config)))
+        everything = types | dict(arguments)
+        recorded.append(Launch(problem, plan.solver.id, len(recorded), kernel, grid, everything, dict(config)))
 
-    with (
-        mock.patch.multiple(LAUNCHING[0], launch_kernel=record),
-        mock.patch.multiple(LAUNCHING[1], launch_kernel=record),
-    ):
+    with ExitStack() as stack:
+        for module in LAUNCHING:
+            stack.enter_context(mock.patch.object(module, "launch_kernel", record))
         plan.solver.launch(problem, tensors_of(problem, plan.workspace), plan.config)
-    return plan.solver.id, recorded
-
-
-def compiled(launch: Launch, capability: int) -> Any:
-    """Compile a launch for one compute capability, such as 90."""
-    source = specialise(launch.kernel, launch.arguments)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch_options(launch.config))
-
-
-def accesses(kernel: Any) -> dict[str, int]:
-    """Count the loads from and stores to global memory in the SASS of a compiled kernel, by width in bits, and NOP."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(kernel.asm["cubin"])
-        sass = subprocess.run([CUOBJDUMP, "--dump-sass", cubin], capture_output=True, text=True, check=True).stdout
-    counts: dict[str, int] = {}
-    for kind, rest in re.findall(r"\b(LDG|STG)([A-Z0-9_.]*)", sass):
-        width = re.search(r"\.(U8|S8|U16|S16|64|128)\b", rest)
-        name = f"{kind}{width[1].lstrip('US') if width else '32'}"
-        counts[name] = counts.get(name, 0) + 1
-    return counts | {"NOP": len(re.findall(r"\bNOP\b", sass))}
-
-
-__all__ = ["Launch", "accesses", "compiled", "launches", "report", "tensors_of"]
+    return recorded

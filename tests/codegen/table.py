@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -19,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from aot import compile_for, fprop_pass_arguments, launch_arguments, specialise, sum_arguments
-from loops import occupancy
+from aot import compile_for, fprop_pass_arguments, launch_arguments, signature_of, specialise, sum_arguments
+from loops import TENSOR_CORE, occupancy
 from problems import awkward_problems, fprop_pass_problems, gradient_problems, transposed_problems, workload_problems
+from rows import Rows, markdown, slashed
+from rows import load as load_table
+from rows import write as write_table
 
 from gpuconv.backends.triton_common import launch_options
 from gpuconv.backends.triton_conv import FpropImplicitGemm
@@ -46,8 +48,6 @@ SOLVERS = {
 
 PASSES = ("fprop_pack", "fprop_sum", "wgrad_sum")
 """First words of the entries that stand for a small pass before or after the GEMM of their problem."""
-
-Rows = dict[str, dict[str, Any]]
 
 
 def small_pass(name: str) -> str | None:
@@ -115,14 +115,6 @@ def kind_of_launch(problem: ConvProblem, source: Any, config: dict[str, Any]) ->
     return *kind, *sorted(of_tensor.items())
 
 
-def signature_of(source: Any, config: dict[str, Any]) -> str:
-    """Return a hash of everything of a launch that the compiler sees beside the kernel's source."""
-    constants = sorted((str(place), str(value)) for place, value in source.constants.items())
-    seen = (source.fn.__name__, list(source.signature.items()), constants, sorted(source.attrs), config["num_warps"])
-    options = (config["num_stages"], *([config["maxnreg"]] if "maxnreg" in config else []))
-    return hashlib.sha256(repr((seen, *options)).encode()).hexdigest()[:12]
-
-
 def entries() -> dict[str, ConvProblem]:
     """Return the problems of which each stands for a kind of launch, by name. See :func:`kind_of_launch`."""
     seen: dict[tuple[Any, ...], tuple[str, ConvProblem]] = {}
@@ -152,23 +144,15 @@ ENTRIES = entries()
 
 def load() -> dict[str, Any]:
     """Return the committed table: version -> {"sources": {kernel: hash}, "rows": {architecture: {name: row}}}."""
-    return json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    return load_table(TABLE)
 
 
 def _write(table: dict[str, Any]) -> None:
-    """Write the table with one row per line, so that a diff shows what changed, and the page."""
-    lines = ["{"]
-    for number, (version, part) in enumerate(sorted(table.items())):
-        lines += [f' "{version}": {{', f'  "sources": {json.dumps(part["sources"])},', '  "rows": {']
-        for place, (arch, rows) in enumerate(sorted(part["rows"].items())):
-            body = [f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(rows.items())]
-            lines += [f'   "{arch}": {{', ",\n".join(body), "   }" + ("," if place + 1 < len(part["rows"]) else "")]
-        lines += ["  }", " }" + ("," if number + 1 < len(table) else "")]
-    TABLE.write_text("\n".join([*lines, "}"]) + "\n")
-    PAGE.write_text(_page(table))
+    write_table(TABLE, table)
+    PAGE.write_text(page(table))
 
 
-def _page(table: dict[str, Any]) -> str:
+def page(table: dict[str, Any]) -> str:
     """Render the table as Markdown: one line per entry, with a value for each architecture."""
     each = " / ".join(f"sm_{arch}" for arch in ARCHITECTURES)
     text = [
@@ -179,30 +163,28 @@ def _page(table: dict[str, Any]) -> str:
         "Rows without a kernel in front are of the forward one. Registers and stack are per thread, shared memory in",
         "bytes per block; `blocks` is how many fit on a multiprocessor; `loop` is the number of instructions of the",
         "hot loop, the one that multiplies most per instruction (0: none multiplies or loads); `products` counts the",
-        "instructions of the tensor cores (HMMA, HGMMA, UTCHMMA), `copies` LDGSTS and in brackets the 16-byte ones of",
-        "these, `TMA` UTMALDG, `STSM` stores of matrices to shared memory; `trips` counts values that change their",
-        "layout inside a loop.",
+        "instructions of the tensor cores (HMMA, HGMMA, UTCHMMA, DMMA), `copies` LDGSTS and in brackets the 16-byte",
+        "ones of these, `TMA` UTMALDG, `STSM` stores of matrices to shared memory; `trips` counts values that change",
+        "their layout inside a loop.",
     ]
     names = ("tile", "warps", "registers", "stack", "shared", "blocks", "loop", "products", "copies", "TMA", "STSM")
     for version, part in sorted(table.items()):
         text += ["", f"## Triton {version}", ""]
-        text += ["| problem | " + " | ".join((*names, "trips")) + " |", "|---" * (len(names) + 2) + "|"]
+        lines = []
         for name in sorted(part["rows"].get("90", {})):
-            rows = {arch: part["rows"][str(arch)][name] for arch in ARCHITECTURES}
-            cells = [_cells(arch, row) for arch, row in rows.items()]
-            joined = [values[0] if len(set(values)) == 1 else "/".join(values) for values in zip(*cells, strict=True)]
-            text.append(f"| {name} | " + " | ".join(joined) + " |")
+            cells = [_cells(arch, part["rows"][str(arch)][name]) for arch in ARCHITECTURES]
+            lines.append([name, *map(slashed, zip(*cells, strict=True))])
+        text += markdown(["problem", *names, "trips"], lines)
     return "\n".join(text) + "\n"
 
 
-def _cells(arch: int, row: dict[str, Any]) -> list[str]:
+def _cells(arch: int, row: dict[str, Any]) -> list[Any]:
     """Return the cells of one architecture in the order of the page's columns."""
     counts = row["counts"]
-    products = sum(counts.get(name, 0) for name in ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA"))
+    products = sum(counts.get(name, 0) for name in TENSOR_CORE)
     cells = [row[name] for name in ("tile", "warps", "registers", "stack", "shared")]
     cells += [occupancy(row, arch), row["hot_loop"], products, f"{counts.get('LDGSTS', 0)} ({row['wide_async']})"]
-    cells += [counts.get("UTMALDG", 0), counts.get("STSM", 0), row["round_trips"]]
-    return [str(cell) for cell in cells]
+    return [*cells, counts.get("UTMALDG", 0), counts.get("STSM", 0), row["round_trips"]]
 
 
 def _reusable(part: dict[str, Any]) -> dict[str, Rows]:

@@ -7,14 +7,26 @@ import random
 from collections import Counter
 
 import pytest
-from loops import hot_loop, occupancy, round_trips
-from table import ARCHITECTURES, ENTRIES, SOLVERS, VERSION, load, measure, planned, small_pass, source_hashes
+from table import (
+    ARCHITECTURES,
+    ENTRIES,
+    PAGE,
+    SOLVERS,
+    VERSION,
+    load,
+    measure,
+    page,
+    planned,
+    small_pass,
+    source_hashes,
+)
 
 from gpuconv.problem import itemsize
 
 pytestmark = pytest.mark.codegen
 
-PART = load().get(VERSION)
+TABLE = load()
+PART = TABLE.get(VERSION)
 TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 """Instructions of the tensor cores; those of sm_90 and sm_100 need tiles of 64 rows, smaller ones use HMMA there."""
 
@@ -42,6 +54,7 @@ def test_table_is_of_these_sources_and_problems():
         rows = PART["rows"][str(arch)]
         assert set(rows) == set(ENTRIES), remedy
         assert [name for name in ENTRIES if not planned(name).items() <= rows[name].items()] == [], remedy
+    assert PAGE.read_text() == page(TABLE), remedy
 
 
 @needs_table
@@ -140,36 +153,3 @@ def test_hot_loops_stay_within_their_budget():
 @needs_table
 def test_no_value_changes_its_layout_in_dense_loops():
     assert [name for name, row in _dense_loops() if row["round_trips"]] == []
-
-
-def test_hot_loop_is_the_one_that_multiplies_most():
-    sass = "".join(
-        f"        /*{16 * place:04x}*/                   {text} ;                    /* 0x0 */\n"
-        for place, text in enumerate(
-            ("MOV R1, R2", "LDG.E R1, [R2]", "IADD3 R1, R1, R2, RZ", "@P0 BRA 0x10", "LDS R1, [R2]", "NOP",
-             "HGMMA.64x128x16.F32 R24, gdesc[UR4], R24", "@!P1 BRA 0x40", "EXIT", "BRA 0x90")
-        )
-    )  # fmt: skip
-    assert hot_loop(sass) == 4
-    assert hot_loop(sass.replace("HGMMA", "MOV")) == 3
-    assert hot_loop("") == 0
-
-
-def test_round_trips_are_counted_inside_loops():
-    ttgir = """
-      %0 = ttg.convert_layout %a : tensor<1xf32> -> tensor<1xf32>
-      %1 = scf.for %i = %c0 to %n step %c1 iter_args(%x = %0) -> (tensor<1xf32>) : i32 {
-        %2 = ttg.convert_layout %x : tensor<1xf32> -> tensor<1xf32>
-        scf.yield %2 : tensor<1xf32>
-      } {tt.num_stages = 2 : i32}
-      %3 = ttg.convert_layout %1 : tensor<1xf32> -> tensor<1xf32>
-    """
-    assert round_trips(ttgir) == 1
-
-
-def test_occupancy_is_bounded_by_what_runs_out_first():
-    row = {"registers": 128, "shared": 0, "warps": 8}
-    assert occupancy(row, 90) == 2  # 65536 / (128 * 256)
-    assert occupancy(row | {"registers": 32, "shared": 99 * 1024}, 90) == 2  # 228 KiB, 1 of each block reserved
-    assert occupancy(row | {"registers": 16, "warps": 1}, 90) == 32
-    assert occupancy(row | {"registers": 16}, 90) == 8  # 64 warps
