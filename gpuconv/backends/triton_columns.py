@@ -19,8 +19,11 @@ from .triton_pool_common import TritonPool, compute_type, launch_kernel, triton_
 
 __all__ = ["SOLVERS", "FoldGather", "UnfoldCopy", "columns_shape", "fold_arguments", "unfold_arguments"]
 
-_PER_ELEMENT = 24
-"""Instructions of a thread per element of the columns: a guess."""
+_PER_ELEMENT = 20
+"""Instructions of a thread per element of the columns, between what compiled kernels have of either memory format."""
+
+_PROGRAMS = 4 * 132
+"""How many programs a launch looks for: four blocks on each multiprocessor of an H100 or H200."""
 
 
 def columns_shape(problem: PoolProblem) -> tuple[int, int, int]:
@@ -43,6 +46,7 @@ def _arguments(
     # Tiles reach over the end of a tensor, by less than 2**20 elements and rows.
     most = max(prod(columns_shape(problem)), prod(problem.x_shape), reach(shape, strides)) + 2**20
     return arguments | {
+        "lanes": lanes,
         "tiles_l": -(-lanes // config["BLOCK_L"]),
         "INDEX64": bool(config.get("INDEX64")) or most >= 2**31,
         "BLOCK_M": config["BLOCK_M"],
@@ -68,13 +72,18 @@ class _Columns(TritonPool):
     """A solver one side of which are columns."""
 
     kind = "fprop"
+    share: int
+    """How many times the elements of 16 bytes per thread a tile has."""
 
     def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, PoolProblem)
         rows, lanes = self.extent(problem)
-        elements = tile_elements(problem.dtype)
-        block_l = min(power_of_two(lanes), elements // 8 if problem.x_format == CHANNELS_LAST else elements)
-        block_m = min(power_of_two(rows), max(elements // block_l, 1))
+        block_l = min(power_of_two(lanes), 128)
+        # Rows share what their lanes are computed from, unless programs are few. More of them take all registers.
+        share = 1 if problem.index64 else self.share
+        block_m = min(power_of_two(rows), share * tile_elements(problem.dtype) // block_l)
+        while block_m > 1 and -(-rows // block_m) * -(-lanes // block_l) < _PROGRAMS:
+            block_m //= 2
         return {"BLOCK_M": block_m, "BLOCK_L": block_l, "num_warps": 4, "num_stages": 3}
 
     def extent(self, problem: PoolProblem) -> tuple[int, int]:
@@ -108,6 +117,7 @@ class UnfoldCopy(_Columns):
 
     id = "triton.pool.unfold.fprop.copy"
     pools = ("unfold",)
+    share = 4
 
     def extent(self, problem: PoolProblem) -> tuple[int, int]:
         n, k, columns = columns_shape(problem)
@@ -126,6 +136,7 @@ class FoldGather(_Columns):
 
     id = "triton.pool.fold.fprop.gather"
     pools = ("fold",)
+    share = 2
 
     def extent(self, problem: PoolProblem) -> tuple[int, int]:
         return problem.n * problem.c, prod(problem.input_size)

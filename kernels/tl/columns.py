@@ -34,6 +34,7 @@ def _unfold_kernel(
     w,
     p,
     q,
+    lanes,
     pad_h,
     pad_w,
     tiles_l,
@@ -56,8 +57,8 @@ def _unfold_kernel(
 
     Tile: BLOCK_M rows by BLOCK_L lanes of y; lanes are the windows (p, q), rows n and (c, r, s). With
     CHANNELS_INNERMOST rows run over c first, along which x is contiguous then.
-    Tensors: x [N, C, H, W] by four strides, y [N, C R S, P Q] contiguous, of one floating type.
-    Grid: (cdiv(N C R S, BLOCK_M) * tiles_l,) with tiles_l = cdiv(P Q, BLOCK_L). INDEX64 computes offsets in 64 bits.
+    Tensors: x [N, C, H, W] by four strides, y [N, C R S, P Q] contiguous, of one floating type; `lanes` is P Q.
+    Grid: (cdiv(N C R S, BLOCK_M) * tiles_l,) with tiles_l = cdiv(lanes, BLOCK_L). INDEX64 computes offsets in 64 bits.
     """
     row, lane = tile_of(tl.program_id(0), tiles_l, BLOCK_M, BLOCK_L, INDEX64)
     if CHANNELS_INNERMOST:
@@ -72,11 +73,11 @@ def _unfold_kernel(
         y_row = row
     i_h = lane // q * STRIDE_H - pad_h + tap // S * DILATION_H  # [BLOCK_M, BLOCK_L]
     i_w = lane % q * STRIDE_W - pad_w + tap % S * DILATION_W
-    inside = (i_n < n) & (lane < p * q)
+    inside = (i_n < n) & (lane < lanes)
     image = inside & (i_h >= 0) & (i_h < h) & (i_w >= 0) & (i_w < w)
     x_offset = i_n * x_stride_n + i_c * x_stride_c + i_h * x_stride_h + i_w * x_stride_w
     value = tl.load(x_ptr + x_offset, mask=image, other=0.0)
-    tl.store(y_ptr + (y_row * (p * q) + lane), value, mask=inside)
+    tl.store(y_ptr + (y_row * lanes + lane), value, mask=inside)
 
 
 def _fold_repr(specialization):
@@ -95,6 +96,7 @@ def _fold_kernel(
     w,
     p,
     q,
+    lanes,
     pad_h,
     pad_w,
     tiles_l,
@@ -116,11 +118,11 @@ def _fold_kernel(
 
     Tile: BLOCK_M rows by BLOCK_L lanes of x; lanes are positions (h, w), rows are N C. An element walks back from the
     last window that may begin at or before it; sums are in SUM_TYPE, by r, then by s, and are rounded once.
-    Tensors: y [N, C R S, P Q] by three strides, x [N, C, H, W] contiguous, of one floating type.
-    Grid: (cdiv(N C, BLOCK_M) * tiles_l,) with tiles_l = cdiv(H W, BLOCK_L). INDEX64 computes offsets in 64 bits.
+    Tensors: y [N, C R S, P Q] by three strides, x [N, C, H, W] contiguous, of one floating type; `lanes` is H W.
+    Grid: (cdiv(N C, BLOCK_M) * tiles_l,) with tiles_l = cdiv(lanes, BLOCK_L). INDEX64 computes offsets in 64 bits.
     """
     row, lane = tile_of(tl.program_id(0), tiles_l, BLOCK_M, BLOCK_L, INDEX64)
-    inside = (row < n * c) & (lane < h * w)
+    inside = (row < n * c) & (lane < lanes)
     from_h = lane // w + pad_h  # [1, BLOCK_L]: positions in the padded image
     from_w = lane % w + pad_w
     y_row = y_ptr + (row // c * y_stride_n + row % c * (R * S) * y_stride_k)  # [BLOCK_M, 1]
@@ -137,4 +139,4 @@ def _fold_kernel(
             hit = in_h & (i_q >= 0) & (i_q < q) & (left_w % DILATION_W == 0) & (s < S)
             offset = (r * S + s) * y_stride_k + (i_p * q + i_q) * y_stride_l
             total += tl.load(y_row + offset, mask=inside & hit, other=0.0).to(SUM_TYPE)
-    tl.store(x_ptr + (row * (h * w) + lane), total.to(x_ptr.dtype.element_ty), mask=inside)
+    tl.store(x_ptr + (row * lanes + lane), total.to(x_ptr.dtype.element_ty), mask=inside)

@@ -12,6 +12,7 @@ import torch
 
 from gpuconv.arrays import TORCH
 from gpuconv.backends import (
+    triton_columns,
     triton_pool_adaptive,
     triton_pool_fractional,
     triton_pool_global,
@@ -28,8 +29,8 @@ POINTERS = {
 }  # fmt: skip
 
 LAUNCHING = (
-    triton_pool_adaptive, triton_pool_fractional, triton_pool_global, triton_pool_tiled, triton_pool_unpool,
-    triton_pool_windows,
+    triton_columns, triton_pool_adaptive, triton_pool_fractional, triton_pool_global, triton_pool_tiled,
+    triton_pool_unpool, triton_pool_windows,
 )  # fmt: skip
 """Modules whose `launch_kernel` is recorded."""
 
@@ -79,8 +80,8 @@ def tensors_of(problem: PoolProblem, workspace: int) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def launches(plan: Plan) -> list[Launch]:
-    """Return the launches of a plan, in order."""
+def launches(plan: Plan, tensors: Mapping[str, torch.Tensor] | None = None) -> list[Launch]:
+    """Return the launches of a plan, in order, on `tensors` or else on those that its problem describes."""
     problem: Any = plan.problem
     recorded: list[Launch] = []
 
@@ -94,5 +95,6 @@ def launches(plan: Plan) -> list[Launch]:
     with ExitStack() as stack:
         for module in LAUNCHING:
             stack.enter_context(mock.patch.object(module, "launch_kernel", record))
-        plan.solver.launch(problem, tensors_of(problem, plan.workspace), plan.config)
+        given = tensors_of(problem, plan.workspace) if tensors is None else tensors
+        plan.solver.launch(problem, given, plan.config)
     return recorded

@@ -140,7 +140,7 @@ def test_cases_are_distinct_and_have_several_ragged_tiles(op: str, monkeypatch: 
         tiles = arguments["tiles_l"]
         assert tiles >= 3 and programs // tiles >= 3, case.id
         assert rows % config["BLOCK_M"] or lanes % config["BLOCK_L"], case.id
-        assert arguments["INDEX64"] == case.option("index64", False)
+        assert arguments["lanes"] == lanes and arguments["INDEX64"] == case.option("index64", False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
