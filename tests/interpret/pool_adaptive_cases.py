@@ -19,6 +19,7 @@ from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, channels_last_strides, con
 from gpuconv.backends import triton_backend, triton_pool_global, triton_pool_unpool
 from gpuconv.backends.numpy_pool_scatter import fractional_starts
 from gpuconv.backends.triton_pool_common import Workspace
+from gpuconv.dispatch import run
 from gpuconv.problem import PoolProblem
 
 LAYOUTS = ("contiguous", "channels_last", "strided", "sliced")
@@ -286,7 +287,7 @@ class PoolInputs:
             pool, samples = getattr(gpuconv, f"fractional_max_pool{ndim}d"), self.samples
             options = {"return_indices": indices, "_random_samples": samples, "backend": backend}
             return pool(x, self.window, out, **options)
-        return gpuconv.pooling_adaptive.run(self._unpool_call(x, backend))
+        return run(self._unpool_call(x, backend))
 
     def _unpool_call(self, x: torch.Tensor, backend: str) -> Any:
         """Return a call of unpooling to a size that needs no stride to have it."""
@@ -312,8 +313,8 @@ class PoolInputs:
         return function(y, x, indices, backend=backend)
 
     def _problem(self) -> PoolProblem:
-        run: Callable[[str], Any] = self.forward if self.case.kind == "fprop" else self.backward
-        explanation = gpuconv.explain(lambda: run(self.case.solver))
+        function: Callable[[str], Any] = self.forward if self.case.kind == "fprop" else self.backward
+        explanation = gpuconv.explain(lambda: function(self.case.solver))
         assert explanation.solver == self.case.solver, explanation
         return replace(explanation.problem, offsets=self.case.option("offsets", False))
 
@@ -422,14 +423,17 @@ def check_case(case: PoolCase, orders: tuple[str, ...]) -> None:
 def check_results(inputs: PoolInputs, results: dict[str, torch.Tensor]) -> None:
     """Compare results with those of the NumPy backend."""
     case, problem = inputs.case, inputs.problem
-    run = inputs.forward if case.kind == "fprop" else inputs.backward
+    function = inputs.forward if case.kind == "fprop" else inputs.backward
     if case.family == "adaptive_avg" or (case.kind == "bwd" and case.family != "unpool"):
         source = inputs.x if case.kind == "fprop" else inputs.y
-        reference, magnitude = run("numpy", source.double()).numpy(), run("numpy", source.double().abs()).numpy()
+        reference, magnitude = (
+            function("numpy", source.double()).numpy(),
+            function("numpy", source.double().abs()).numpy(),
+        )
         result = results["y" if case.kind == "fprop" else "dx"]
         numerics.assert_close(as_numpy(result), reference, magnitude, case.dtype, problem.reduction_length)
         return
-    expected = run("numpy")
+    expected = function("numpy")
     values, indices = expected if isinstance(expected, tuple) else (expected, None)
     torch.testing.assert_close(results["y" if case.kind == "fprop" else "dx"], values, rtol=0, atol=0, equal_nan=True)
     if indices is not None:
