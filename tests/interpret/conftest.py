@@ -11,6 +11,7 @@ from collections import Counter
 
 import pytest
 
+from gpuconv import dispatch
 from gpuconv.plan_cache import CACHE
 
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -105,3 +106,4 @@ class KernelsLaunched:
 def _nothing_remembered() -> None:
     """Start each test without plans of others: some replace what plans are made with."""
     CACHE.clear()
+    dispatch._plan.cache_clear()
