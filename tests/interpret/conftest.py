@@ -22,9 +22,9 @@ else:
     quicken()
 
 PARTS = {
-    "test_matches_reference": 15,
-    "test_keys_match_the_reference": 15,
-    "test_mutant_is_noticed": 15,
+    "test_matches_reference": 25,
+    "test_keys_match_the_reference": 25,
+    "test_mutant_is_noticed": 20,
     "test_gradcheck": 15,
     "test_gradcheck_of_padding_modes": 15,
     "test_gradcheck_in_full": 15,
