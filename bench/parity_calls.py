@@ -208,11 +208,10 @@ def judge_call(call: PlainCall, solver: str) -> dict[str, Any]:
 
 def _solvers(call: PlainCall) -> list[str]:
     """Return the ids of the solvers that take a call."""
-    function = lambda backend: call.ours(call.tensors, backend)  # noqa: E731
     found = []
     for name, backend in backends().items():
         if backend.missing() is None:
-            explanation = gpuconv.explain(function, name)
+            explanation = gpuconv.explain(call.ours, call.tensors, name)
             found += [c.solver.id for c in explanation.candidates if c.reason is None and c.backend == name]
     return found
 

@@ -277,8 +277,8 @@ def _max_unpool_backward(dy: Tensor, indices: Tensor, form: Form) -> Result:
 def _unfold(x: Tensor, form: Form) -> Result:
     """Describe the columns."""
     _check("unfold", form, {"x": x}, COLUMNS)
-    columns = prod(column_windows(form, x.shape[2:]))
-    return Result(x.dtype, (x.shape[0], x.shape[1] * prod(form.kernel), columns), CONTIGUOUS)
+    windows = column_windows(form, x.shape[2:])
+    return Result(x.dtype, shapes.columns_shape(x.shape[0], x.shape[1], form.kernel, windows), CONTIGUOUS)
 
 
 def _fold(columns: Tensor, form: Form) -> Result:

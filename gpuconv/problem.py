@@ -208,10 +208,11 @@ class PoolProblem:
 
     def __hash__(self) -> int:
         # Kept as that of a ConvProblem, but not computed before it is asked for: in a trace sizes have no hash.
-        if self._hash is None:
-            values = tuple([getattr(self, f.name) for f in fields(self) if f.compare])
-            object.__setattr__(self, "_hash", hash(values))
-        return self._hash  # type: ignore[return-value]
+        found = self._hash
+        if found is None:
+            found = hash(tuple([getattr(self, f.name) for f in fields(self) if f.compare]))
+            object.__setattr__(self, "_hash", found)
+        return found
 
     @property
     def ndim(self) -> int:

@@ -24,7 +24,7 @@ References
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
@@ -35,6 +35,7 @@ __all__ = [
     "adaptive_longest",
     "adaptive_window",
     "adaptive_windows",
+    "columns_shape",
     "conv_input_sizes",
     "conv_output_size",
     "conv_transpose_output_padding",
@@ -261,6 +262,11 @@ def adaptive_longest(size: Size, output: Size) -> Size:
     """Length of the longest window of an adaptive pooling, ``ceil((n - 1) / o) + 1`` with ``n / o`` in lowest terms."""
     common = math.gcd(size, output)
     return (size // common + output // common - 2) // (output // common) + 1
+
+
+def columns_shape(n: Size, c: Size, kernel: Sequence[Size], output: Sequence[Size]) -> tuple[Size, Size, Size]:
+    """Shape ``(N, C R S, P Q)`` of what unfold makes of an image, one column per window (``torch.nn.Unfold``)."""
+    return n, c * math.prod(kernel), math.prod(output)
 
 
 def fractional_pool_starts(

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..arrays import CONTIGUOUS
 from ..problem import Call, PoolProblem
+from ..shapes import columns_shape
 from .numpy_common import bfloat16_bits, compute_dtype, narrow, widen
 from .numpy_pool_axes import Regular, axes_of, slabs_in
 from .numpy_pool_offsets import first_elements, to_offsets, to_positions
@@ -263,7 +264,12 @@ def unfold_forward(call: Call) -> Any:
     """Copy every window into a column: N, C*R*S, P*Q."""
     problem: Any = call.problem
     (r, s), (p, q) = problem.kernel, problem.output_size
-    out = call.kind.empty((problem.n, problem.c * r * s, p * q), problem.dtype, problem.device, CONTIGUOUS)
+    out = call.kind.empty(
+        columns_shape(problem.n, problem.c, problem.kernel, problem.output_size),
+        problem.dtype,
+        problem.device,
+        CONTIGUOUS,
+    )
     x = call.kind.to_numpy(call.arrays["x"])
     y = call.kind.to_numpy(out).reshape(problem.n, problem.c, r, s, p, q)
     rows, cols = axes_of(problem)

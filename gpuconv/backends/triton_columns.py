@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import shapes
 from ..arrays import CHANNELS_LAST, CONTIGUOUS
 from ..problem import PoolProblem, Problem
 from ..tuning.cost_model import Work
@@ -28,7 +29,7 @@ _PROGRAMS = 4 * 132
 
 def columns_shape(problem: PoolProblem) -> tuple[int, int, int]:
     """Return the shape of the columns, ``(N, C R S, P Q)``."""
-    return problem.n, problem.c * prod(problem.kernel), prod(problem.output_size)
+    return shapes.columns_shape(problem.n, problem.c, problem.kernel, problem.output_size)
 
 
 def _arguments(
