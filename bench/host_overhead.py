@@ -28,11 +28,11 @@ from typing import Any
 import torch
 
 import gpuconv
-from gpuconv import ops_tiers
+from gpuconv.dispatch.plan_cache import CACHE, conv_key, signatures
 from gpuconv.launcher import native
-from gpuconv.normalize_conv import Extras
-from gpuconv.ops_autograd import PLAIN
-from gpuconv.plan_cache import CACHE, conv_key, signatures
+from gpuconv.normalize.conv import Extras
+from gpuconv.ops import tiers
+from gpuconv.ops.conv_autograd import PLAIN
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "tests" / "launch"))
@@ -126,7 +126,7 @@ def parts(batches: int) -> dict[str, dict[str, float]]:
     result, allocate = conv2d(), torch.empty_strided
     shape, strides, dtype, device = tuple(result.shape), result.stride(), result.dtype, result.device
     steps: dict[str, Step] = {
-        "state of torch": ops_tiers._observed,
+        "state of torch": tiers._observed,
         "tensors": (lambda: sign(arrays, False, PLAIN)) if sign else (lambda: signatures(arrays)),
         "key": lambda: conv_key("conv2d", arrays, signed, settings, extras),
         "look-up": lambda: CACHE.touch(entry) if CACHE.peek(key) is entry else operator.truth(1 / 0),

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 
 import gpuconv
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
-from gpuconv.dispatch import backends, record_plans
-from gpuconv.ops_pool_fake import AS_INPUT, Form
-from gpuconv.ops_pool_library import launch
+from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch.selection import backends
+from gpuconv.ops.pool_fake import AS_INPUT, Form
+from gpuconv.ops.pool_library import launch
 
 from .calls import in_format
 from .contenders import plain, settings

@@ -116,7 +116,7 @@ def samples_of(
 
 
 def _fit(samples: list[Any], dry: bool) -> dict[str, Any]:
-    from gpuconv.tuning.cost_model import fit
+    from gpuconv.tuning.fit import fit
 
     constants = fit(samples)
     if dry:
@@ -126,10 +126,10 @@ def _fit(samples: list[Any], dry: bool) -> dict[str, Any]:
 
 def fit_items(context: Context) -> Iterator[Item]:
     """Yield the fit of the cost model's constants to every kernel time of this run."""
-    if find_spec("gpuconv.tuning.cost_model") is None or find_spec("gpuconv.tuning.tune") is None:
+    if find_spec("gpuconv.costs.model") is None or find_spec("gpuconv.tuning.tune") is None:
         yield _not_run("gpuconv.tuning has no cost model in this version")
         return
-    from gpuconv.tuning.cost_model import Sample
+    from gpuconv.tuning.fit import Sample
     from gpuconv.tuning.tune import samples_from_json
 
     if context.dry:

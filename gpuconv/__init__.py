@@ -5,14 +5,15 @@ a call runs and why.
 """
 
 from .config import use_backend, use_tuning
-from .dispatch import Explanation, explain, record_problems
+from .dispatch.execution import record_problems
+from .dispatch.explanation import Explanation, explain
 from .errors import NoSolverError
-from .functional import *  # noqa: F403
-from .functional import __all__ as _functional
-from .gradients import *  # noqa: F403
-from .gradients import __all__ as _gradients
-from .pooling import *  # noqa: F403
-from .pooling import __all__ as _pooling
+from .functional.conv import *  # noqa: F403
+from .functional.conv import __all__ as _functional
+from .functional.conv_grad import *  # noqa: F403
+from .functional.conv_grad import __all__ as _gradients
+from .functional.pool import *  # noqa: F403
+from .functional.pool import __all__ as _pooling
 
 __version__ = "0.1.0"
 

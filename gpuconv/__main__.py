@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line; needs the ``cli`` extra."""
     try:
-        from .cli import app
+        from .cli.main import app
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich", "click"):
             raise

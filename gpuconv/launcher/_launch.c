@@ -307,7 +307,7 @@ static Py_ssize_t sign_tensor(PyObject *array, int grad, char *text, size_t room
   return (Py_ssize_t)(head + 2 * sizes);
 }
 
-/* sign(arrays, grad, plain): bytes that say of tensors what gpuconv.plan_cache.signatures says, and their addresses;
+/* sign(arrays, grad, plain): bytes that say of tensors what gpuconv.dispatch.plan_cache.signatures says, and their addresses;
    None where that raises UnkeyedError, and for arrays whose type is not in the tuple `plain`. */
 static PyObject *sign(PyObject *self, PyObject *const *args, Py_ssize_t given) {
   if (given != 3 || !PyTuple_Check(args[0]) || !PyTuple_Check(args[2]))

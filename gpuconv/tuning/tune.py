@@ -14,13 +14,13 @@ from threading import Lock
 from typing import Any
 
 from ..backends.base import Plan
-from ..backends.triton_tuned import Tunable
+from ..backends.triton.tuned import Tunable
 from ..config import logger, workspace_limit
+from ..costs import measured as cache
+from ..costs.constants import Constants, Gpu, constants_of_gpu, gpu_of, user_constants_path
+from ..costs.files import locked, warn_once, write_json
 from ..problem import Problem
-from . import cache
-from .constants import Constants, Gpu, constants_of_gpu, gpu_of, user_constants_path
-from .cost_model import Sample, fit
-from .files import locked, warn_once, write_json
+from .fit import Sample, fit
 from .problems import problem_from_json, problem_to_json
 from .trial import CudaTimer, Timer, Trial, capturing_or_compiling
 
@@ -63,7 +63,7 @@ class Record:
 
     @property
     def samples(self) -> list[Sample]:
-        """The timings as :func:`gpuconv.tuning.cost_model.fit` takes them."""
+        """The timings as :func:`gpuconv.costs.model.fit` takes them."""
         return [
             Sample(self.problem, timing.solver, timing.config, timing.microseconds)
             for timing in self.timings

@@ -3,7 +3,7 @@
 #include "common.cuh"
 
 // One convolution in three spatial axes, of which the leading ones of 1-D and 2-D have size 1. Strides are in elements.
-// gpuconv/backends/cupy_conv.py mirrors this struct.
+// gpuconv/backends/cupy/conv.py mirrors this struct.
 struct ConvParams {
     long long x_stride[5];         // N C D H W
     long long w_stride[5];         // K C T R S

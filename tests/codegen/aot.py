@@ -15,9 +15,9 @@ from loops import counts, hot_loop, operations, round_trips
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gpuconv.backends.triton_common import format_strides, launch_options
-from gpuconv.backends.triton_conv import fprop_arguments, fprop_pack_arguments, fprop_sum_arguments
-from gpuconv.backends.triton_conv_grad import dgrad_arguments, wgrad_arguments, wgrad_sum_arguments
+from gpuconv.backends.triton.common import format_strides, launch_options
+from gpuconv.backends.triton.conv_fprop import fprop_arguments, fprop_pack_arguments, fprop_sum_arguments
+from gpuconv.backends.triton.conv_grad import dgrad_arguments, wgrad_arguments, wgrad_sum_arguments
 from gpuconv.problem import ConvProblem
 
 POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "float64": "*fp64"}

@@ -15,8 +15,9 @@ from pool_launches import Launch, launches
 from pool_rows import ROOM_PER_BYTE, PoolTable
 
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, TORCH
-from gpuconv.backends.triton_columns import FoldGather, UnfoldCopy, columns_shape
-from gpuconv.kernels.tl import columns, pool_axes
+from gpuconv.backends.triton.columns import FoldGather, UnfoldCopy, columns_shape
+from gpuconv.kernels.tl.pool import axes as pool_axes
+from gpuconv.kernels.tl.pool import columns
 from gpuconv.problem import PoolProblem, itemsize
 from gpuconv.shapes import conv_output_size, map_axes
 

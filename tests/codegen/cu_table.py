@@ -22,8 +22,8 @@ from rows import load as load_table
 from rows import markdown, moves, slashed
 from rows import write as write_table
 
-from gpuconv.backends.cupy_backend import BACKEND
-from gpuconv.backends.cupy_common import OPTIONS, CupySolver
+from gpuconv.backends.cupy.backend import BACKEND
+from gpuconv.backends.cupy.common import OPTIONS, CupySolver
 from gpuconv.kernels import cu
 
 HERE = Path(__file__).parent

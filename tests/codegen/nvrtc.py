@@ -20,7 +20,7 @@ from typing import Any
 from disassembly import DISASSEMBLED, by_kernel, sass_of
 from loops import accesses, counts, hot_loop, loading_loop, operations
 
-from gpuconv.backends.cupy_common import OPTIONS
+from gpuconv.backends.cupy.common import OPTIONS
 from gpuconv.kernels import cu
 
 ARCHITECTURES = {60: 12, 70: 12, 80: 13, 90: 13, 100: 13}

@@ -14,8 +14,15 @@ from pool_adaptive_problems import ENTRIES
 from pool_launches import Launch, launches
 from pool_rows import ROOM_PER_BYTE, PoolTable
 
-from gpuconv.backends import triton_backend
-from gpuconv.kernels.tl import pool_adaptive, pool_adaptive_lines, pool_axes, pool_fractional, pool_global, pool_unpool
+from gpuconv.backends.triton import backend as triton_backend
+from gpuconv.kernels.tl.pool import (
+    adaptive,
+    adaptive_lines,
+    axes,
+    fractional,
+    plane,
+    unpool,
+)
 from gpuconv.problem import itemsize
 
 WORDS = """
@@ -51,7 +58,7 @@ TABLE = PoolTable(
     WORDS,
     "element",
     entries(),
-    (pool_axes, pool_adaptive, pool_adaptive_lines, pool_fractional, pool_global, pool_unpool),
+    (axes, adaptive, adaptive_lines, fractional, plane, unpool),
     room,
 )
 

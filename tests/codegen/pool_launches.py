@@ -11,16 +11,18 @@ from unittest import mock
 import torch
 
 from gpuconv.arrays import TORCH
-from gpuconv.backends import (
-    triton_columns,
-    triton_pool_adaptive,
-    triton_pool_fractional,
-    triton_pool_global,
-    triton_pool_tiled,
-    triton_pool_unpool,
-    triton_pool_windows,
-)
 from gpuconv.backends.base import Plan
+from gpuconv.backends.triton import (
+    columns as triton_columns,
+)
+from gpuconv.backends.triton import (
+    pool_adaptive,
+    pool_fractional,
+    pool_global,
+    pool_tiled,
+    pool_unpool,
+    pool_windows,
+)
 from gpuconv.problem import PoolProblem
 
 POINTERS = {
@@ -29,8 +31,8 @@ POINTERS = {
 }  # fmt: skip
 
 LAUNCHING = (
-    triton_columns, triton_pool_adaptive, triton_pool_fractional, triton_pool_global, triton_pool_tiled,
-    triton_pool_unpool, triton_pool_windows,
+    triton_columns, pool_adaptive, pool_fractional, pool_global, pool_tiled,
+    pool_unpool, pool_windows,
 )  # fmt: skip
 """Modules whose `launch_kernel` is recorded."""
 

@@ -14,8 +14,17 @@ from pool_launches import Launch, launches
 from pool_problems import problems
 from pool_rows import ROOM_PER_BYTE, PoolTable
 
-from gpuconv.dispatch import select
-from gpuconv.kernels.tl import pool, pool_keys, pool_max, pool_sum, pool_tiled, pool_tiled_bwd
+from gpuconv.dispatch.selection import select
+from gpuconv.kernels.tl.pool import (
+    common as pool,
+)
+from gpuconv.kernels.tl.pool import (
+    keys,
+    max,
+    sum,
+    tiled,
+    tiled_bwd,
+)
 from gpuconv.problem import PoolProblem, itemsize
 
 WORDS = """
@@ -73,7 +82,7 @@ TABLE = PoolTable(
     WORDS,
     "result",
     entries(),
-    (pool, pool_keys, pool_max, pool_sum, pool_tiled, pool_tiled_bwd),
+    (pool, keys, max, sum, tiled, tiled_bwd),
     room,
 )
 

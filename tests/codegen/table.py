@@ -25,10 +25,11 @@ from rows import Rows, markdown, slashed
 from rows import load as load_table
 from rows import write as write_table
 
-from gpuconv.backends.triton_common import launch_options
-from gpuconv.backends.triton_conv import FpropImplicitGemm
-from gpuconv.backends.triton_conv_grad import DgradImplicitGemm, WgradSplitK
-from gpuconv.kernels.tl import common, conv_dgrad, conv_fprop, conv_wgrad
+from gpuconv.backends.triton.common import launch_options
+from gpuconv.backends.triton.conv_fprop import FpropImplicitGemm
+from gpuconv.backends.triton.conv_grad import DgradImplicitGemm, WgradSplitK
+from gpuconv.kernels.tl import common
+from gpuconv.kernels.tl.conv import dgrad, fprop, wgrad
 from gpuconv.problem import ConvProblem
 
 HERE = Path(__file__).parent
@@ -37,7 +38,7 @@ TABLE = HERE / "table.json"
 PAGE = HERE / "TABLE.md"
 ARCHITECTURES = (80, 90, 100)
 VERSION = triton.__version__
-MODULES = {"conv_fprop": conv_fprop, "conv_dgrad": conv_dgrad, "conv_wgrad": conv_wgrad}
+MODULES = {"conv_fprop": fprop, "conv_dgrad": dgrad, "conv_wgrad": wgrad}
 MODULE_OF = {"fprop": "conv_fprop", "dgrad": "conv_dgrad", "transposed": "conv_dgrad", "wgrad": "conv_wgrad"}
 SOLVERS = {
     "fprop": FpropImplicitGemm(),
@@ -69,16 +70,16 @@ def launch(name: str, problem: ConvProblem) -> tuple[Any, dict[str, Any]]:
     if name.startswith("wgrad_sum/"):
         arguments = sum_arguments(problem, config)
         config = {"BLOCK_M": arguments["BLOCK"], "BLOCK_N": 1, "BLOCK_K": 1, "num_warps": 4, "num_stages": 3}
-        return specialise(conv_wgrad._conv_wgrad_sum_kernel, arguments), config
+        return specialise(wgrad._conv_wgrad_sum_kernel, arguments), config
     if small_pass(name):
         arguments = fprop_pass_arguments(small_pass(name), problem, config)
         tile = [arguments[side] for side in arguments if side.startswith("BLOCK_")]
         config = {"BLOCK_M": tile[0], "BLOCK_N": tile[1], "BLOCK_K": 1, "num_warps": 4, "num_stages": 3}
-        return specialise(getattr(conv_fprop, f"_conv_{small_pass(name)}_kernel"), arguments), config
+        return specialise(getattr(fprop, f"_conv_{small_pass(name)}_kernel"), arguments), config
     kernel = {
-        "conv_fprop": conv_fprop._conv_fprop_implicit_gemm_kernel,
-        "conv_dgrad": conv_dgrad._conv_dgrad_implicit_gemm_kernel,
-        "conv_wgrad": conv_wgrad._conv_wgrad_split_k_kernel,
+        "conv_fprop": fprop._conv_fprop_implicit_gemm_kernel,
+        "conv_dgrad": dgrad._conv_dgrad_implicit_gemm_kernel,
+        "conv_wgrad": wgrad._conv_wgrad_split_k_kernel,
     }[MODULE_OF[problem.kind]]
     return specialise(kernel, launch_arguments(problem, config)), config
 

@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import gpuconv
 import gpuconv.ops  # registers the operators
-from gpuconv.ops_pool_fake import AS_INPUT, Form
-from gpuconv.ops_pool_library import OPERATORS
+from gpuconv.ops.pool_fake import AS_INPUT, Form
+from gpuconv.ops.pool_library import OPERATORS
 from gpuconv.testing import forbid_aten
 
 

@@ -32,8 +32,8 @@ def _fresh():
     """Start each test without plans, kernels and settings of others."""
     import fake_cupy
 
-    from gpuconv.backends.cupy_common import KERNELS
-    from gpuconv.plan_cache import CACHE
+    from gpuconv.backends.cupy.common import KERNELS
+    from gpuconv.dispatch.plan_cache import CACHE
 
     CACHE.clear()
     KERNELS.clear()

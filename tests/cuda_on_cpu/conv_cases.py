@@ -25,11 +25,12 @@ from harness import (
 )
 
 import gpuconv
-from gpuconv import dispatch, shapes
+from gpuconv import shapes
 from gpuconv.backends.base import Plan
-from gpuconv.backends.cupy_common import CupySolver
-from gpuconv.normalize_conv import Extras, weight_grad_call
-from gpuconv.plan_cache import CACHE
+from gpuconv.backends.cupy.common import CupySolver
+from gpuconv.dispatch import selection as dispatch
+from gpuconv.dispatch.plan_cache import CACHE
+from gpuconv.normalize.conv import Extras, weight_grad_call
 from gpuconv.problem import itemsize
 
 LAYOUTS = ("contiguous", "channels_last", "mixed", "contiguous weights", "strided", "reversed")

@@ -17,10 +17,10 @@ import numpy as np
 from fake_cupy import asnumpy, guarded
 
 from gpuconv.backends.base import Plan
-from gpuconv.backends.cupy_common import KERNELS, CupySolver
-from gpuconv.dispatch import record_plans
+from gpuconv.backends.cupy.common import KERNELS, CupySolver
+from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch.plan_cache import CACHE
 from gpuconv.numerics import assert_close
-from gpuconv.plan_cache import CACHE
 
 FORWARD, REVERSED, SHUFFLED = range(3)
 
@@ -146,7 +146,7 @@ def capability(number: int) -> Iterator[None]:
 
 
 def _forget_plans() -> None:
-    from gpuconv import dispatch
+    from gpuconv.dispatch import selection as dispatch
 
     dispatch._plan.cache_clear()
 

@@ -14,16 +14,18 @@ from unittest import mock
 import harness
 import numpy as np
 
-from gpuconv import dispatch, numerics
-from gpuconv.backends import cupy_pool, cupy_pool_planes
-from gpuconv.normalize_pool import adaptive_call
-from gpuconv.normalize_pool_backward import (
+from gpuconv import numerics
+from gpuconv.backends.cupy import pool as cupy_pool
+from gpuconv.backends.cupy import pool_planes
+from gpuconv.dispatch import selection as dispatch
+from gpuconv.normalize.pool import adaptive_call
+from gpuconv.normalize.pool_backward import (
     adaptive_backward_call,
     avg_backward_call,
     lp_backward_call,
     max_backward_call,
 )
-from gpuconv.normalize_pool_forward import avg_call, lp_call, max_call
+from gpuconv.normalize.pool_forward import avg_call, lp_call, max_call
 from gpuconv.problem import Call
 from gpuconv.shapes import effective_kernel
 
@@ -204,7 +206,7 @@ def wide_indices() -> Iterator[None]:
     """Have the solvers launch their 64-bit variants."""
     with (
         mock.patch.object(cupy_pool, "wide_index", lambda *_: True),
-        mock.patch.object(cupy_pool_planes, "wide_index", lambda *_: True),
+        mock.patch.object(pool_planes, "wide_index", lambda *_: True),
     ):
         yield
 

@@ -13,8 +13,8 @@ import harness
 import numpy as np
 from pool_cases import DTYPES, LAYOUTS, dispatched, wide_indices, with_layout
 
-from gpuconv.normalize_pool_backward import fractional_backward_call, unpool_backward_call
-from gpuconv.normalize_pool_forward import fractional_call, unpool_call
+from gpuconv.normalize.pool_backward import fractional_backward_call, unpool_backward_call
+from gpuconv.normalize.pool_forward import fractional_call, unpool_call
 
 _WINDOWS = {
     "plain": {}, "ties": {"values": "ties"}, "specials": {"values": "specials"}, "-inf": {"values": "-inf"},

@@ -13,10 +13,10 @@ from harness import as_held, on_device, run_once
 
 import gpuconv
 from gpuconv.arrays import TORCH, channels_last_strides, kind_of
-from gpuconv.backends import cupy_common
-from gpuconv.backends.cupy_common import CupySolver, Launch, capability
-from gpuconv.dispatch import record_plans
-from gpuconv.plan_cache import CACHE
+from gpuconv.backends.cupy import common as cupy_common
+from gpuconv.backends.cupy.common import CupySolver, Launch, capability
+from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch.plan_cache import CACHE
 
 X, W = np.arange(2.0 * 4 * 6 * 5).reshape(2, 4, 6, 5) % 7 - 3, np.arange(6.0 * 4 * 3 * 3).reshape(6, 4, 3, 3) % 5 - 2
 
@@ -177,10 +177,10 @@ class _Endless(CupySolver):
 
 
 def test_a_grid_that_no_gpu_takes_is_refused_and_an_empty_one_skipped(monkeypatch):
-    from gpuconv.backends.cupy_backend import CupyBackend
+    from gpuconv.backends.cupy.backend import CupyBackend
 
     monkeypatch.setattr(CupyBackend, "solvers", lambda self: (_Endless(),))
-    from gpuconv import dispatch
+    from gpuconv.dispatch import selection as dispatch
 
     dispatch._plan.cache_clear()
     with pytest.raises(RuntimeError, match="endless would need 2147483648 blocks; a grid has 2147483647 at most"):

@@ -9,7 +9,7 @@ from conv_cases import LAYOUTS, Case, announce_cases, cases_of, check_case, chec
 from harness import Distinct, on_device, run_once, struct_layout
 
 import gpuconv
-from gpuconv.backends.cupy_conv import DEPTHWISE_PARAMS
+from gpuconv.backends.cupy.conv import DEPTHWISE_PARAMS
 from gpuconv.errors import NoSolverError
 
 CASES = [*cases_of("fprop depthwise", 60), *cases_of("dgrad depthwise", 27), *cases_of("transposed depthwise", 12)]

@@ -10,8 +10,8 @@ from fake_cupy import asnumpy, guarded
 from harness import as_held, close, on_device, run, run_once
 
 import gpuconv
-from gpuconv.backends.cupy_conv import SOLVERS, FpropTiled
-from gpuconv.backends.cupy_conv_common import variants
+from gpuconv.backends.cupy.conv import SOLVERS, FpropTiled
+from gpuconv.backends.cupy.conv_common import variants
 from gpuconv.errors import NoSolverError
 
 

@@ -9,7 +9,7 @@ from conv_branches import BRANCHES
 from conv_cases import CORES, LAYOUTS, Case, announce_cases, cases_of, check_case, check_exact, tiles_and_steps
 from harness import Distinct, struct_layout
 
-from gpuconv.backends.cupy_conv_common import PARAMS
+from gpuconv.backends.cupy.conv_common import PARAMS
 
 CASES = cases_of("fprop", 90)
 

@@ -64,7 +64,7 @@ def test_workspace_is_stated_and_bounded(monkeypatch, dtype, size):
         return original(self, shape, *rest)
 
     monkeypatch.setattr(type(gpuconv.arrays.kind_of(x)), "empty", empty)
-    monkeypatch.setattr("gpuconv.backends.cupy_common.KERNELS.find", lambda source, kernel: lambda *arguments: None)
+    monkeypatch.setattr("gpuconv.backends.cupy.common.KERNELS.find", lambda source, kernel: lambda *arguments: None)
     for limit in (1 << 28, 4 * of_one, 3 * of_one - 1, of_one, 0):
         monkeypatch.setenv("GPUCONV_WORKSPACE", str(limit))
         scratch.clear()

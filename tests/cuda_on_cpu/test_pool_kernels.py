@@ -16,9 +16,10 @@ from pool_cases import DTYPES, Inputs, PoolCase, announce_pools, dispatched, wid
 
 import gpuconv
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
-from gpuconv.backends import cupy_pool, cupy_pool_common
-from gpuconv.dispatch import select
-from gpuconv.normalize_pool_forward import max_call
+from gpuconv.backends.cupy import pool as cupy_pool
+from gpuconv.backends.cupy import pool_common
+from gpuconv.dispatch.selection import select
+from gpuconv.normalize.pool_forward import max_call
 
 NAN, INF = float("nan"), float("inf")
 
@@ -235,14 +236,14 @@ def test_64_bit_indices_where_32_may_not_do():
     """Offsets, planes, products of adaptive windows, and windows that reach far into the padding."""
     small = _problem(gpuconv.max_pool2d, (2, 3, 8, 8), 2)
     dense = {"x": (192, 64, 8, 1)}
-    assert not cupy_pool_common.wide_index(small, dense)
-    assert cupy_pool_common.wide_index(small, {"x": (192, 64, 2**30, 1)})
-    assert cupy_pool_common.wide_index(small, {"x": (192, 64, -(2**30), 1)})
-    assert cupy_pool_common.wide_index(replace(small, n=2**24), dense)
-    assert cupy_pool_common.wide_index(replace(small, dilation=(2**31, 1)), dense)
+    assert not pool_common.wide_index(small, dense)
+    assert pool_common.wide_index(small, {"x": (192, 64, 2**30, 1)})
+    assert pool_common.wide_index(small, {"x": (192, 64, -(2**30), 1)})
+    assert pool_common.wide_index(replace(small, n=2**24), dense)
+    assert pool_common.wide_index(replace(small, dilation=(2**31, 1)), dense)
     adaptive = _problem(gpuconv.adaptive_avg_pool1d, (1, 1, 50000), 40000)
-    assert not cupy_pool_common.wide_index(adaptive, {"x": (1, 1, 1)})
-    assert cupy_pool_common.wide_index(replace(adaptive, output_size=(45000,)), {"x": (1, 1, 1)})
+    assert not pool_common.wide_index(adaptive, {"x": (1, 1, 1)})
+    assert pool_common.wide_index(replace(adaptive, output_size=(45000,)), {"x": (1, 1, 1)})
     (launch,) = select(small).solver.launches(small, {"x": (192, 64, 2**30, 1)}, {})
     assert launch.kernel == "pool_max_fprop<float, Strided, 1, true>" and launch.params["x_stride_h"] == 2**30
 

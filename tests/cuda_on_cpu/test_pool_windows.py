@@ -6,8 +6,8 @@ import harness
 import pytest
 from pool_cases import BRANCHES, DTYPES, FAMILIES, LAYOUTS, Inputs, all_cases, announce_pools, check, some_orders
 
-from gpuconv.backends import cupy_pool
-from gpuconv.backends.cupy_pool_common import PARAMS
+from gpuconv.backends.cupy import pool as cupy_pool
+from gpuconv.backends.cupy.pool_common import PARAMS
 
 KINDS = ("fprop", "bwd")
 CASES = {(family, kind): all_cases(family, kind) for family in FAMILIES for kind in KINDS}

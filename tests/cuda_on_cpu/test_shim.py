@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fake_cupy import MACHINE, RawModule, asnumpy, empty, guarded
 
-from gpuconv.backends.cupy_common import OPTIONS
+from gpuconv.backends.cupy.common import OPTIONS
 from gpuconv.kernels import cu
 
 HEAD = "\n" + cu.expand("common.cuh", {})

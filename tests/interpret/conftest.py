@@ -11,8 +11,8 @@ from collections import Counter
 
 import pytest
 
-from gpuconv import dispatch
-from gpuconv.plan_cache import CACHE
+from gpuconv.dispatch import selection as dispatch
+from gpuconv.dispatch.plan_cache import CACHE
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_*.py"]

@@ -13,8 +13,8 @@ from harness import ORDERS, Guarded, guard_input, guard_output, program_order
 
 import gpuconv
 from gpuconv import numerics
-from gpuconv.backends import triton_conv
-from gpuconv.backends.triton_conv import FpropImplicitGemm, workspace_parts
+from gpuconv.backends.triton import conv_fprop
+from gpuconv.backends.triton.conv_fprop import FpropImplicitGemm, workspace_parts
 from gpuconv.problem import ConvProblem
 
 TILE = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2, "num_warps": 4, "num_stages": 2}
@@ -223,7 +223,7 @@ def config_of(case: Case) -> dict[str, int]:
 
 def tiles(problem: ConvProblem, config: dict[str, int]) -> tuple[int, int, int]:
     """Return how many tiles of rows, tiles of columns, and reduction steps the case has."""
-    arguments = triton_conv.fprop_arguments(problem, _strides(problem), config)
+    arguments = conv_fprop.fprop_arguments(problem, _strides(problem), config)
     steps = prod(problem.kernel) * -(-(problem.c // problem.groups) // TILE["BLOCK_K"])
     return arguments["tiles_m"], arguments["tiles_n"] * arguments["groups"], steps
 

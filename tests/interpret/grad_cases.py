@@ -18,8 +18,8 @@ from triton.runtime import interpreter
 import gpuconv
 from gpuconv import numerics, shapes
 from gpuconv.arrays import CHANNELS_LAST, channels_last_strides, contiguous_strides
-from gpuconv.backends import triton_conv_grad
-from gpuconv.backends.triton_conv_grad import DgradImplicitGemm, WgradSplitK
+from gpuconv.backends.triton import conv_grad
+from gpuconv.backends.triton.conv_grad import DgradImplicitGemm, WgradSplitK
 from gpuconv.problem import ConvProblem
 
 TILE = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2, "num_warps": 4, "num_stages": 2}
@@ -309,10 +309,10 @@ def tiles(problem: ConvProblem, config: dict[str, int]) -> tuple[int, int, int]:
     layouts = {"x": problem.x_shape, "w": problem.w_shape, "y": problem.y_shape, "residual": problem.x_shape}
     strides = {name: contiguous_strides(shape) for name, shape in layouts.items()}
     if problem.kind == "wgrad":
-        arguments = triton_conv_grad.wgrad_arguments(problem, strides, config)
+        arguments = conv_grad.wgrad_arguments(problem, strides, config)
         steps = -(-arguments["pixels"] // config["BLOCK_K"])
     else:
-        arguments = triton_conv_grad.dgrad_arguments(problem, strides, config)
+        arguments = conv_grad.dgrad_arguments(problem, strides, config)
         taps = sum(len(phase) for _, phase in taps_of_phases(problem))
         steps = taps * -(-arguments["k_per_group"] // config["BLOCK_K"])
     return arguments["tiles_m"], arguments["tiles_n"] * arguments["groups"], steps

@@ -16,10 +16,16 @@ from harness import GUARD, ORDERS, Guarded, guard_input, guard_output, program_o
 import gpuconv
 from gpuconv import numerics, shapes
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, channels_last_strides, contiguous_strides
-from gpuconv.backends import triton_backend, triton_pool_global, triton_pool_unpool
-from gpuconv.backends.numpy_pool_scatter import fractional_starts
-from gpuconv.backends.triton_pool_common import Workspace
-from gpuconv.dispatch import run
+from gpuconv.backends.numpy.pool_scatter import fractional_starts
+from gpuconv.backends.triton import (
+    backend as triton_backend,
+)
+from gpuconv.backends.triton import (
+    pool_global,
+    pool_unpool,
+)
+from gpuconv.backends.triton.pool_common import Workspace
+from gpuconv.dispatch.execution import run
 from gpuconv.problem import PoolProblem
 
 LAYOUTS = ("contiguous", "channels_last", "strided", "sliced")
@@ -291,7 +297,7 @@ class PoolInputs:
 
     def _unpool_call(self, x: torch.Tensor, backend: str) -> Any:
         """Return a call of unpooling to a size that needs no stride to have it."""
-        from gpuconv.normalize_pool import neutral_windows, pool_call, read_source
+        from gpuconv.normalize.pool import neutral_windows, pool_call, read_source
 
         ndim = self.case.ndim
         source = read_source(f"max_unpool{ndim}d", ndim, "input", x, {"indices": self.indices})
@@ -364,9 +370,9 @@ def workspace_bytes(problem: PoolProblem, config: dict[str, Any]) -> int:
     """Return the bytes of workspace that a launch with `config` takes."""
     space = Workspace()
     if config.get("splits", 1) > 1:
-        triton_pool_global.take_partial(space, problem, config["splits"])
+        pool_global.take_partial(space, problem, config["splits"])
     if "claim" in config:
-        triton_pool_unpool.take_claims(space, problem, config["claim"])
+        pool_unpool.take_claims(space, problem, config["claim"])
     return space.used
 
 

@@ -17,10 +17,10 @@ from mutants import mutant
 import gpuconv
 from gpuconv import numerics
 from gpuconv.arrays import TORCH
-from gpuconv.backends import triton_columns
-from gpuconv.dispatch import record_plans
-from gpuconv.normalize_pool_forward import fold_call, unfold_call
-from gpuconv.tuning.cost_model import Work
+from gpuconv.backends.triton import columns as triton_columns
+from gpuconv.costs.model import Work
+from gpuconv.dispatch.execution import record_plans
+from gpuconv.normalize.pool_forward import fold_call, unfold_call
 
 LAYOUTS = ("contiguous", "channels_last", "strided")
 SOLVERS = {"unfold": triton_columns.UnfoldCopy(), "fold": triton_columns.FoldGather()}
@@ -222,6 +222,6 @@ def test_probes_pass_on_the_real_kernels(op: str) -> None:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_noticed(name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, old, new = MUTANTS[name]
-    target = importlib.import_module("gpuconv.kernels.tl.columns")
+    target = importlib.import_module("gpuconv.kernels.tl.pool.columns")
     monkeypatch.setattr(target, kernel, mutant(tmp_path, name, "columns", kernel, "columns.py", old, new))
     assert _noticed(kernel), f"no probe noticed the mutation {name!r}"

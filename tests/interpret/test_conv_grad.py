@@ -25,10 +25,10 @@ from grad_cases import (
 )
 
 import gpuconv
-from gpuconv.backends import triton_conv_grad
-from gpuconv.backends.triton_conv_grad import DgradImplicitGemm, WgradSplitK
-from gpuconv.backends.triton_interpreter import repair_interpreter
-from gpuconv.dispatch import record_plans
+from gpuconv.backends.triton import conv_grad
+from gpuconv.backends.triton.conv_grad import DgradImplicitGemm, WgradSplitK
+from gpuconv.backends.triton.interpreter import repair_interpreter
+from gpuconv.dispatch.execution import record_plans
 
 CASES = {kind: all_cases(kind) for kind in BRANCHES}
 
@@ -77,13 +77,13 @@ def test_small_integers_are_exact(ndim, kind, dtype):
 def test_channels_in_runs_of_8(monkeypatch, kind):
     """Sizes and strides that 8 divides and 16 does not come in units of 8."""
     launches = []
-    original = triton_conv_grad.launch_kernel
+    original = conv_grad.launch_kernel
 
     def recording(*args):
         launches.append(args[4])
         original(*args)
 
-    monkeypatch.setattr(triton_conv_grad, "launch_kernel", recording)
+    monkeypatch.setattr(conv_grad, "launch_kernel", recording)
     grouped = "units of 8, one tap" if kind == "wgrad" else "units of 8, grouped, stride 2"
     for ndim, dtype, branch in ((1, "bfloat16", grouped), (2, "float16", "units of 8"), (3, "float32", grouped)):
         launches.clear()

@@ -6,7 +6,7 @@ import pytest
 from fprop_cases import Case, check_case
 from mutants import mutant_module
 
-from gpuconv.kernels.tl import conv_fprop
+from gpuconv.kernels.tl.conv import fprop
 
 KERNELS = ("_conv_fprop_implicit_gemm_kernel", "_conv_fprop_pack_kernel", "_conv_fprop_sum_kernel")
 
@@ -185,5 +185,5 @@ def test_probes_pass_on_the_real_kernel():
 def test_mutant_is_noticed(name, tmp_path, monkeypatch):
     module = mutant_module(tmp_path, name, "conv_fprop", *MUTANTS[name])
     for kernel in KERNELS:
-        monkeypatch.setattr(conv_fprop, kernel, getattr(module, kernel))
+        monkeypatch.setattr(fprop, kernel, getattr(module, kernel))
     assert _noticed(), f"no probe noticed the mutation {name!r}"

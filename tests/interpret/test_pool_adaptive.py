@@ -26,11 +26,16 @@ from pool_adaptive_cases import (
 from triton.runtime import interpreter
 
 import gpuconv
-from gpuconv.backends import triton_pool_adaptive, triton_pool_fractional, triton_pool_global, triton_pool_unpool
-from gpuconv.dispatch import record_plans
+from gpuconv.backends.triton import (
+    pool_adaptive,
+    pool_fractional,
+    pool_global,
+    pool_unpool,
+)
+from gpuconv.dispatch.execution import record_plans
 
 CASES = {family: all_cases(family) for family in BRANCHES}
-MODULES = (triton_pool_adaptive, triton_pool_fractional, triton_pool_global, triton_pool_unpool)
+MODULES = (pool_adaptive, pool_fractional, pool_global, pool_unpool)
 
 
 @pytest.mark.parametrize("case", [case for cases in CASES.values() for case in cases], ids=lambda case: case.id)
@@ -140,7 +145,7 @@ def test_global_pool_fills_the_gpu_at_batch_one(monkeypatch):
         return result
 
     monkeypatch.setattr(torch, "empty", recording)
-    monkeypatch.setattr(triton_pool_global, "launch_kernel", lambda *given: None)
+    monkeypatch.setattr(pool_global, "launch_kernel", lambda *given: None)
     solver = SOLVERS["triton.pool.adaptive.fprop.split"]
     for shape in ((1, 64, 112, 112), (1, 3, 512, 512), (2, 512, 7, 7), (64, 64, 28, 28)):
         for layout in (torch.contiguous_format, torch.channels_last):
@@ -152,7 +157,7 @@ def test_global_pool_fills_the_gpu_at_batch_one(monkeypatch):
             config, steps = plan.config, -(-prod(shape[2:]) // plan.config["BLOCK_K"])
             per_split = -(-steps // config["splits"])
             assert (config["splits"] - 1) * per_split < steps
-            programs = triton_pool_global._programs(plan.problem, config) * config["splits"]
+            programs = pool_global._programs(plan.problem, config) * config["splits"]
             assert programs >= 132 or steps // config["splits"] < 8, (shape, programs)
             assert plan.workspace == workspace_bytes(plan.problem, config)
             assert allocated.count(plan.workspace) == (plan.workspace > 0)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from pool_cases import OVERLAPPING, PoolCase, PoolInputs, check_case, config_of
 
 import gpuconv
-from gpuconv.backends import triton_pool_tiled
-from gpuconv.dispatch import select
+from gpuconv.backends.triton import pool_tiled
+from gpuconv.dispatch.selection import select
 
 NAN, INF = float("nan"), float("inf")
 
@@ -23,10 +23,10 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize("ndim", (2, 3))
 def test_keys_match_the_reference(ndim, branch, dtype, layout, monkeypatch):
     """Values, NaN and taps exactly, also where the plan of a layout would not use keys."""
-    monkeypatch.setattr(triton_pool_tiled, "_MANY_TAPS", 1)
+    monkeypatch.setattr(pool_tiled, "_MANY_TAPS", 1)
     case = PoolCase("max", ndim, layout, dtype, branch)
     inputs = PoolInputs(case)
-    arguments = triton_pool_tiled.tiled_arguments(inputs.problem, _strides(inputs), config_of(inputs))
+    arguments = pool_tiled.tiled_arguments(inputs.problem, _strides(inputs), config_of(inputs))
     assert arguments["OP"] == "keys"
     check_case(case, ("forward",))
 
@@ -43,7 +43,7 @@ def test_keys_are_for_16_bit_numbers_and_taps_of_overlapping_windows():
         call = gpuconv.explain(gpuconv.max_pool2d, x, kernel, stride, 1, return_indices=True, backend="triton")
         problem = replace(call.problem, **{"offsets": True, **options})
         config = select(problem, "triton.pool.max.fprop.tiled").config
-        return triton_pool_tiled._operation(problem, config)
+        return pool_tiled._operation(problem, config)
 
     assert operation(torch.float16) == operation(torch.bfloat16) == "keys"
     assert operation(torch.float32) == operation(torch.float16, stride=2) == "indexed"

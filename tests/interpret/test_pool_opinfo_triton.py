@@ -16,8 +16,8 @@ from torch.testing._internal.common_methods_invocations import op_db
 from triton.runtime import interpreter
 
 import gpuconv
-from gpuconv.backends.triton_interpreter import repair_interpreter
-from gpuconv.dispatch import record_plans
+from gpuconv.backends.triton.interpreter import repair_interpreter
+from gpuconv.dispatch.execution import record_plans
 
 FAMILIES = ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool", "fractional_max_pool",
             "max_unpool")  # fmt: skip

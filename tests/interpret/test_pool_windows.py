@@ -21,8 +21,15 @@ from pool_cases import (
 )
 
 import gpuconv
-from gpuconv.backends import triton_pool, triton_pool_tiled, triton_pool_windows
-from gpuconv.dispatch import record_plans, select
+from gpuconv.backends.triton import (
+    pool as triton_pool,
+)
+from gpuconv.backends.triton import (
+    pool_tiled,
+    pool_windows,
+)
+from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch.selection import select
 
 CASES = {family: all_cases(family) for family in FAMILIES}
 NAN, INF = float("nan"), float("inf")
@@ -43,7 +50,7 @@ def test_cases_are_distinct_and_cover_everything(family):
     }
     for ndim in (1, 2, 3):
         assert {case.branch for case in cases if case.ndim == ndim} == set(BRANCHES[family][ndim])
-    solvers = {solver.id for solver in (*triton_pool.SOLVERS, *triton_pool_tiled.SOLVERS)}
+    solvers = {solver.id for solver in (*triton_pool.SOLVERS, *pool_tiled.SOLVERS)}
     assert {case.solver for case in cases} == {name for name in solvers if f".{family}." in name}
     assert {order for case in cases for order in orders_of(case)} == {"forward", "reversed", "shuffled"}
     twice = [case for case in cases if len(orders_of(case)) == 2]
@@ -191,11 +198,11 @@ def test_cases_have_several_tiles(family):
         inputs = PoolInputs(case)
         config, problem = config_of(inputs), inputs.problem
         if "TILE_P" in config:
-            counts.append(triton_pool_tiled.tiled_grid(problem, config)[0])
+            counts.append(pool_tiled.tiled_grid(problem, config)[0])
         else:
-            passes = triton_pool_windows.forward_passes if case.kind == "fprop" else triton_pool_windows.backward_passes
+            passes = pool_windows.forward_passes if case.kind == "fprop" else pool_windows.backward_passes
             steps = passes(problem, bool(config["separable"]))
-            counts.append(triton_pool_windows.grid_of(problem, config, steps[-1])[0])
+            counts.append(pool_windows.grid_of(problem, config, steps[-1])[0])
     assert min(counts) >= 3 and sorted(counts)[len(counts) // 2] >= 9
 
 

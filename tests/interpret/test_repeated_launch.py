@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import gpuconv
-from gpuconv import dispatch
-from gpuconv.backends import triton_common, triton_conv, triton_conv_grad
-from gpuconv.plan_cache import CACHE
+from gpuconv.backends.triton import common as triton_common
+from gpuconv.backends.triton import conv_fprop, conv_grad
+from gpuconv.dispatch import selection as dispatch
+from gpuconv.dispatch.plan_cache import CACHE
 
 
 def _train(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
@@ -27,7 +28,7 @@ def test_a_repeated_step_derives_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
         raise AssertionError("derived again")
 
     names = ("fprop", "fprop_pack", "fprop_sum", "dgrad", "wgrad", "wgrad_sum")
-    for module in (triton_conv, triton_conv_grad):
+    for module in (conv_fprop, conv_grad):
         for name in names:
             if hasattr(module, f"{name}_arguments"):
                 monkeypatch.setattr(module, f"{name}_arguments", unwanted)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import gpuconv
-from gpuconv import dispatch
-from gpuconv.plan_cache import CACHE
-from gpuconv.tuning import cache, trial
+from gpuconv.costs import measured as cache
+from gpuconv.dispatch import selection as dispatch
+from gpuconv.dispatch.plan_cache import CACHE
+from gpuconv.tuning import trial
 from gpuconv.tuning import tune as tuning
 from gpuconv.tuning.tune import tune
 

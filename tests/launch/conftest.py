@@ -21,7 +21,7 @@ else:
     @pytest.fixture
     def gpu(_gpu):
         """The stub driver, with nothing launched and nothing remembered."""
-        from gpuconv.plan_cache import CACHE
+        from gpuconv.dispatch.plan_cache import CACHE
 
         CACHE.clear()
         _gpu.reset()

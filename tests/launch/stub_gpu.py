@@ -23,10 +23,11 @@ from typing import Any
 import pytest
 import torch
 
-from gpuconv import arrays, ops_tiers
-from gpuconv.backends import triton_common
+from gpuconv import arrays
+from gpuconv.backends.triton import common as triton_common
+from gpuconv.dispatch.plan_cache import CACHE
 from gpuconv.launcher import native
-from gpuconv.plan_cache import CACHE
+from gpuconv.ops import tiers
 
 SOURCE = Path(__file__).with_name("stub_libcuda.c")
 BUILD = SOURCE.parents[2] / "build" / "stub-libcuda"
@@ -164,7 +165,7 @@ def stub_gpu(device: str = "cuda:0") -> Iterator[StubGpu]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "device", lambda self, array: device)
         patch.setattr(kind, "empty", lambda self, shape, dtype, _, layout: allocate(self, shape, dtype, "cpu", layout))
-        patch.setattr(ops_tiers, "on_gpu", lambda tensor: True)
+        patch.setattr(tiers, "on_gpu", lambda tensor: True)
         patch.setattr(triton_common, "_device_guard", gpu.on_device)
         patch.setattr(torch._C, "_cuda_getCurrentRawStream", gpu.stream, raising=False)
         patch.setattr(torch.cuda, "current_device", lambda: gpu.device)

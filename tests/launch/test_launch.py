@@ -17,10 +17,10 @@ from triton import knobs
 from triton.runtime.jit import JITFunction
 
 import gpuconv
-from gpuconv import dispatch
 from gpuconv.arrays import TORCH
+from gpuconv.dispatch import selection as dispatch
+from gpuconv.dispatch.plan_cache import CACHE
 from gpuconv.launcher import native, record
-from gpuconv.plan_cache import CACHE
 
 LAUNCHERS = ("triton", "native", "python")
 
@@ -174,7 +174,7 @@ def test_threads_do_not_mix_their_arguments(gpu: StubGpu, name: str) -> None:
 
 def test_a_plan_keeps_its_kernel(gpu: StubGpu) -> None:
     """Triton 3.9 unloads the module of a kernel that nobody holds."""
-    from gpuconv.kernels.tl.conv_fprop import _conv_fprop_implicit_gemm_kernel as kernel
+    from gpuconv.kernels.tl.conv.fprop import _conv_fprop_implicit_gemm_kernel as kernel
 
     call = CALLS["fprop"][1]
     with launcher("native"):

@@ -13,12 +13,12 @@ import triton
 import triton.language as tl
 from stub_gpu import StubGpu, launcher
 
-from gpuconv import ops_autograd
+from gpuconv.dispatch.plan_cache import UnkeyedError, signatures
 from gpuconv.launcher import layout, record
 from gpuconv.launcher import native as native_module
 from gpuconv.launcher.native import native
 from gpuconv.launcher.record import active_recording
-from gpuconv.plan_cache import UnkeyedError, signatures
+from gpuconv.ops import conv_autograd
 
 
 @triton.jit
@@ -191,7 +191,7 @@ def _distinct() -> list[torch.Tensor | None]:
 
 def test_both_ways_to_sign_agree(gpu: StubGpu) -> None:
     """What is the same to one is the same to the other, and has the same address."""
-    sign, plain = native().sign, ops_autograd.PLAIN
+    sign, plain = native().sign, conv_autograd.PLAIN
     assert sign is native_module.SIGN is not None, "torch 2.11 has DLPack's exchange API"
     arrays = _distinct()
     signed = [sign((array,), False, plain) for array in arrays]
@@ -208,7 +208,7 @@ def test_both_ways_to_sign_agree(gpu: StubGpu) -> None:
 
 
 def test_what_has_no_signature_is_left_to_python(gpu: StubGpu) -> None:
-    sign, plain = native().sign, ops_autograd.PLAIN
+    sign, plain = native().sign, conv_autograd.PLAIN
     leaf = torch.nn.Parameter(torch.zeros(3))
     negated = torch.zeros(3, dtype=torch.complex64).conj().imag
     without_memory = torch._efficientzerotensor((3,))

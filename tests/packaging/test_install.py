@@ -18,7 +18,7 @@ REPO = Path(__file__).resolve().parents[2]
 CONVOLVE = """
 import importlib.metadata, json, sys
 import numpy as np
-import gpuconv, gpuconv.kernels.cu, gpuconv.kernels.tl, gpuconv.tuning.cache
+import gpuconv, gpuconv.kernels.cu, gpuconv.kernels.tl, gpuconv.costs.measured
 
 x = np.arange(2 * 3 * 5 * 6, dtype=np.float32).reshape(2, 3, 5, 6) % 7 - 3
 w = np.arange(4 * 3 * 3 * 3, dtype=np.float32).reshape(4, 3, 3, 3) % 5 - 2
@@ -37,8 +37,8 @@ print(json.dumps({
     "tl": gpuconv.kernels.tl.__file__,
     "cu": gpuconv.kernels.cu.__file__,
     "sources": {name: gpuconv.kernels.cu.source(name) for name in gpuconv.kernels.cu.names()},
-    "gpus": sorted(gpuconv.tuning.constants.shipped()),
-    "tables": len(gpuconv.tuning.cache._tables()),
+    "gpus": sorted(gpuconv.costs.constants.shipped()),
+    "tables": len(gpuconv.costs.measured._tables()),
     "version": gpuconv.__version__,
     "frameworks": sorted({"torch", "triton", "cupy"} & set(sys.modules)),
 }))

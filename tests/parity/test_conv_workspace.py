@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpuconv
-from gpuconv import dispatch
+from gpuconv.dispatch import selection as dispatch
 
 
 def f16(*shape: int) -> np.ndarray:

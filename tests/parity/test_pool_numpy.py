@@ -12,8 +12,12 @@ import torch.nn.functional as F  # noqa: E402
 
 import gpuconv  # noqa: E402
 from gpuconv import config, shapes  # noqa: E402
-from gpuconv.backends import numpy_pool_axes, numpy_pool_scatter, numpy_pool_tiles  # noqa: E402
-from gpuconv.dispatch import record_plans  # noqa: E402
+from gpuconv.backends.numpy import (  # noqa: E402
+    pool_axes,
+    pool_scatter,
+    pool_tiles,
+)
+from gpuconv.dispatch.execution import record_plans  # noqa: E402
 from gpuconv.testing import forbid_aten  # noqa: E402
 
 SIZES = {1: (13,), 2: (9, 11), 3: (6, 7, 5)}
@@ -175,7 +179,7 @@ def test_fractional_starts_are_those_of_shapes(dtype):
     samples = torch.rand(40, dtype=getattr(torch, dtype), generator=torch.Generator().manual_seed(0))
     wide = samples.float().numpy() if dtype == "bfloat16" else samples.numpy()
     for size, out, kernel in ((10, 4, 2), (31, 30, 2), (7, 1, 3), (200, 77, 3), (64, 33, 2)):
-        starts = numpy_pool_scatter.fractional_starts(size, out, kernel, wide, dtype)
+        starts = pool_scatter.fractional_starts(size, out, kernel, wide, dtype)
         for row, sample in zip(starts, samples.tolist(), strict=True):
             assert tuple(row) == shapes.fractional_pool_starts(size, out, kernel, sample, dtype)
 
@@ -376,8 +380,8 @@ def test_tiles_do_not_change_the_result(tile, monkeypatch):
         arrays = x.contiguous(memory_format=fmt), smooth.contiguous(memory_format=fmt)
         whole = list(everything(*arrays))
         with monkeypatch.context() as patch:
-            patch.setattr(numpy_pool_tiles, "TILE", tile)
-            patch.setattr(numpy_pool_scatter, "PIECE", 3 * tile)
+            patch.setattr(pool_tiles, "TILE", tile)
+            patch.setattr(pool_scatter, "PIECE", 3 * tile)
             cut = list(everything(*arrays))
         for ours, theirs in zip(cut, whole, strict=True):
             same(ours, theirs, strides=True)
@@ -392,7 +396,7 @@ def test_box_windows_agree_with_whole_axes():
         out = shapes.pool_output_size(n, k, s, lo, lo, d)
         if out < 1:
             continue
-        axis = numpy_pool_axes.Regular(n, out, k, s, lo, d)
+        axis = pool_axes.Regular(n, out, k, s, lo, d)
         reads = [{p for t in range(k) if 0 <= (p := o * s - lo + t * d) < n} for o in range(out)]
         assert [set(range(n)[axis.window(o)]) for o in range(out)] == reads
         begin = rng.randrange(out)

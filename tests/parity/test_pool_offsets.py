@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 
 import gpuconv.ops  # registers the operators
-from gpuconv.dispatch import run, select
-from gpuconv.normalize_pool import adaptive_call
-from gpuconv.normalize_pool_forward import fractional_call, max_call
-from gpuconv.ops_pool_fake import AS_INPUT, Form
-from gpuconv.ops_pool_library import launch
+from gpuconv.dispatch.execution import run
+from gpuconv.dispatch.selection import select
+from gpuconv.normalize.pool import adaptive_call
+from gpuconv.normalize.pool_forward import fractional_call, max_call
+from gpuconv.ops.pool_fake import AS_INPUT, Form
+from gpuconv.ops.pool_library import launch
 from gpuconv.problem import Call
 
 SIZES = {1: (13,), 2: (9, 11), 3: (6, 7, 5)}

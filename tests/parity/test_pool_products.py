@@ -12,8 +12,13 @@ import torch.nn.functional as F  # noqa: E402
 from referee import check_against  # noqa: E402
 
 import gpuconv  # noqa: E402
-from gpuconv.backends import numpy_pool_axes, numpy_pool_products, numpy_pool_tiles, numpy_pool_windows  # noqa: E402
-from gpuconv.backends.numpy_pool_products import FEW, PASSES, WHOLE, way_of  # noqa: E402
+from gpuconv.backends.numpy import (  # noqa: E402
+    pool_axes,
+    pool_products,
+    pool_tiles,
+    pool_windows,
+)
+from gpuconv.backends.numpy.pool_products import FEW, PASSES, WHOLE, way_of  # noqa: E402
 
 SIZES = {1: (31,), 2: (30, 13), 3: (9, 6, 14)}
 OUTPUTS = {1: (1, 3, 7, 31), 2: (1, 7, (6, 13), (1, 5), (None, 2)), 3: (1, 2, (3, 2, 7), (9, 1, 1))}
@@ -39,7 +44,7 @@ def ways_of(size: tuple[int, ...], output: tuple[int, ...]) -> str:
     problem = gpuconv.explain(
         getattr(gpuconv, f"adaptive_avg_pool{len(size)}d"), np.ones((1, 1, *size)), output
     ).problem
-    return way_of(numpy_pool_axes.axes_of(problem))
+    return way_of(pool_axes.axes_of(problem))
 
 
 def test_the_cases_below_take_every_way() -> None:
@@ -154,32 +159,32 @@ def test_products_and_passes_agree(monkeypatch: pytest.MonkeyPatch) -> None:
         found = []
         for tile in (1 << 20, 1 << 10, 64):
             with monkeypatch.context() as patch:
-                patch.setattr(numpy_pool_tiles, "TILE", tile)
-                numpy_pool_tiles._first_steps.cache_clear()
-                gpuconv.plan_cache.CACHE.clear()
+                patch.setattr(pool_tiles, "TILE", tile)
+                pool_tiles._first_steps.cache_clear()
+                gpuconv.dispatch.plan_cache.CACHE.clear()
                 found.append(call(source))
-                patch.setattr(numpy_pool_windows, "sum_windows", _passes)
-                patch.setattr(numpy_pool_windows, "spread", _spread)
-                gpuconv.plan_cache.CACHE.clear()
+                patch.setattr(pool_windows, "sum_windows", _passes)
+                patch.setattr(pool_windows, "spread", _spread)
+                gpuconv.dispatch.plan_cache.CACHE.clear()
                 found.append(call(source))
-        gpuconv.plan_cache.CACHE.clear()
+        gpuconv.dispatch.plan_cache.CACHE.clear()
         for each in found:
             np.testing.assert_allclose(each, products, rtol=2e-5, atol=2e-6)
 
 
 def _passes(x: np.ndarray, axes: Any, way: str, out: np.ndarray) -> None:
-    numpy_pool_axes.reduce_windows(np.add, x, axes, out, 0)
+    pool_axes.reduce_windows(np.add, x, axes, out, 0)
 
 
 def _spread(y: np.ndarray, axes: Any, way: str, out: np.ndarray) -> None:
-    numpy_pool_axes.spread_windows(y, axes, out)
+    pool_axes.spread_windows(y, axes, out)
 
 
 def test_what_is_kept_is_bounded_and_not_to_be_written_to() -> None:
-    kept = numpy_pool_products.ones(9, np.dtype(np.float32))
+    kept = pool_products.ones(9, np.dtype(np.float32))
     with pytest.raises(ValueError, match="read-only"):
         kept[0] = 2
-    long = numpy_pool_products.ones((1 << 16) + 1, np.dtype(np.float32))
+    long = pool_products.ones((1 << 16) + 1, np.dtype(np.float32))
     assert long.flags.writeable and long.sum() == (1 << 16) + 1
 
 

@@ -9,7 +9,7 @@ import torch
 import gpuconv
 from gpuconv import arrays
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
-from gpuconv.normalize import memory_format
+from gpuconv.normalize.common import memory_format
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 NUMPY, TORCH = arrays.kind_of(np.zeros(1)), arrays.kind_of(torch.zeros(1))

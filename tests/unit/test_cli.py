@@ -15,9 +15,9 @@ import numpy as np
 from typer.testing import CliRunner
 
 import gpuconv
-from gpuconv._cli_explain import parse_shape, parse_value
-from gpuconv._demo_resnet import layers
-from gpuconv.cli import app
+from gpuconv.cli.demo_resnet import layers
+from gpuconv.cli.explain import parse_shape, parse_value
+from gpuconv.cli.main import app
 from gpuconv.config import BACKENDS
 
 WORKLOAD = Path(__file__).resolve().parents[2] / "bench" / "workloads" / "resnet50.json"
@@ -77,7 +77,7 @@ def test_info_table():
 
 def test_info_shows_the_brackets_of_extras(monkeypatch):
     """They are what a user must type, and rich's markup as well."""
-    from gpuconv.backends import cupy_backend
+    from gpuconv.backends.cupy import backend as cupy_backend
 
     monkeypatch.setattr(cupy_backend, "_missing_package", lambda: "install 'gpuconv[cuda13]'")
     assert "'gpuconv[cuda13]'" in run("info").stdout
@@ -270,7 +270,7 @@ def test_demo_quick(tmp_path):
 
 @needs_pictures
 def test_demo_without_torch_says_who_the_referee_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("gpuconv._demo.find_spec", lambda name: None)
+    monkeypatch.setattr("gpuconv.cli.demo.find_spec", lambda name: None)
     done = run("demo", "--quick", "--output", str(tmp_path))
     assert done.exit_code == 0, done.output
     assert "definition, 48x48" in done.stdout
@@ -280,7 +280,9 @@ def test_demo_without_torch_says_who_the_referee_is(tmp_path, monkeypatch):
 @needs_pictures
 def test_demo_fails_when_a_result_is_wrong(tmp_path, monkeypatch):
     right = gpuconv.avg_pool2d
-    monkeypatch.setattr(gpuconv.pooling, "avg_pool2d", lambda *arrays, **options: right(*arrays, **options) + 0.1)
+    monkeypatch.setattr(
+        gpuconv.functional.pool, "avg_pool2d", lambda *arrays, **options: right(*arrays, **options) + 0.1
+    )
     done = run("demo", "--quick", "--output", str(tmp_path))
     assert done.exit_code == 1
     assert "RESULTS DIFFER" in done.stdout
@@ -291,7 +293,7 @@ def test_demo_names_what_cannot_run(tmp_path, monkeypatch):
     def refuse(*arrays, **options):
         raise gpuconv.NoSolverError("avg_pool2d: no solver can run this problem\ncandidates:")
 
-    monkeypatch.setattr(gpuconv.pooling, "avg_pool2d", refuse)
+    monkeypatch.setattr(gpuconv.functional.pool, "avg_pool2d", refuse)
     done = run("demo", "--quick", "--output", str(tmp_path))
     assert done.exit_code == 0
     assert "not measured" in done.stdout

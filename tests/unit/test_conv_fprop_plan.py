@@ -9,8 +9,8 @@ import pytest
 
 from gpuconv import shapes
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
-from gpuconv.backends.triton_common import format_strides
-from gpuconv.backends.triton_conv import FpropImplicitGemm, fprop_arguments
+from gpuconv.backends.triton.common import format_strides
+from gpuconv.backends.triton.conv_fprop import FpropImplicitGemm, fprop_arguments
 from gpuconv.problem import ConvProblem
 
 SOLVER = FpropImplicitGemm()

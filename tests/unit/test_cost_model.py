@@ -12,13 +12,16 @@ from tuning_cases import conv, pool, pretended
 
 import gpuconv
 from gpuconv.arrays import CONTIGUOUS
-from gpuconv.backends.triton_conv import FpropImplicitGemm
-from gpuconv.backends.triton_conv_grad import DgradImplicitGemm, WgradSplitK
-from gpuconv.backends.triton_tuned import MOST_CONFIGS, Tunable
-from gpuconv.dispatch import backends, candidates, solver_of
+from gpuconv.backends.triton.conv_fprop import FpropImplicitGemm
+from gpuconv.backends.triton.conv_grad import DgradImplicitGemm, WgradSplitK
+from gpuconv.backends.triton.tuned import MOST_CONFIGS, Tunable
+from gpuconv.costs import constants
+from gpuconv.costs import model as cost_model
+from gpuconv.costs import work as describe
+from gpuconv.costs.model import concatenate, estimate, terms
+from gpuconv.dispatch.selection import backends, candidates, solver_of
 from gpuconv.problem import ConvProblem
-from gpuconv.tuning import constants, cost_model, describe
-from gpuconv.tuning.cost_model import Sample, concatenate, estimate, fit, fit_work, terms
+from gpuconv.tuning.fit import Sample, fit, fit_work
 
 H200 = constants.shipped()["h200"][1]
 

@@ -15,9 +15,11 @@ import torch
 
 import gpuconv
 from gpuconv import arrays
-from gpuconv.backends import cupy_backend, cupy_common
-from gpuconv.backends.triton_common import as_tensor
-from gpuconv.dispatch import candidates, explain
+from gpuconv.backends.cupy import backend as cupy_backend
+from gpuconv.backends.cupy import common as cupy_common
+from gpuconv.backends.triton.common import as_tensor
+from gpuconv.dispatch.explanation import explain
+from gpuconv.dispatch.selection import candidates
 from gpuconv.kernels import cu
 
 REPO = Path(__file__).resolve().parents[2]
@@ -77,7 +79,7 @@ def test_nothing_is_missing_where_everything_is_there(host):
 
 def test_triton_goes_first_and_cupy_second_for_both_kinds_of_array(host, monkeypatch):
     host()
-    from gpuconv.backends import triton_backend
+    from gpuconv.backends.triton import backend as triton_backend
 
     monkeypatch.setattr(triton_backend, "_missing_package", lambda: None)
     monkeypatch.setattr(triton_backend, "interpreting", lambda: False)
@@ -92,7 +94,7 @@ def test_triton_goes_first_and_cupy_second_for_both_kinds_of_array(host, monkeyp
 
 
 def test_triton_refuses_arrays_of_cupy_where_torch_has_no_cuda(monkeypatch):
-    from gpuconv.backends import triton_backend
+    from gpuconv.backends.triton import backend as triton_backend
 
     monkeypatch.setattr(triton_backend, "interpreting", lambda: False)
     monkeypatch.setattr(triton_backend, "_missing_package", lambda: None)

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import gpuconv
-from gpuconv import dispatch
 from gpuconv.backends.base import Backend, Plan, Solver
-from gpuconv.plan_cache import CACHE
+from gpuconv.dispatch import selection as dispatch
+from gpuconv.dispatch.plan_cache import CACHE
 from gpuconv.problem import Call, ConvProblem, Problem
 
 REPO = Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import gpuconv
-from gpuconv.backends.numpy_common import shown_runs
+from gpuconv.backends.numpy.common import shown_runs
 
 NP_PAD = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import gpuconv
-from gpuconv import normalize_conv, plan_cache
-from gpuconv.plan_cache import CACHE, PlanCache
+from gpuconv.dispatch import plan_cache
+from gpuconv.dispatch.plan_cache import CACHE, PlanCache
+from gpuconv.normalize import conv as normalize_conv
 from gpuconv.problem import Prepared
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import gpuconv
-from gpuconv import dispatch, normalize_pool
-from gpuconv.plan_cache import CACHE
+from gpuconv.dispatch import selection as dispatch
+from gpuconv.dispatch.plan_cache import CACHE
+from gpuconv.normalize import pool as normalize_pool
 
 
 @pytest.fixture(autouse=True)

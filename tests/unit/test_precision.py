@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gpuconv
-from gpuconv.normalize_conv import PRECISIONS, effective_precision
+from gpuconv.normalize.conv import PRECISIONS, effective_precision
 
 CONV = torch.backends.cudnn.conv
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gpuconv
-from gpuconv.backends import numpy_teaching as teaching
+from gpuconv.backends.numpy import teaching
 
 IM2COL, TAPS = "numpy.conv.fprop.im2col", "numpy.conv.fprop.taps"
 COL2IM, TAPS_TRANSPOSED = "numpy.conv.dgrad.col2im", "numpy.conv.dgrad.taps"

@@ -19,11 +19,13 @@ import torch
 from tuning_cases import H200, conv, pool, pretended
 
 import gpuconv
-from gpuconv import config, dispatch
+from gpuconv import config
 from gpuconv.backends.base import Plan
-from gpuconv.backends.triton_conv import FpropImplicitGemm
+from gpuconv.backends.triton.conv_fprop import FpropImplicitGemm
+from gpuconv.costs import constants
+from gpuconv.costs import measured as cache
+from gpuconv.dispatch import selection as dispatch
 from gpuconv.problem import ConvProblem
-from gpuconv.tuning import cache, constants
 from gpuconv.tuning import tune as tuning
 from gpuconv.tuning.problems import from_json, problem_to_json, to_json
 from gpuconv.tuning.trial import Trial
@@ -223,7 +225,7 @@ def test_records_become_samples_and_fitted_constants(gpu):
 
 
 def tuning_estimate(plan: Plan, model: constants.Constants) -> float:
-    from gpuconv.tuning.cost_model import estimate
+    from gpuconv.costs.model import estimate
 
     return float(estimate(FPROP.work(plan.problem, [plan.config]), model)[0])
 
@@ -368,7 +370,7 @@ def run_command(*arguments: str) -> Any:
     pytest.importorskip("typer", reason="the command line needs typer")
     from typer.testing import CliRunner
 
-    from gpuconv.cli import app
+    from gpuconv.cli.main import app
 
     return CliRunner().invoke(app, ["tune", *arguments])
 

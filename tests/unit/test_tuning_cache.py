@@ -15,10 +15,11 @@ import pytest
 from tuning_cases import H200, conv, pool, pretended
 
 from gpuconv import config
-from gpuconv.backends.triton_conv import FpropImplicitGemm
+from gpuconv.backends.triton.conv_fprop import FpropImplicitGemm
+from gpuconv.costs import files
+from gpuconv.costs import measured as cache
+from gpuconv.costs.measured import Entry
 from gpuconv.problem import ConvProblem, PoolProblem
-from gpuconv.tuning import cache, files
-from gpuconv.tuning.cache import Entry
 
 REPO = Path(__file__).resolve().parents[2]
 FPROP = FpropImplicitGemm()
@@ -288,8 +289,8 @@ WRITER = """
 import sys
 sys.path.insert(0, "tests/unit")
 from gpuconv.tuning import cache
-from gpuconv.tuning.cache import Entry
-from gpuconv.tuning.constants import Gpu
+from gpuconv.costs.measured import Entry
+from gpuconv.costs.constants import Gpu
 me = sys.argv[1]
 sys.stdin.readline()
 for number in range(30):

@@ -11,9 +11,10 @@ import pytest
 
 from gpuconv import shapes
 from gpuconv.arrays import CHANNELS_LAST
+from gpuconv.costs import constants
+from gpuconv.costs import measured as cache
+from gpuconv.costs.constants import Gpu
 from gpuconv.problem import ConvProblem, PoolProblem
-from gpuconv.tuning import cache, constants
-from gpuconv.tuning.constants import Gpu
 
 H200 = Gpu("NVIDIA H200", (9, 0))
 
@@ -56,8 +57,8 @@ def pretended(monkeypatch: pytest.MonkeyPatch, folder: Any, gpu: Gpu = H200) -> 
     """Have devices named cuda be a GPU of that name, whose tuned configs lie in `folder`, as in a new process."""
     import torch
 
-    from gpuconv import dispatch
-    from gpuconv.tuning import files
+    from gpuconv.costs import files
+    from gpuconv.dispatch import selection as dispatch
 
     def new_process() -> None:
         cache.forget()

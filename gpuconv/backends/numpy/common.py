@@ -1,0 +1,110 @@
+"""Element types and tiles that the NumPy solvers share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+
+from ...config import workspace_limit
+
+__all__ = [
+    "Box",
+    "bfloat16_bits",
+    "boxes",
+    "compute_dtype",
+    "narrow",
+    "parts_per_axis",
+    "shown_runs",
+    "widen",
+    "workspace_target",
+]
+
+Box = tuple[tuple[int, int], ...]
+"""A rectangle of positions: (start, stop) per axis."""
+
+
+@lru_cache(maxsize=64)
+def compute_dtype(dtype: str) -> np.dtype:
+    """Return the type in which a problem of type `dtype` is computed: float32 for 16-bit floats, else `dtype`."""
+    return np.dtype("float32" if dtype in ("float16", "bfloat16") else dtype)
+
+
+def widen(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Return `array` (bfloat16 as its bits in uint16) in its compute type; a view where nothing changes."""
+    if dtype == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(compute_dtype(dtype), copy=False)
+
+
+def bfloat16_bits(values: np.ndarray) -> np.ndarray:
+    """Round float32 to the nearest bfloat16, ties to even, and return its bits as uint16. NaN stays NaN."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def narrow(values: np.ndarray, dtype: str, out: np.ndarray) -> None:
+    """Write compute-type `values` to `out`, of element type `dtype` (bfloat16 as its bits), rounding once."""
+    out[...] = bfloat16_bits(values) if dtype == "bfloat16" else values
+
+
+def workspace_target() -> int:
+    """Return how many bytes one chunk of work may allocate: a quarter of the limit, as temporaries come on top."""
+    return max(workspace_limit() // 4, 1 << 16)
+
+
+def parts_per_axis(sizes: Sequence[int], positions: int) -> list[int]:
+    """Return into how many parts :func:`boxes` cuts each axis."""
+    lengths = list(sizes)
+    for axis in range(len(sizes)):
+        inner = 1
+        for size in sizes[axis + 1 :]:
+            inner *= size
+        lengths[axis] = max(1, min(sizes[axis], positions // max(inner, 1)))
+        if lengths[axis] > 1:
+            break
+    return [-(-size // length) if size else 0 for size, length in zip(sizes, lengths, strict=True)]
+
+
+def boxes(sizes: Sequence[int], positions: int) -> Iterator[Box]:
+    """Cut a grid of `sizes` into boxes of at most `positions` positions (at least one), keeping inner axes whole first.
+
+    An axis is cut into nearly equal parts. Yields nothing when an axis is empty.
+    """
+    cuts = [
+        [(part * size // parts, (part + 1) * size // parts) for part in range(parts)]
+        for size, parts in zip(sizes, parts_per_axis(sizes, positions), strict=True)
+    ]
+    yield from product(*cuts)
+
+
+def shown_runs(size: int, start: int, stop: int, mode: str) -> Iterator[tuple[slice, slice]]:
+    """Yield what the padded coordinates in ``[start, stop)`` show, along an axis of `size` elements, in runs.
+
+    A run is (slice of the coordinates, from `start` on; slice of the input); one of ``"replicate"`` padding shows one
+    element many times. Coordinates count from the first element of the unpadded input. `mode` is ``"reflect"``
+    (mirrored at the edges without repeating them), ``"replicate"`` or ``"circular"`` (wraps any number of times), as
+    ``torch.nn.functional.pad``.
+    """
+    if mode == "circular":
+        at = start
+        while at < stop:
+            first = at % size
+            length = min(size - first, stop - at)
+            yield slice(at - start, at - start + length), slice(first, first + length)
+            at += length
+        return
+    if start < 0:
+        end = min(stop, 0)
+        yield slice(0, end - start), slice(-start, -end, -1) if mode == "reflect" else slice(0, 1)
+    if max(start, 0) < min(stop, size):
+        first, last = max(start, 0), min(stop, size)
+        yield slice(first - start, last - start), slice(first, last)
+    if stop > size:
+        first, mirror = max(start, size), 2 * (size - 1)
+        behind = None if mirror < stop else mirror - stop
+        shown = slice(mirror - first, behind, -1) if mode == "reflect" else slice(size - 1, size)
+        yield slice(first - start, stop - start), shown

@@ -1,0 +1,70 @@
+"""Positions in a plane and in-window offsets, the two ways to say which element a window took.
+
+An offset is the tap ``(t R + r) S + s`` of the window: with the first element of every window it gives the position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from ...arrays import CHANNELS_LAST
+from ...problem import PoolProblem
+from ...shapes import adaptive_windows
+from .common import Box
+
+__all__ = ["first_elements", "to_offsets", "to_positions"]
+
+
+@lru_cache(maxsize=256)
+def _firsts(problem: PoolProblem) -> tuple[np.ndarray, ...]:
+    """Return, per axis, the first element of every window; it may lie in the padding."""
+    if problem.pool.startswith("adaptive"):
+        sizes = zip(problem.input_size, problem.output_size)
+        return tuple(np.array(adaptive_windows(n, o)[0] if o else (), np.int64) for n, o in sizes)
+    axes = zip(problem.output_size, problem.stride, problem.pad_lo)
+    return tuple(np.arange(out, dtype=np.int64) * stride - lo for out, stride, lo in axes)
+
+
+def first_elements(problem: PoolProblem, box: Box, fmt: str) -> list[np.ndarray]:
+    """Return the first elements of the windows in `box`, per axis, to broadcast against a tile of that format."""
+    behind = fmt == CHANNELS_LAST
+    shapes = [(-1, *(1,) * (problem.ndim - 1 - axis + behind)) for axis in range(problem.ndim)]
+    firsts = zip(_firsts(problem), box, shapes)
+    return [first[start:stop].reshape(shape) for first, (start, stop), shape in firsts]
+
+
+def to_offsets(problem: PoolProblem, positions: np.ndarray, firsts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the in-window offsets of positions; `firsts` are the first elements of their windows, per axis.
+
+    A window without an element, which a dilation can make of padding alone, gets some tap of the padding.
+    """
+    left, offsets, pitch = positions, np.zeros(positions.shape, np.int64), 1
+    for axis in range(problem.ndim - 1, -1, -1):
+        left, at = np.divmod(left, problem.input_size[axis])
+        at -= firsts[axis]
+        if problem.dilation[axis] != 1:
+            at = np.clip(at // problem.dilation[axis], 0, problem.kernel[axis] - 1)
+        offsets += at * pitch
+        pitch *= problem.kernel[axis]
+    return offsets
+
+
+def to_positions(
+    problem: PoolProblem, offsets: np.ndarray, firsts: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the positions that in-window offsets mean, and which of them are no padding (``None``: all of them)."""
+    left, positions, pitch = offsets.astype(np.int64), np.zeros(offsets.shape, np.int64), 1
+    inside = np.ones(offsets.shape, np.bool_) if max(problem.dilation) > 1 else None
+    for axis in range(problem.ndim - 1, -1, -1):
+        left, tap = np.divmod(left, problem.kernel[axis])
+        at = firsts[axis] + tap * problem.dilation[axis]
+        if inside is not None:
+            inside &= (at >= 0) & (at < problem.input_size[axis])
+        positions += at * pitch
+        pitch *= problem.input_size[axis]
+    if inside is None or inside.all():
+        return positions, None
+    return np.where(inside, positions, 0), inside

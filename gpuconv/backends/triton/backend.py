@@ -1,0 +1,105 @@
+"""The Triton backend: kernels compiled for the GPU, or interpreted on CPU tensors under ``TRITON_INTERPRET=1``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from ...problem import Problem
+from ..base import Backend, Solver
+from . import (
+    columns as triton_columns,
+)
+from . import (
+    conv_fprop,
+    conv_grad,
+    pool_adaptive,
+    pool_fractional,
+    pool_global,
+    pool_tiled,
+    pool_unpool,
+)
+from . import (
+    pool as triton_pool,
+)
+from .interpreter import interpreting
+
+__all__ = ["BACKEND"]
+
+_OLDEST = (3, 6)
+
+_MODULES = (
+    triton_columns,
+    conv_fprop,
+    conv_grad,
+    triton_pool,
+    pool_adaptive,
+    pool_fractional,
+    pool_global,
+    pool_tiled,
+    pool_unpool,
+)
+
+
+@lru_cache(maxsize=1)
+def _missing_package() -> str | None:
+    if find_spec("torch") is None:
+        return "torch is not installed (pip install 'gpuconv[torch,triton]')"
+    if find_spec("triton") is None:
+        return "triton is not installed (pip install 'gpuconv[triton]')"
+    try:
+        installed = version("triton")
+    except PackageNotFoundError:
+        return None
+    if tuple(int(part) for part in installed.split(".")[:2]) < _OLDEST:
+        return f"triton {installed} is installed, 3.6 or newer is needed"
+    return None
+
+
+@lru_cache(maxsize=1)
+def _torch_without_cuda() -> str | None:
+    """Return why torch cannot show CuPy's arrays to Triton. Imports torch, which a CuPy user may not have done."""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA, and Triton gets CuPy's arrays through torch"
+    return None if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
+class TritonBackend(Backend):
+    """Takes torch tensors on CUDA; in the interpreter, and asked for by name, host arrays as well."""
+
+    name = "triton"
+
+    def missing(self) -> str | None:
+        missing = _missing_package()
+        if missing or interpreting():
+            return missing
+        torch = sys.modules.get("torch")
+        if torch is None:
+            return None if os.path.exists("/dev/nvidiactl") else "no NVIDIA device, and TRITON_INTERPRET is not set"
+        return None if torch.cuda.is_available() else "no CUDA device, and TRITON_INTERPRET is not set"
+
+    def why_not(self, problem: Problem, forced: bool) -> str | None:
+        missing = _missing_package()
+        if missing:
+            return missing
+        if problem.device.startswith("cuda"):
+            if interpreting():
+                return "TRITON_INTERPRET is set: kernels run on CPU tensors only"
+            return _torch_without_cuda() if problem.array == "cupy" else None
+        if problem.device != "cpu":
+            return f"arrays are on {problem.device}, kernels run on cuda"
+        if not interpreting():
+            return "arrays are on cpu, kernels run on cuda (on cpu with TRITON_INTERPRET=1)"
+        return None if forced else "the interpreter runs only where it is asked for by name (backend='triton')"
+
+    def solvers(self) -> Sequence[Solver]:
+        return tuple(solver for module in _MODULES for solver in module.SOLVERS)
+
+
+BACKEND = TritonBackend()

@@ -1,0 +1,282 @@
+"""``gpuconv explain``: one subcommand per public function, with an option for each of its parameters.
+
+Array parameters are given by their shapes (or as flags where the shape follows from the others). Values are handed on
+as they are read, so that the library's own checks and messages are what the user sees.
+"""
+
+from __future__ import annotations
+
+import inspect
+import mmap
+import re
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from math import prod
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..arrays import channels_last_strides, contiguous_strides
+from ..config import logger
+from ..dispatch.explanation import Explanation, explain
+from ..functional import conv as functional
+from ..functional import conv_grad
+from ..functional import pool as pooling
+
+__all__ = ["explain_app", "new_console", "parse_shape", "parse_value"]
+
+explain_app = typer.Typer(
+    help="Say which solver a call would run and why, without running it. Needs no GPU and commits no memory.",
+    no_args_is_help=True,
+)
+
+_SHAPED = ("input", "weight", "grad_output", "indices")
+_FLAGGED = ("bias", "residual", "scale", "shift")
+_HIDDEN = ("_random_samples",)
+
+_HELP = {
+    "input": "Shape, for example 8,64,56,56.",
+    "weight": "Shape, for example 128,64,3,3.",
+    "grad_output": "Shape of the gradient of the result.",
+    "indices": "Shape of the indices.",
+    "input_size": "Shape of the convolution's input.",
+    "weight_size": "Shape of the convolution's weight.",
+    "padding": "1, or one per axis 1,2, or pairs lo:hi 1:0,2:1, or a word: same, same_upper, same_lower, causal.",
+    "output_size": "Size of the result; none keeps an adaptive pool's axis.",
+    "backend": "Force a backend or a solver id.",
+    "bias": "With a bias.",
+    "residual": "With a residual, added before the activation.",
+    "scale": "With a scale per channel.",
+    "shift": "With a shift per channel.",
+}
+
+
+_PIPE_WIDTH = 100
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # named from Python 3.13 on
+
+
+def new_console() -> Console:
+    """Return a console for the standard output of this moment; a pipe gets a fixed width."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PIPE_WIDTH)
+
+
+class _OptionError(ValueError):
+    """An option that could not be read."""
+
+
+def parse_shape(option: str, text: str) -> tuple[int, ...]:
+    """Read ``8,64,56,56`` or ``8x64x56x56``."""
+    if not re.fullmatch(r"\d+([,x]\d+)*", text):
+        raise _OptionError(f"--{option} must be a shape such as 8,64,56,56, but got {text!r}")
+    return tuple(int(size) for size in re.split("[,x]", text))
+
+
+def _number(text: str) -> Any:
+    word = text.strip()
+    if word.lower() == "none":
+        return None
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word
+
+
+def parse_value(text: str) -> Any:
+    """Read a number, several (``1,2``), pairs (``1:0,2:1``), or leave a word as it is."""
+    if ":" in text:
+        return tuple(tuple(_number(part) for part in pair.split(":")) for pair in text.split(","))
+    if "," in text:
+        return tuple(_number(part) for part in text.split(","))
+    return _number(text)
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _option(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Return the command's parameter for one of the function's."""
+    name, required = parameter.name, parameter.default is inspect.Parameter.empty
+    kind: Any = str
+    default: Any = ... if required else None
+    names = [f"--{_dashed(name)}"]
+    if name in _FLAGGED:
+        kind, default = bool, False
+    elif parameter.annotation in ("bool", bool):
+        kind, names = bool, [f"--{_dashed(name)}/--no-{_dashed(name)}"]
+    shown = False if required or name in _FLAGGED or parameter.default is None else str(parameter.default)
+    option = typer.Option(*names, help=_HELP.get(name), show_default=shown)
+    annotation: Any = Annotated[kind, option] if default is not None else Annotated[kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+_DTYPE = Annotated[str, typer.Option(help="Element type.")]
+_DEVICE = Annotated[str, typer.Option(help="cpu, or a CUDA device such as cuda or cuda:1.")]
+_ARRAY = Annotated[str, typer.Option(help="numpy or torch; auto takes torch for CUDA and bfloat16, numpy otherwise.")]
+_LAST = Annotated[bool, typer.Option("--channels-last", help="All arrays with channels innermost (NHWC).")]
+_ALL = Annotated[bool, typer.Option("--all", help="List the solvers of other operations too.")]
+_COMMON = {
+    "dtype": (_DTYPE, "float32"),
+    "device": (_DEVICE, "cpu"),
+    "array": (_ARRAY, "auto"),
+    "channels_last": (_LAST, False),
+    "all": (_ALL, False),
+}
+
+
+def _reserved(size: int) -> mmap.mmap:
+    """Return `size` bytes of address space; the system commits a page when it is touched, which nobody does."""
+    return mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
+
+
+class _Maker:
+    """Makes arrays of the wanted library, type, device and layout, without memory on the host."""
+
+    def __init__(self, dtype: str, device: str, array: str, channels_last: bool) -> None:
+        self.dtype, self.device, self.channels_last = dtype, device, channels_last
+        if array not in ("auto", "numpy", "torch"):
+            raise _OptionError(f"--array must be auto, numpy or torch, but got {array!r}")
+        if array == "auto":
+            array = "numpy" if device == "cpu" and dtype not in ("bfloat16", "complex32") else "torch"
+        self.torch: Any = None
+        if array == "numpy":
+            if device != "cpu":
+                raise _OptionError(f"--device must be cpu for numpy arrays, but got {device!r}")
+            return
+        if find_spec("torch") is None:
+            raise _OptionError(f"--dtype {dtype} on {device} needs torch, which is not installed")
+        self.torch = import_module("torch")
+        if device.startswith("cuda") and not self.torch.cuda.is_available():
+            raise _OptionError(f"--device must be cpu here, but got {device!r}: torch finds no CUDA device")
+        if not isinstance(getattr(self.torch, dtype, None), self.torch.dtype):
+            raise _OptionError(f"--dtype must be an element type, but got {dtype!r}")
+
+    def __call__(self, shape: tuple[int, ...], dtype: str | None = None, unbatched: bool = False) -> Any:
+        """Return an array of `shape`, channels-last where that was asked for and there are spatial axes."""
+        full = (1, *shape) if unbatched else shape
+        last = self.channels_last and len(full) > 2
+        strides = channels_last_strides(full) if last else contiguous_strides(full)
+        array = self._strided(full, strides, dtype or self.dtype)
+        return array[0] if unbatched else array
+
+    def _strided(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str) -> Any:
+        if self.torch is None:
+            size = np.dtype(dtype).itemsize
+            steps = [stride * size for stride in strides]
+            return np.ndarray(shape, dtype, _reserved(prod(shape) * size), strides=steps)
+        kind = getattr(self.torch, dtype)
+        if self.device != "cpu" or not prod(shape):
+            return self.torch.empty_strided(shape, strides, dtype=kind, device=self.device)
+        return self.torch.frombuffer(_reserved(prod(shape) * kind.itemsize), dtype=kind).as_strided(shape, strides)
+
+
+def _channels(name: str, weight: tuple[int, ...], groups: Any) -> int:
+    """Return the channels of the result, which bias, scale and shift have."""
+    return weight[1] * groups if "transpose" in name and isinstance(groups, int) else weight[0]
+
+
+def _arguments(fn: Callable[..., Any], given: dict[str, Any], make: _Maker) -> dict[str, Any]:
+    """Turn the options that were given into the arguments of `fn`."""
+    name = fn.__name__
+    dims = re.search(r"(\d)d", name)
+    rank = (int(dims.group(1)) if dims else 2) + 2
+    arguments: dict[str, Any] = {}
+    for key, value in given.items():
+        if value is None or key in _FLAGGED:
+            continue
+        if key in _SHAPED:
+            shape = parse_shape(_dashed(key), value)
+            unbatched = key != "weight" and len(shape) == rank - 1
+            arguments[key] = make(shape, "int64" if key == "indices" else None, unbatched)
+        elif key in ("input_size", "weight_size"):
+            arguments[key] = parse_shape(_dashed(key), value)
+        else:
+            arguments[key] = parse_value(value) if isinstance(value, str) else value
+    flags = [key for key in _FLAGGED if given.get(key)]
+    if not flags:
+        return arguments
+    channels = _channels(name, tuple(arguments["weight"].shape), arguments.get("groups", 1))
+    arguments |= {key: make((channels,)) for key in flags if key != "residual"}
+    if "residual" in flags:
+        result = explain(fn, **arguments).problem.result_shape
+        unbatched = len(arguments["input"].shape) == rank - 1
+        arguments["residual"] = make(result[1:] if unbatched else result, unbatched=unbatched)
+    return arguments
+
+
+def _show(explanation: Explanation, everything: bool) -> None:
+    console = new_console()
+    facts = Table(show_header=False, title=explanation.problem.op, title_justify="left")
+    for name, text in explanation.facts():
+        facts.add_row(name, Text(text))
+    console.print(facts)
+    table = Table("", title="Solvers, best first", title_justify="left")
+    table.add_column("solver", no_wrap=True)
+    table.add_column("estimate", no_wrap=True, justify="right")
+    table.add_column("why not here", overflow="fold")
+    hidden = 0
+    for place, candidate in enumerate(explanation.candidates, 1):
+        if not everything and candidate.reason is not None and not explanation.concerns(candidate):
+            hidden += 1
+            continue
+        runs = candidate.solver.id == explanation.solver
+        estimate = "" if candidate.estimate is None else f"{candidate.estimate:,.0f} us ({candidate.source})"
+        style = "bold green" if runs else "dim" if candidate.reason else None
+        reason = Text(candidate.reason or ("(runs)" if runs else ""))
+        table.add_row("->" if runs else str(place), candidate.solver.id, estimate, reason, style=style)
+    console.print(table)
+    if hidden:
+        console.print(f"{hidden} solvers of other operations are left out; --all lists them.")
+    if explanation.solver is None:
+        console.print("No solver can run this problem; the call would raise NoSolverError.")
+
+
+def _command(fn: Callable[..., Any]) -> Callable[..., None]:
+    """Make the subcommand of one public function."""
+
+    def command(**options: Any) -> None:
+        common = {key: options.pop(key) for key in _COMMON}
+        try:
+            everything = common.pop("all")
+            explanation = explain(fn, **_arguments(fn, options, _Maker(**common)))
+        except (RuntimeError, TypeError, ValueError, MemoryError, OSError) as error:
+            logger.debug("explain failed", exc_info=True)
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+        _show(explanation, everything)
+
+    parameters = [_option(p) for p in inspect.signature(fn).parameters.values() if p.name not in _HIDDEN]
+    parameters += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in _COMMON.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _summary(fn: Callable[..., Any]) -> str:
+    """Return the first sentence of a docstring as plain text."""
+    paragraph = " ".join((inspect.getdoc(fn) or "").partition("\n\n")[0].split())
+    return re.split(r"\.\s|\.$|;", re.sub(r"``|`|:func:", "", paragraph))[0] + "."
+
+
+def _register() -> None:
+    for module in (functional, pooling, conv_grad):
+        panel = {functional: "Convolutions", pooling: "Poolings", conv_grad: "Gradients of convolutions"}[module]
+        for name in module.__all__:
+            fn = getattr(sys.modules[__package__], name)
+            group = "Gradients of poolings" if name.endswith("_backward") else panel
+            explain_app.command(name, help=_summary(fn), rich_help_panel=group)(_command(fn))
+
+
+_register()

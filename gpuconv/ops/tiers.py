@@ -1,0 +1,97 @@
+"""The cheap test per call that chooses between the tiers of :mod:`gpuconv.ops`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from ..dispatch import plan_cache
+from ..dispatch.execution import OBSERVERS, without_batch
+from ..dispatch.plan_cache import CACHE, UnkeyedError, conv_key, signatures
+from ..launcher import native
+from ..normalize.conv import Extras
+from .conv_autograd import PLAIN
+
+__all__ = ["DIRECT", "OPERATOR", "RECORDED", "autocasts", "on_gpu", "repeated", "tier_of"]
+
+Tensor = Any
+
+plan_cache.PLAIN.update(PLAIN)
+
+DIRECT, RECORDED, OPERATOR = 1, 2, 3
+
+
+def tier_of(*tensors: Tensor | None) -> int:
+    """Choose the tier of a call. What is no tensor is left to the checks of the first tier."""
+    if torch._C._get_tracing_state() is not None:  # it would record the result as a constant
+        raise NotImplementedError("torch.jit.trace cannot record gpuconv; torch.export and torch.compile can")
+    operator, grad = torch._C._len_torch_dispatch_stack() > 0, torch.is_grad_enabled()
+    recorded = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    for tensor in tensors:  # one plain loop: this is on the path of every call
+        if tensor is None:
+            continue
+        if type(tensor) not in PLAIN:
+            if not isinstance(tensor, torch.Tensor):
+                return DIRECT
+            operator = True
+        elif tensor.is_meta:
+            operator = True
+        recorded = recorded or (grad and tensor.requires_grad)
+    return OPERATOR if operator else RECORDED if recorded else DIRECT
+
+
+def autocasts(input: Tensor) -> bool:
+    """Tell whether autocast is on for the device of a tensor."""
+    return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type)
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Tell whether calls on a tensor launch kernels, which can be repeated."""
+    return bool(tensor.is_cuda)
+
+
+def _observed(
+    tracing: Any = torch._C._get_tracing_state,
+    modes: Any = torch._C._len_torch_dispatch_stack,
+    transforms: Any = torch._C._functorch.peek_interpreter_stack,
+    autocast: Any = torch._C._is_any_autocast_enabled,
+) -> bool:
+    """Tell whether something other than a gradient wants more than the first tier, for whatever tensors."""
+    return bool(
+        OBSERVERS
+        or modes()
+        or transforms() is not None
+        or tracing() is not None
+        or forward_ad._current_level >= 0
+        or autocast()
+    )
+
+
+def repeated(op: str, arrays: tuple[Tensor | None, ...], settings: tuple[Any, ...], extras: Extras) -> tuple[Any, Any]:
+    """Repeat a call of the first tier that was made before: return its result or None, and its key if that is known.
+
+    Arguments: see :func:`gpuconv.dispatch.plan_cache.conv_key`. That an entry can be replayed says that its arrays are on a GPU.
+    """
+    if _observed():
+        return None, None
+    grad, sign = torch.is_grad_enabled(), native.SIGN
+    try:
+        # in C where launches go through C; the two kinds of keys never equal
+        signed, addresses = (sign and sign(arrays, grad, PLAIN)) or signatures(arrays, grad)
+        key = conv_key(op, arrays, signed, settings, extras)
+        entry = CACHE.peek(key)
+    except (UnkeyedError, RuntimeError, TypeError):  # also of tensors without memory, and of keys that have no hash
+        return None, None
+    if entry is None and type(arrays[0]) in PLAIN and on_gpu(arrays[0]):
+        native.native()  # a new call is the time to build it, and to notice that another launcher is wanted
+        if native.SIGN is not sign:
+            return repeated(op, arrays, settings, extras)
+    if entry is None or not entry.replay:
+        return None, key
+    result = entry.replay(addresses)
+    CACHE.touch(entry)
+    if entry.unbatched and result is not None:
+        result = without_batch(entry.kind, result)
+    return result, key
