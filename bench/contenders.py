@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 from gpuconv.problem import ConvProblem, Problem
 
 from .calls import Tensors, aten_call, in_format, our_call, shape_operands

@@ -135,7 +135,7 @@ def check(case: Case) -> str:
     """Compare the two results; return the solver that ran."""
     import numpy as np
 
-    from gpuconv.dispatch.execution import record_plans
+    from gpuconv.dispatch import record_plans
 
     with record_plans() as plans:
         ours = case.ours()

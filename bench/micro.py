@@ -15,7 +15,7 @@ import torch
 
 from gpuconv.arrays import TORCH
 from gpuconv.backends.base import Plan
-from gpuconv.dispatch.selection import select
+from gpuconv.dispatch import select
 from gpuconv.problem import Call, ConvProblem
 
 from .calls import make_tensors, operand_bytes

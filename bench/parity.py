@@ -15,8 +15,7 @@ import torch
 
 from gpuconv import shapes
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
-from gpuconv.dispatch.execution import record_plans
-from gpuconv.dispatch.selection import backends
+from gpuconv.dispatch import backends, record_plans
 from gpuconv.problem import ConvProblem, PoolProblem, Problem
 
 from .calls import as_called, in_format, make_tensors, our_call

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 
 import gpuconv
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
-from gpuconv.dispatch.execution import record_plans
-from gpuconv.dispatch.selection import backends
+from gpuconv.dispatch import backends, record_plans
 from gpuconv.ops.pool_fake import AS_INPUT, Form
 from gpuconv.ops.pool_library import launch
 

@@ -69,7 +69,7 @@ def _cache_folder(out: Path) -> Iterator[Path]:
 
 
 def _tune(problem: Problem, context: Context) -> dict[str, Any]:
-    from gpuconv.tuning.tune import tune
+    from gpuconv.tuning.search import tune
 
     budget = min(_SECONDS_PER_PROBLEM, max(1.0, context.seconds_left()))
     dry = {"timer": _DryTimer(context), "most": 1} if context.dry else {}
@@ -86,8 +86,8 @@ def _tune(problem: Problem, context: Context) -> dict[str, Any]:
 
 def tuning_items(context: Context) -> Iterator[Item]:
     """Yield the convolutions of the workloads, the most valuable first, one by one."""
-    if find_spec("gpuconv.tuning.tune") is None:
-        yield _not_run("gpuconv.tuning.tune is not in this version")
+    if find_spec("gpuconv.tuning.search") is None:
+        yield _not_run("gpuconv.tuning.search is not in this version")
         return
     if context.dry:
         from .dry import tiny_convolutions
@@ -116,7 +116,7 @@ def samples_of(
 
 
 def _fit(samples: list[Any], dry: bool) -> dict[str, Any]:
-    from gpuconv.tuning.fit import fit
+    from gpuconv.tuning.fitting import fit
 
     constants = fit(samples)
     if dry:
@@ -126,11 +126,11 @@ def _fit(samples: list[Any], dry: bool) -> dict[str, Any]:
 
 def fit_items(context: Context) -> Iterator[Item]:
     """Yield the fit of the cost model's constants to every kernel time of this run."""
-    if find_spec("gpuconv.costs.model") is None or find_spec("gpuconv.tuning.tune") is None:
+    if find_spec("gpuconv.costs.model") is None or find_spec("gpuconv.tuning.search") is None:
         yield _not_run("gpuconv.tuning has no cost model in this version")
         return
-    from gpuconv.tuning.fit import Sample
-    from gpuconv.tuning.tune import samples_from_json
+    from gpuconv.tuning.fitting import Sample
+    from gpuconv.tuning.search import samples_from_json
 
     if context.dry:
         from .dry import tiny_cases

@@ -1,30 +1,56 @@
 """gpuconv: convolution, transposed convolution and pooling for PyTorch, CuPy and NumPy arrays.
 
 The functions have the names, arguments and results of ``torch.nn.functional``. ``gpuconv.explain`` says which kernel
-a call runs and why.
+a call runs and why. ``gpuconv.nn`` has the modules, ``gpuconv.shapes`` the arithmetic of sizes, ``gpuconv.tuning``
+times configs on a GPU, ``gpuconv.solvers`` takes solvers of others: each is imported when it is first asked for.
 """
 
-from .config import use_backend, use_tuning
-from .dispatch.execution import record_problems
-from .dispatch.explanation import Explanation, explain
-from .errors import NoSolverError
-from .functional.conv import *  # noqa: F403
-from .functional.conv import __all__ as _functional
-from .functional.conv_grad import *  # noqa: F403
-from .functional.conv_grad import __all__ as _gradients
-from .functional.pool import *  # noqa: F403
-from .functional.pool import __all__ as _pooling
+from __future__ import annotations
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import Any
+
+from . import functional
+from .config import VERSION, use_backend, use_tuning
+from .dispatch import Explanation, explain, record_problems
+from .dispatch.selection import TUNERS
+from .errors import NoSolverError
+from .functional import *  # noqa: F403
+from .problem import Problem
+from .solvers import register_solver
+
+__version__ = VERSION
+
+_ROOMS = ("nn", "shapes", "solvers", "tuning")
 
 __all__ = [
     "Explanation",
     "NoSolverError",
     "explain",
     "record_problems",
+    "register_solver",
     "use_backend",
     "use_tuning",
-    *_functional,
-    *_gradients,
-    *_pooling,
+    *functional.__all__,
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a room when it is first asked for (PEP 562)."""
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})
+
+
+def _tune(problem: Problem) -> None:
+    """Tune a problem that a call meets; the room is imported while tuning is on, not before."""
+    from .tuning import consider
+
+    consider(problem)
+
+
+TUNERS.append(_tune)

@@ -34,8 +34,10 @@ from typing import Any
 __all__ = [
     "BACKENDS",
     "TUNING_MODES",
+    "VERSION",
     "cache_directory",
     "forced_backend",
+    "interpreting",
     "launcher",
     "logger",
     "settings",
@@ -45,6 +47,9 @@ __all__ = [
     "validate_backend",
     "workspace_limit",
 ]
+
+VERSION = "0.1.0"
+"""Of this library; ``pyproject.toml`` states the same."""
 
 BACKENDS = ("triton", "cupy", "numpy")
 """Names of the backends, in the order in which CUDA tensors try them."""
@@ -186,6 +191,12 @@ def cache_directory() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or ""
     # The XDG specification has relative paths ignored.
     return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "gpuconv"
+
+
+@lru_cache(maxsize=1)
+def interpreting() -> bool:
+    """Tell whether Triton interprets kernels (``TRITON_INTERPRET``); like Triton, it looks once in a process."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 @lru_cache(maxsize=8)

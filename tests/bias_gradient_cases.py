@@ -10,7 +10,7 @@ import torch
 
 import gpuconv
 from gpuconv import numerics
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

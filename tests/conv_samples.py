@@ -11,7 +11,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 
 import gpuconv
 from gpuconv import numerics
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 from gpuconv.testing import forbid_aten
 
 NAMES = [f"{family}{ndim}d" for family in ("conv", "conv_transpose") for ndim in (1, 2, 3)]

@@ -5,7 +5,6 @@ The referee is PyTorch on the CPU in float64. Without torch it is the definition
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -18,28 +17,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .. import __version__
 from ..backends.numpy import teaching
-from ..dispatch.execution import record_plans
+from ..config import VERSION
+from ..dispatch import record_plans
 from ..errors import NoSolverError
-from ..functional import conv as functional
-from ..functional import pool as pooling
+from .demo_parts import Array, public_function, timed
+from .demo_resnet import run_resnet
 
-__all__ = ["AGREE", "Outcome", "public_function", "run_demo", "timed"]
+__all__ = ["AGREE", "Outcome", "run_demo"]
 
 AGREE = 1e-4
 """Largest error, relative to the referee's largest value, at which the demonstration counts as right."""
 
-_REPEATS = 3
 _CROP = 48
-
-Array = np.ndarray[Any, Any]
-
-
-def public_function(name: str) -> Callable[..., Any]:
-    """Return the convolution or pooling function of that name."""
-    found: Callable[..., Any] = getattr(pooling if hasattr(pooling, name) else functional, name)
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +56,6 @@ class Outcome:
     milliseconds: float
     error: float | None
     referee: str
-
-
-def timed(call: Callable[[], Any], repeats: int = _REPEATS) -> tuple[Any, float]:
-    """Return the result of `call` and the median of its times in milliseconds, after one untimed call."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        result = call()
-        times.append((time.perf_counter() - start) * 1e3)
-    return result, sorted(times)[repeats // 2]
 
 
 def photograph(quick: bool) -> Array:
@@ -280,7 +259,7 @@ def _draw(path: Path, photo: Array, outcomes: Sequence[Outcome]) -> None:
     height = tile * photo.shape[2] / photo.shape[3]
     width_all, height_all = columns * (tile + gap) + gap, rows * (height + head) + top + gap
     figure = figure_module.Figure(figsize=(width_all, height_all), facecolor="white")
-    title = f"gpuconv {__version__}: one photograph, {len(tiles) - 1} operations"
+    title = f"gpuconv {VERSION}: one photograph, {len(tiles) - 1} operations"
     figure.text(gap / width_all, 1 - 0.28 / height_all, title, fontsize=19, va="top")
     for index, (name, detail, run, picture) in enumerate(tiles):
         row, column = divmod(index, columns)
@@ -315,8 +294,6 @@ def run_demo(output: Path, quick: bool, console: Console) -> bool:
         if find_spec("torch") is None:
             console.print("ResNet-50: not run, because it is compared with torch, which is not installed")
         else:
-            from .demo_resnet import run_resnet
-
             errors.append(run_resnet(photo, console))
     agree = max(errors) <= AGREE
     verdict = "All results agree with the referee" if agree else "RESULTS DIFFER from the referee"

@@ -18,7 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..dispatch.execution import record_plans
+from ..dispatch import record_plans
 from ..functional.conv import conv2d
 from .demo_parts import Array, public_function, timed
 

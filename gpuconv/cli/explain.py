@@ -24,7 +24,7 @@ from rich.text import Text
 
 from ..arrays import channels_last_strides, contiguous_strides
 from ..config import logger
-from ..dispatch.explanation import Explanation, explain
+from ..dispatch import Explanation, explain
 from ..functional import conv as functional
 from ..functional import conv_grad
 from ..functional import pool as pooling

@@ -19,9 +19,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .. import __version__
-from ..config import BACKENDS
-from ..dispatch.selection import backends
+from ..config import BACKENDS, VERSION
+from ..dispatch import backends
 from .explain import explain_app, new_console
 from .tune import tune_command
 
@@ -100,7 +99,7 @@ def _backends() -> list[dict[str, Any]]:
 
 def _facts() -> dict[str, Any]:
     return {
-        "gpuconv": __version__,
+        "gpuconv": VERSION,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "numpy": _version("numpy"),

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.triton.interpreter import interpreting
-from ..config import cache_directory, logger
+from ..config import cache_directory, interpreting, logger
 from .files import file_name, read_json, warn_once
 
 __all__ = [

@@ -19,13 +19,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ..config import cache_directory, logger, tuning_mode
+from .. import kernels
+from ..config import VERSION, cache_directory, logger, tuning_mode
 from ..problem import Problem
 from .constants import Gpu, gpu_of
 from .files import file_name, locked, read_json, warn_once, write_json
@@ -103,9 +103,9 @@ def key_of(problem: Problem) -> str:
 def _sources() -> Iterator[Path]:
     """Yield the files that decide what an entry means: the kernels, and the solvers that plan and launch them."""
     here = Path(__file__).resolve().parent
-    for folder in import_module("..kernels", __package__).__path__:
-        yield from sorted((Path(folder) / "tl").glob("*.py"))
-    yield from sorted((here.parent / "backends").glob("triton_*.py"))
+    for folder in kernels.__path__:
+        yield from sorted((Path(folder) / "tl").rglob("*.py"))
+    yield from sorted((here.parent / "backends" / "triton").glob("*.py"))
 
 
 @lru_cache(maxsize=1)
@@ -118,7 +118,7 @@ def fingerprint() -> Fingerprint:
         triton = version("triton")
     except PackageNotFoundError:
         triton = None
-    return Fingerprint(import_module(__package__.partition(".")[0]).__version__, triton, hashed.hexdigest()[:16])
+    return Fingerprint(VERSION, triton, hashed.hexdigest()[:16])
 
 
 def cache_path(gpu: str) -> Path:

@@ -25,6 +25,7 @@ from ..normalize import conv as normalize_conv
 from ..normalize.conv import Extras
 from ..problem import Call, Prepared
 from .execution import explaining
+from .selection import FORGETTERS
 
 __all__ = [
     "CACHE",
@@ -98,6 +99,8 @@ class PlanCache:
 
 CACHE = PlanCache(4096)
 """The cache of this process."""
+
+FORGETTERS.append(CACHE.clear)
 
 PLAIN: set[type] = set()
 """Types of torch tensors that mean nothing beyond their values; :mod:`gpuconv.ops.tiers` fills it."""

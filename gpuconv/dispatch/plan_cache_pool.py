@@ -1,4 +1,4 @@
-"""The plan cache for pools of NumPy and CuPy arrays: what a call was found to be, see :mod:`gpuconv.dispatch.plan_cache`.
+"""The plan cache for pools of NumPy and CuPy arrays: what a call was found to be, see :mod:`.plan_cache`.
 
 A pool is known again by its operation; shape, strides, dtype, device and alignment of every array; every other
 argument, of exactly its type; and the settings. Pools of torch tensors are remembered by :mod:`gpuconv.ops.pool`.

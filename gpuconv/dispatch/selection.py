@@ -1,4 +1,4 @@
-"""From a call to a plan: ranked solvers that each say why not, and an explanation of the choice.
+"""From a problem to a plan: ranked solvers that each say why not.
 
 Backends are asked in the order of DESIGN: Triton, CuPy, NumPy, each deciding whether it takes the problem's arrays.
 Within the first backend that has a solver, the lowest estimate wins.
@@ -6,57 +6,106 @@ Within the first backend that has a solver, the lowest estimate wins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import Any
 
-from ..arrays import ArrayKind
 from ..backends.base import Backend, Plan, Solver
-from ..config import BACKENDS, forced_backend, logger, tuning_mode, workspace_limit
-from ..costs.constants import constants_of, gpu_of
-from ..costs.work import roofline
+from ..config import BACKENDS, tuning_mode, workspace_limit
 from ..errors import NoSolverError
-from ..problem import Call, ConvProblem, Problem
+from ..problem import Problem
 
 __all__ = [
-    "OBSERVERS",
+    "FORGETTERS",
+    "TUNERS",
     "Candidate",
-    "Explanation",
     "backends",
     "candidates",
-    "explain",
-    "explaining",
-    "record_plans",
-    "record_problems",
-    "run",
+    "planned",
+    "register_solver",
     "select",
     "solver_of",
-    "without_batch",
+    "solvers_of",
+    "unregister_solver",
 ]
 
-_MODULES = {"triton": "triton_backend", "cupy": "cupy_backend", "numpy": "numpy_backend"}
+TUNERS: list[Callable[[Problem], None]] = []
+"""Called with each problem that a call meets while tuning is on, before it is planned."""
 
-_explaining: ContextVar[bool] = ContextVar("gpuconv_explaining", default=False)
-_record: ContextVar[list[Plan] | None] = ContextVar("gpuconv_record", default=None)
-_recorders: list[dict[Problem, None]] = []
-_logged: set[tuple[str, str]] = set()
-
-OBSERVERS: list[object] = []
-"""One object for every explanation and recording under way, in any thread: they want each call."""
+FORGETTERS: list[Callable[[], None]] = []
+"""Called when solvers are added or taken away: what keeps plans puts itself here."""
 
 
 @lru_cache(maxsize=1)
 def backends() -> dict[str, Backend]:
     """Return the backends of this version by name, in the order in which they are asked."""
-    found: dict[str, Backend] = {}
-    for name in BACKENDS:
-        if name in _MODULES:
-            found[name] = import_module(f".backends.{_MODULES[name]}", __package__).BACKEND
-    return found
+    return {name: import_module(f"..backends.{name}", __package__).BACKEND for name in BACKENDS}
+
+
+_registered: dict[str, list[Solver]] = {name: [] for name in BACKENDS}
+
+
+def solvers_of(name: str) -> tuple[Solver, ...]:
+    """Return the solvers of a backend: its own, and those that were registered for it."""
+    return (*backends()[name].solvers(), *_registered[name])
+
+
+def register_solver(solver: Solver) -> Solver:
+    """Add a solver of your own to a backend: from then on it is asked for every problem, as the library's own are.
+
+    Parameters
+    ----------
+    solver
+        The solver. Its `id` is ``"<backend>.<words>"``, with the backend whose arrays it runs on: ``triton``, ``cupy``
+        or ``numpy``.
+
+    Returns
+    -------
+    Solver
+        The same solver.
+
+    Raises
+    ------
+    TypeError
+        If it is not a :class:`Solver`.
+    ValueError
+        If its id names no backend, or another solver has it.
+    """
+    if not isinstance(solver, Solver):
+        raise TypeError(f"register_solver: solver must be a gpuconv.solvers.Solver, but got {solver!r}")
+    name, dot, rest = solver.id.partition(".")
+    if name not in _registered or not dot or not rest:
+        known = ", ".join(f"{backend}.<words>" for backend in BACKENDS)
+        raise ValueError(f"register_solver: id must be one of {known}, but got {solver.id!r}")
+    if any(solver.id == other.id for other in solvers_of(name)):
+        raise ValueError(f"register_solver: there is a solver {solver.id!r} already")
+    _registered[name].append(solver)
+    _forget_plans()
+    return solver
+
+
+def unregister_solver(id: str) -> None:
+    """Take a registered solver out again.
+
+    Raises
+    ------
+    ValueError
+        If none of that id was registered.
+    """
+    found = _registered.get(id.partition(".")[0], [])
+    place = next((place for place, solver in enumerate(found) if solver.id == id), None)
+    if place is None:
+        raise ValueError(f"unregister_solver: no solver {id!r} was registered")
+    del found[place]
+    _forget_plans()
+
+
+def _forget_plans() -> None:
+    """Forget every choice that was made before the solvers changed."""
+    _plan.cache_clear()
+    for forget in FORGETTERS:
+        forget()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +139,7 @@ def candidates(problem: Problem, backend: str | None = None) -> list[Candidate]:
             refusal: str | None = f"backend {forced_name!r} was forced"
         else:
             refusal = found.why_not(problem, forced_name == name)
-        for solver in found.solvers():
+        for solver in solvers_of(name):
             reason = refusal or solver.why_not(problem)
             if reason is None and backend is not None and "." in backend and backend != solver.id:
                 reason = f"solver {backend!r} was forced"
@@ -109,8 +158,8 @@ def solver_of(id: str) -> Solver:
     ValueError
         If no backend of this version has it.
     """
-    found = backends().get(id.partition(".")[0])
-    for solver in found.solvers() if found else ():
+    name = id.partition(".")[0]
+    for solver in solvers_of(name) if name in BACKENDS else ():
         if solver.id == id:
             return solver
     raise ValueError(f"there is no solver {id!r}")
@@ -146,213 +195,26 @@ def _plan(problem: Problem, backend: str | None, limit: int) -> Plan:
     raise _no_solver(problem, backend, found)
 
 
-def select(problem: Problem, backend: str | None = None) -> Plan:
-    """Return the plan that will run `problem`.
+def planned(problem: Problem, backend: str | None = None) -> Plan:
+    """Return the plan of `problem`, and tune nothing.
 
     Raises
     ------
     NoSolverError
-        If no solver can; the message lists every candidate and its reason.
+        If no solver can run it; the message lists every candidate and its reason.
     """
-    if tuning_mode() == "on" and not explaining():
-        import_module(".tuning.tune", __package__).consider(problem)
     return _plan(problem, backend, workspace_limit())
 
 
-def explaining() -> bool:
-    """Tell whether this call is being explained (see :func:`explain`), not run."""
-    return _explaining.get()
-
-
-def run(call: Call) -> Any:
-    """Run `call` and return its result (without the batch axis that was added to unbatched input)."""
-    if explaining():
-        return _explanation(call.problem, forced_backend(call.backend))
-    prepared, result = call.prepared, None
-    if prepared is None:
-        plan = select(call.problem, forced_backend(call.backend))
-    else:
-        if prepared.plan is None:
-            prepared.plan = select(call.problem, forced_backend(call.backend))
-        plan = prepared.plan
-    if _recorders:
-        for recorder in tuple(_recorders):
-            recorder.setdefault(call.problem)
-    recorded = _record.get()
-    if recorded is not None:
-        recorded.append(plan)
-    if (call.problem.op, plan.solver.id) not in _logged:
-        _logged.add((call.problem.op, plan.solver.id))
-        logger.info("%s runs on %s", call.problem.op, plan.solver.id)
-    if prepared is not None and prepared.replay:
-        addresses = [0 if array is None else array.data_ptr() for array in call.arrays.values()]
-        result = prepared.replay(addresses)
-    if result is None:
-        result = plan.run(call)
-    return without_batch(call.kind, result) if call.unbatched else result
-
-
-def without_batch(kind: ArrayKind, result: Any) -> Any:
-    """Return the result, or the results, of a call without the batch axis that was added."""
-    if isinstance(result, tuple):
-        return tuple(kind.drop_batch(array) for array in result)
-    return kind.drop_batch(result)
-
-
-@contextmanager
-def record_problems() -> Iterator[list[Problem]]:
-    """Collect the distinct problems of every call made inside the ``with`` block, by any thread, in order.
-
-    Backward passes run on other threads, so all count. The list is filled when the block ends. Write it with
-    ``json.dump(gpuconv.tuning.problems.to_json(problems), file)`` for ``gpuconv tune``.
-
-    Examples
-    --------
-    >>> import numpy as np, gpuconv
-    >>> with gpuconv.record_problems() as problems:
-    ...     for _ in range(2):
-    ...         y = gpuconv.conv1d(np.ones((1, 1, 4)), np.ones((1, 1, 3)))
-    >>> [(problem.op, problem.y_shape) for problem in problems]
-    [('conv1d', (1, 1, 2))]
-    """
-    problems: list[Problem] = []
-    seen: dict[Problem, None] = {}
-    _recorders.append(seen)
-    OBSERVERS.append(seen)
-    try:
-        yield problems
-    finally:
-        place = next(place for place, each in enumerate(_recorders) if each is seen)
-        del _recorders[place]
-        place = next(place for place, each in enumerate(OBSERVERS) if each is seen)
-        del OBSERVERS[place]
-        problems.extend(seen)
-
-
-@contextmanager
-def record_plans() -> Iterator[list[Plan]]:
-    """Collect the plan of every call made inside the ``with`` block (in this thread), in order."""
-    plans: list[Plan] = []
-    token = _record.set(plans)
-    OBSERVERS.append(token)
-    try:
-        yield plans
-    finally:
-        OBSERVERS.remove(token)
-        _record.reset(token)
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What a call would run, and why. ``str()`` renders it; the fields carry the same facts."""
-
-    problem: Problem
-    candidates: tuple[Candidate, ...]
-    plan: Plan | None
-
-    @property
-    def solver(self) -> str | None:
-        """Id of the solver that would run, or ``None``."""
-        return self.plan.solver.id if self.plan else None
-
-    def concerns(self, candidate: Candidate) -> bool:
-        """Tell whether a solver is for this operation at all: its id names the family, and the pool."""
-        _, family, kind, *_ = (*candidate.solver.id.split("."), "", "")
-        if isinstance(self.problem, ConvProblem):
-            return family == "conv"
-        pool = self.problem.pool
-        return family == "pool" and (kind == pool or (kind == "adaptive" and pool.startswith("adaptive_")))
-
-    def facts(self) -> list[tuple[str, str]]:
-        """Return rows (name, text): the problem, its costs, and what would run."""
-        problem = self.problem
-        rows = [*problem.describe()]
-        rows.append(("FLOPs", f"{problem.flops:,}"))
-        rows.append(("bytes at least", f"{problem.min_bytes:,}"))
-        rows.append(("intensity", f"{problem.flops / max(problem.min_bytes, 1):.2f} FLOP per byte"))
-        rows.append(("roofline", _roofline(problem)))
-        if self.plan is not None:
-            rows.append(("runs on", self.plan.solver.id))
-            rows.append(("workspace", f"at most {self.plan.workspace:,} bytes"))
-            rows += [(f"config {name}", str(value)) for name, value in self.plan.config.items()]
-        return rows
-
-    def __str__(self) -> str:
-        rows = self.facts()
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{name.ljust(width)}  {text}" for name, text in rows]
-        lines.append("solvers, best first:")
-        shown = [c for c in self.candidates if c.reason is None or self.concerns(c)]
-        ids = max((len(c.solver.id) for c in shown), default=0)
-        for place, candidate in enumerate(shown, 1):
-            verdict = f"not here: {candidate.reason}" if candidate.reason else _shown(candidate)
-            lines.append(f"  {place}. {candidate.solver.id.ljust(ids)}  {verdict}")
-        if len(shown) < len(self.candidates):
-            lines.append(f"  and {len(self.candidates) - len(shown)} solvers of other operations")
-        return "\n".join(lines)
-
-
-def _shown(candidate: Candidate) -> str:
-    return f"estimate {candidate.estimate:,.1f} us ({candidate.source})"
-
-
-def _roofline(problem: Problem) -> str:
-    if not problem.device.startswith("cuda"):
-        return "not computed: the arrays are not on a GPU"
-    if gpu_of(problem.device) is None:
-        return "not computed: the GPU is not known before torch has initialised it"
-    constants = constants_of(problem.device)
-    time, bound, rate = roofline(problem, constants)
-    sources = f"{constants.values[rate]:g} {_UNITS[bound]}, {constants.sources[rate]}"
-    return f"{time:,.1f} us, bound by {bound} ({sources})"
-
-
-_UNITS = {"memory": "TB/s", "arithmetic": "TFLOP/s"}
-
-
-def _explanation(problem: Problem, backend: str | None) -> Explanation:
-    found = candidates(problem, backend)
-    try:
-        plan: Plan | None = select(problem, backend)
-    except NoSolverError:
-        plan = None
-    return Explanation(problem, tuple(found), plan)
-
-
-def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
-    """Say what ``fn(*args, **kwargs)`` would run, without running it.
-
-    Parameters
-    ----------
-    fn
-        A function of gpuconv that takes arrays, for example ``gpuconv.conv2d``.
-    *args, **kwargs
-        Its arguments; bad ones raise what the call would raise.
-
-    Returns
-    -------
-    Explanation
-        The problem, sizes, FLOPs, bytes, and each solver with its estimate or the reason why it cannot run.
+def select(problem: Problem, backend: str | None = None) -> Plan:
+    """Return the plan that will run `problem`, which is tuned first where tuning is on.
 
     Raises
     ------
-    TypeError
-        If `fn` is not a function of gpuconv that reaches the dispatcher.
-
-    Examples
-    --------
-    >>> import numpy as np, gpuconv
-    >>> x, w = np.ones((1, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
-    >>> gpuconv.explain(gpuconv.conv2d, x, w).solver
-    'numpy.conv.fprop.im2col'
+    NoSolverError
+        As :func:`planned`.
     """
-    token = _explaining.set(True)
-    OBSERVERS.append(token)
-    try:
-        explanation = fn(*args, **kwargs)
-    finally:
-        OBSERVERS.remove(token)
-        _explaining.reset(token)
-    if not isinstance(explanation, Explanation):
-        raise TypeError(f"explain: fn must be a function of gpuconv that runs one problem, but got {fn!r}")
-    return explanation
+    if tuning_mode() == "on":
+        for tune in TUNERS:
+            tune(problem)
+    return planned(problem, backend)

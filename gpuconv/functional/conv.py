@@ -1,18 +1,14 @@
-"""The public functions: the signatures of ``torch.nn.functional``, plus keyword-only extras.
-
-Convolutions live here, their gradients in :mod:`gpuconv.functional.conv_grad`, poolings in :mod:`gpuconv.functional.pool`; :mod:`gpuconv`
-re-exports all of them.
-"""
+"""Convolutions, with the signatures of ``torch.nn.functional`` and keyword-only extras."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from ..dispatch.execution import run
+from ..dispatch import run
 from ..dispatch.plan_cache import conv_call, conv_transpose_call
 from ..normalize.conv import Extras
-from ..ops.late import operators
+from ..ops import operators
 
 __all__ = [
     "conv1d",

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..dispatch.execution import run
+from ..dispatch import run
 from ..dispatch.plan_cache import input_grad_call, weight_grad_call
 from ..normalize.conv import Extras
-from ..ops.late import operators
+from ..ops import operators
 from .conv import Array, Ints, Padding
 
 __all__ = [

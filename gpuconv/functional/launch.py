@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..dispatch.plan_cache_pool import run_pool
-from ..ops.late import operators
+from ..ops import operators
 from ..problem import Call
 
 __all__ = ["launch"]

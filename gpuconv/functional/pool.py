@@ -1,7 +1,6 @@
 """The pools of ``torch.nn.functional``, plus keyword-only extras: maxima, averages and norms over windows.
 
-:mod:`gpuconv.functional.pool_adaptive` has the pools without a stride, the ``_backward`` modules have the gradients;
-:mod:`gpuconv` re-exports all of them.
+Pools without a stride are in :mod:`.pool_adaptive` and :mod:`.pool_fractional`, gradients in the ``_backward`` modules.
 """
 
 from __future__ import annotations
@@ -11,12 +10,6 @@ from typing import Any
 
 from ..normalize.pool_forward import avg_call, lp_call, max_call
 from .launch import launch
-from .pool_adaptive import *  # noqa: F403
-from .pool_adaptive import __all__ as _adaptive
-from .pool_adaptive_backward import *  # noqa: F403
-from .pool_adaptive_backward import __all__ as _adaptive_backward
-from .pool_backward import *  # noqa: F403
-from .pool_backward import __all__ as _backward
 
 __all__ = [
     "avg_pool1d",
@@ -28,9 +21,6 @@ __all__ = [
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
-    *_adaptive,
-    *_adaptive_backward,
-    *_backward,
 ]
 
 Array = Any

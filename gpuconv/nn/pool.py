@@ -1,4 +1,4 @@
-"""Pooling modules: PyTorch's own, computed by gpuconv; :mod:`gpuconv.nn` re-exports them.
+"""Pooling modules: PyTorch's own, computed by gpuconv; :mod:`gpuconv.nn` hands them on.
 
 Each class is a subclass of the module of the same name in ``torch.nn``: constructor, ``state_dict`` and ``repr`` are
 inherited. Padding may also be ``(lo, hi)`` pairs or a name, as in the functions.
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.fx
 
-from ..functional.pool import (
+from ..functional import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
     adaptive_avg_pool3d,

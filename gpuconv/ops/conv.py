@@ -2,11 +2,11 @@
 
 1. Nothing records a gradient and no transform is active: straight to the dispatcher, or where the same call was made
    before and can be repeated, straight to its launches.
-2. Gradients, forward-mode tangents or ``torch.func`` transforms: ``autograd.Function`` (:mod:`gpuconv.ops.conv_autograd`).
+2. Gradients, forward-mode tangents or ``torch.func`` transforms: ``autograd.Function`` (:mod:`.conv_autograd`).
 3. Compiling, exporting, a dispatch mode, a tensor subclass or a meta tensor: ``torch.library`` operators
-   (:mod:`gpuconv.ops.conv_library`), which cost more per call than the others.
+   (:mod:`.conv_library`), which cost more per call than the others.
 
-Pools take the same tiers in :mod:`gpuconv.ops.pool`. Importing this module imports torch and registers the operators of
+Pools take the same tiers in :mod:`.pool`. Importing this module imports torch and registers the operators of
 both; the public functions do so at the first tensor they see.
 """
 
@@ -163,4 +163,4 @@ def weight_gradient(
     return _recorded(call) if tier == RECORDED and not explaining() else run(call)
 
 
-late.ops = sys.modules[__name__]
+late.operators = sys.modules[__name__]

@@ -25,7 +25,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 from ..arrays import TORCH
-from ..dispatch.execution import run
+from ..dispatch import run
 from ..dispatch.plan_cache import prepared
 from ..normalize.conv import result_formats
 from ..problem import Call, ConvProblem

@@ -5,7 +5,7 @@ subclasses. One schema serves 1-D to 3-D; sizes may be symbolic. ``backend`` and
 autograd runs on threads of its own, where context variables are lost; where they are None, the environment variable
 ``GPUCONV_BACKEND`` and ``torch.backends.cudnn.conv.fp32_precision`` count when the operator runs.
 
-Derivatives are those of :mod:`gpuconv.ops.conv_autograd`, written with these operators. They are registered as a kernel for
+Derivatives are those of :mod:`.conv_autograd`, written with these operators. They are registered as a kernel for
 autograd, not by ``register_autograd``: the function that the latter makes raises under ``torch.func.grad`` and loses
 the tangents of ``torch.func.jvp`` without a word. Where something is recorded, that kernel composes an epilogue beyond
 a bias out of torch's elementwise operators, which torch differentiates.
@@ -26,7 +26,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from .. import shapes
 from ..config import forced_backend
-from ..dispatch.execution import run
+from ..dispatch import run
 from ..dispatch.plan_cache import conv_call, conv_transpose_call, input_grad_call, weight_grad_call
 from ..normalize.conv import Extras
 from ..problem import ConvProblem

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from ..arrays import CONTIGUOUS, TORCH
-from ..dispatch.execution import run
+from ..dispatch import run
 from ..dispatch.plan_cache import prepared
 from ..normalize.common import memory_format
 from ..normalize.pool_forward import lp_types

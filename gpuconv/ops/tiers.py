@@ -72,7 +72,7 @@ def _observed(
 def repeated(op: str, arrays: tuple[Tensor | None, ...], settings: tuple[Any, ...], extras: Extras) -> tuple[Any, Any]:
     """Repeat a call of the first tier that was made before: return its result or None, and its key if that is known.
 
-    Arguments: see :func:`gpuconv.dispatch.plan_cache.conv_key`. That an entry can be replayed says that its arrays are on a GPU.
+    Arguments: see :func:`.plan_cache.conv_key`. That an entry can be replayed says that its arrays are on a GPU.
     """
     if _observed():
         return None, None

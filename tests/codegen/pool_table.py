@@ -14,7 +14,7 @@ from pool_launches import Launch, launches
 from pool_problems import problems
 from pool_rows import ROOM_PER_BYTE, PoolTable
 
-from gpuconv.dispatch.selection import select
+from gpuconv.dispatch import select
 from gpuconv.kernels.tl.pool import (
     common as pool,
 )

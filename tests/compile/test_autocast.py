@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import gpuconv
-import gpuconv.ops
+import gpuconv.ops.conv
 from gpuconv.testing import forbid_aten
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -68,14 +68,14 @@ def test_jit_trace_is_refused() -> None:
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_reloaded_in_a_fresh_process(name: str, tmp_path: Path) -> None:
-    """The process needs ``import gpuconv.ops``, for the operators, and nothing of the model."""
+    """The process needs ``import gpuconv.ops.conv``, for the operators, and nothing of the model."""
     model, program = exported(name, False, True)
     x = torch.randn(3, 4, 14, 11)
     torch.export.save(program, tmp_path / "program.pt2")
     torch.save({"x": x, "y": model(x).detach()}, tmp_path / "values.pt")
     code = f"""
 import torch
-import gpuconv.ops
+import gpuconv.ops.conv
 values = torch.load({str(tmp_path / "values.pt")!r})
 module = torch.export.load({str(tmp_path / "program.pt2")!r}).module()
 y = module(values["x"].requires_grad_())

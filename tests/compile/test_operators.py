@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import gpuconv
-import gpuconv.ops  # registers the operators
+import gpuconv.ops.conv  # registers the operators
 from gpuconv.testing import forbid_aten
 
 

@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import gpuconv.nn
-import gpuconv.ops
+import gpuconv.ops.conv
 
 REPO = Path(__file__).resolve().parents[2]
 DIM = torch.export.Dim.DYNAMIC
@@ -194,13 +194,13 @@ def test_export(strict: bool, dynamic: bool) -> None:
 
 
 def test_reloaded_in_a_fresh_process(tmp_path: Path) -> None:
-    """The process needs ``import gpuconv.ops``, for the operators, and nothing of the model."""
+    """The process needs ``import gpuconv.ops.conv``, for the operators, and nothing of the model."""
     model, x = build(gpuconv.nn), image(2, 3, 8, 10)
     torch.export.save(torch.export.export(model, (x,)), tmp_path / "program.pt2")
     torch.save({"x": x, "y": model(x).detach()}, tmp_path / "values.pt")
     code = f"""
 import torch
-import gpuconv.ops
+import gpuconv.ops.conv
 values = torch.load({str(tmp_path / "values.pt")!r})
 module = torch.export.load({str(tmp_path / "program.pt2")!r}).module()
 y = module(values["x"].requires_grad_())

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import gpuconv
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 from gpuconv.testing import forbid_aten
 
 Function = Callable[[torch.Tensor], torch.Tensor]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import gpuconv
-import gpuconv.ops  # registers the operators
+import gpuconv.ops.conv  # registers the operators
 from gpuconv.ops.pool_fake import AS_INPUT, Form
 from gpuconv.ops.pool_library import OPERATORS
 from gpuconv.testing import forbid_aten

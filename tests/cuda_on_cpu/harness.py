@@ -18,7 +18,7 @@ from fake_cupy import asnumpy, guarded
 
 from gpuconv.backends.base import Plan
 from gpuconv.backends.cupy.common import KERNELS, CupySolver
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 from gpuconv.dispatch.plan_cache import CACHE
 from gpuconv.numerics import assert_close
 
@@ -148,7 +148,7 @@ def capability(number: int) -> Iterator[None]:
 def _forget_plans() -> None:
     from gpuconv.dispatch import selection as dispatch
 
-    dispatch._plan.cache_clear()
+    dispatch.selection._plan.cache_clear()
 
 
 @contextmanager

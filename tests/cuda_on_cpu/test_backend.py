@@ -15,7 +15,7 @@ import gpuconv
 from gpuconv.arrays import TORCH, channels_last_strides, kind_of
 from gpuconv.backends.cupy import common as cupy_common
 from gpuconv.backends.cupy.common import CupySolver, Launch, capability
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 from gpuconv.dispatch.plan_cache import CACHE
 
 X, W = np.arange(2.0 * 4 * 6 * 5).reshape(2, 4, 6, 5) % 7 - 3, np.arange(6.0 * 4 * 3 * 3).reshape(6, 4, 3, 3) % 5 - 2
@@ -182,10 +182,10 @@ def test_a_grid_that_no_gpu_takes_is_refused_and_an_empty_one_skipped(monkeypatc
     monkeypatch.setattr(CupyBackend, "solvers", lambda self: (_Endless(),))
     from gpuconv.dispatch import selection as dispatch
 
-    dispatch._plan.cache_clear()
+    dispatch.selection._plan.cache_clear()
     with pytest.raises(RuntimeError, match="endless would need 2147483648 blocks; a grid has 2147483647 at most"):
         gpuconv.conv2d(*arrays())
-    dispatch._plan.cache_clear()
+    dispatch.selection._plan.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])

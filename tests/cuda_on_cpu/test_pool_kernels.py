@@ -18,7 +18,7 @@ import gpuconv
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
 from gpuconv.backends.cupy import pool as cupy_pool
 from gpuconv.backends.cupy import pool_common
-from gpuconv.dispatch.selection import select
+from gpuconv.dispatch import select
 from gpuconv.normalize.pool_forward import max_call
 
 NAN, INF = float("nan"), float("inf")

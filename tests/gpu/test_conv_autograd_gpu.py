@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import gpuconv
 from gpuconv import numerics
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 from gpuconv.testing import forbid_aten
 
 

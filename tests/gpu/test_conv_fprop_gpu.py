@@ -9,7 +9,7 @@ from on_gpu import assert_agrees, cudnn_conv, poison, to_gpu
 
 import gpuconv
 from gpuconv.backends.triton.conv_fprop import FpropImplicitGemm
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 
 
 def _on_gpu(inputs: Inputs) -> Inputs:

@@ -8,7 +8,7 @@ from grad_cases import BRANCHES, GradInputs, all_cases
 from on_gpu import assert_agrees, cudnn_conv, poison, to_gpu
 
 from gpuconv.backends.triton.conv_grad import DgradImplicitGemm, WgradSplitK
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 
 CASES = [case for kind in BRANCHES for case in all_cases(kind)]
 SOLVERS = {"dgrad": DgradImplicitGemm.id, "transposed": DgradImplicitGemm.id, "wgrad": WgradSplitK.id}

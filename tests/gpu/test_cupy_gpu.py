@@ -10,7 +10,7 @@ from on_gpu import poison
 import gpuconv
 from gpuconv import numerics
 from gpuconv.backends.cupy import common as cupy_common
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 
 cupy = pytest.importorskip("cupy", reason="not run: CuPy is not installed")
 

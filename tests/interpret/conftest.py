@@ -106,4 +106,4 @@ class KernelsLaunched:
 def _nothing_remembered() -> None:
     """Start each test without plans of others: some replace what plans are made with."""
     CACHE.clear()
-    dispatch._plan.cache_clear()
+    dispatch.selection._plan.cache_clear()

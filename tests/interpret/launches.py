@@ -13,7 +13,7 @@ import pytest
 from triton.runtime.interpreter import InterpretedFunction
 
 from gpuconv.backends.base import Plan
-from gpuconv.kernels import tl
+from gpuconv.kernels.tl import conv
 from gpuconv.problem import Call
 
 Launches = Counter[tuple[str, str]]
@@ -21,13 +21,12 @@ Launches = Counter[tuple[str, str]]
 
 
 def convolution_kernels() -> set[str]:
-    """Return the names of all kernels in ``kernels/tl/conv_*.py``, as the modules themselves define them."""
+    """Return the names of all kernels in ``kernels/tl/conv``, as the modules themselves define them."""
     found = set()
-    for module in pkgutil.iter_modules(tl.__path__):
-        if module.name.startswith("conv_"):
-            members = vars(importlib.import_module(f"{tl.__name__}.{module.name}"))
-            jitted = {name for name, value in members.items() if isinstance(value, InterpretedFunction)}
-            found |= {name for name in jitted if name.startswith("_") and name.endswith("_kernel")}
+    for module in pkgutil.iter_modules(conv.__path__):
+        members = vars(importlib.import_module(f"{conv.__name__}.{module.name}"))
+        jitted = {name for name, value in members.items() if isinstance(value, InterpretedFunction)}
+        found |= {name for name in jitted if name.startswith("_") and name.endswith("_kernel")}
     return found
 
 

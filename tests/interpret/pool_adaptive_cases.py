@@ -25,7 +25,7 @@ from gpuconv.backends.triton import (
     pool_unpool,
 )
 from gpuconv.backends.triton.pool_common import Workspace
-from gpuconv.dispatch.execution import run
+from gpuconv.dispatch import run
 from gpuconv.problem import PoolProblem
 
 LAYOUTS = ("contiguous", "channels_last", "strided", "sliced")

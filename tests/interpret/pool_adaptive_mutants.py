@@ -11,23 +11,23 @@ FRACTIONAL, FRACTIONAL_BACK = "_pool_fractional_fprop_window_kernel", "_pool_fra
 # name: kernel, file of the mistake (the kernel's own where None), old, new
 MUTANTS: dict[str, tuple[str, str | None, str, str]] = {
     "window start rounded up": (
-        WINDOW, "pool_axes", "return i * size // windows", "return (i * size + windows - 1) // windows",
+        WINDOW, "pool.axes", "return i * size // windows", "return (i * size + windows - 1) // windows",
     ),
     "window end rounded down": (
-        WINDOW, "pool_axes", "return ((i + 1) * size + windows - 1) // windows", "return ((i + 1) * size) // windows",
+        WINDOW, "pool.axes", "return ((i + 1) * size + windows - 1) // windows", "return ((i + 1) * size) // windows",
     ),
     "last of ties wins": (
-        WINDOW, "pool_axes", "(value > best) | (value != value)", "(value >= best) | (value != value)",
+        WINDOW, "pool.axes", "(value > best) | (value != value)", "(value >= best) | (value != value)",
     ),
-    "NaN loses": (WINDOW, "pool_axes", "(value > best) | (value != value)", "(value > best)"),
+    "NaN loses": (WINDOW, "pool.axes", "(value > best) | (value != value)", "(value > best)"),
     "NaN forgotten without indices": (
-        WINDOW, "pool_axes", "propagate_nan=tl.PropagateNan.ALL", "propagate_nan=tl.PropagateNan.NONE",
+        WINDOW, "pool.axes", "propagate_nan=tl.PropagateNan.ALL", "propagate_nan=tl.PropagateNan.NONE",
     ),
     "rows beyond the batch": (
-        WINDOW, "pool_axes", "inside = (i_n < n) & (lane < c)", "inside = (i_n <= n) & (lane < c)",
+        WINDOW, "pool.axes", "inside = (i_n < n) & (lane < c)", "inside = (i_n <= n) & (lane < c)",
     ),
     "lanes beyond the row": (
-        WINDOW, "pool_axes", "inside = (i_n < n) & (lane < x)", "inside = (i_n < n) & (lane <= x)",
+        WINDOW, "pool.axes", "inside = (i_n < n) & (lane < x)", "inside = (i_n < n) & (lane <= x)",
     ),
     "window mask along W dropped": (WINDOW, None, "row_inside & (s < taps_w)", "row_inside"),
     "window mask along H dropped": (WINDOW, None, "inside & (t < taps_d) & (r < taps_h)", "inside & (t < taps_d)"),
@@ -131,7 +131,7 @@ MUTANTS: dict[str, tuple[str, str | None, str, str]] = {
     ),
     "combination reads one split only": (COMBINE, None, "source += outputs", "source += 0"),
     "combination of later ties": (
-        COMBINE, "pool_axes", "(value > best) | (value != value)", "(value >= best) | (value != value)",
+        COMBINE, "pool.axes", "(value > best) | (value != value)", "(value >= best) | (value != value)",
     ),
     "combination divides wrongly": (
         COMBINE, None, "result = divide(result, taps_d * taps_h * taps_w)",

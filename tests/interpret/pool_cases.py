@@ -16,7 +16,7 @@ import gpuconv
 from gpuconv import numerics
 from gpuconv.arrays import CHANNELS_LAST, channels_last_strides, contiguous_strides
 from gpuconv.backends.triton.common import three
-from gpuconv.dispatch.selection import select
+from gpuconv.dispatch import select
 from gpuconv.problem import PoolProblem
 from gpuconv.shapes import effective_kernel
 

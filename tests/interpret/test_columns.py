@@ -19,7 +19,7 @@ from gpuconv import numerics
 from gpuconv.arrays import TORCH
 from gpuconv.backends.triton import columns as triton_columns
 from gpuconv.costs.model import Work
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 from gpuconv.normalize.pool_forward import fold_call, unfold_call
 
 LAYOUTS = ("contiguous", "channels_last", "strided")
@@ -223,5 +223,5 @@ def test_probes_pass_on_the_real_kernels(op: str) -> None:
 def test_mutant_is_noticed(name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, old, new = MUTANTS[name]
     target = importlib.import_module("gpuconv.kernels.tl.pool.columns")
-    monkeypatch.setattr(target, kernel, mutant(tmp_path, name, "columns", kernel, "columns.py", old, new))
+    monkeypatch.setattr(target, kernel, mutant(tmp_path, name, "pool.columns", kernel, "pool/columns.py", old, new))
     assert _noticed(kernel), f"no probe noticed the mutation {name!r}"

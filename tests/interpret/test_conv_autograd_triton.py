@@ -13,7 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from triton.runtime.interpreter import InterpretedFunction
 
 import gpuconv
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 from gpuconv.testing import forbid_aten
 
 GEOMETRIES = {

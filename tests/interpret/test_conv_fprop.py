@@ -23,7 +23,7 @@ from fprop_cases import (
 
 import gpuconv
 from gpuconv.backends.triton.conv_fprop import FpropImplicitGemm
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 
 CASES = all_cases()
 

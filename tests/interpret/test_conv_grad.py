@@ -28,7 +28,7 @@ import gpuconv
 from gpuconv.backends.triton import conv_grad
 from gpuconv.backends.triton.conv_grad import DgradImplicitGemm, WgradSplitK
 from gpuconv.backends.triton.interpreter import repair_interpreter
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 
 CASES = {kind: all_cases(kind) for kind in BRANCHES}
 

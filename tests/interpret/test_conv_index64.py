@@ -18,7 +18,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 import gpuconv
 from gpuconv import numerics
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 
 H, W = 2**16 + 3, 2**15
 STRIDE = (2**16, 2**15)

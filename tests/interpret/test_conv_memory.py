@@ -10,7 +10,7 @@ from storages import recorded_storages
 from triton.runtime.interpreter import InterpretedFunction
 
 import gpuconv
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 
 CASES = {
     "volume": ("conv3d", (1, 2, 6, 8, 8), (3, 2, 3, 3, 3), {"padding": 1}),

@@ -88,7 +88,7 @@ def test_killed_and_resumed(tmp_path):
 def test_every_solver_of_triton_is_in_the_parity_stage():
     from bench.parity import parity_items
     from bench.parity_calls import parity_calls
-    from gpuconv.dispatch.selection import backends
+    from gpuconv.dispatch import backends
 
     items = (*parity_items("cpu"), *parity_calls("cpu", few=False))
     found = {key.partition(" | ")[0] for key, _ in items}

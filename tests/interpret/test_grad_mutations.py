@@ -11,7 +11,7 @@ from mutants import mutant
 DGRAD, WGRAD, SUM = "_conv_dgrad_implicit_gemm_kernel", "_conv_wgrad_split_k_kernel", "_conv_wgrad_sum_kernel"
 
 PROBES = {
-    "conv_dgrad": (
+    "conv.dgrad": (
         GradCase("transposed", 2, "strided", "float32", "grouped"),
         GradCase("dgrad", 1, "contiguous", "float32", "stride 2 dilation 3"),
         GradCase("transposed", 1, "mixed", "float32", "stride over kernel"),
@@ -25,7 +25,7 @@ PROBES = {
         GradCase("dgrad", 2, "contiguous", "float32", "stride 2"),
         GradCase("dgrad", 3, "channels_last", "float32", "units of 8"),
     ),
-    "conv_wgrad": (
+    "conv.wgrad": (
         GradCase("wgrad", 2, "strided", "float32", "grouped"),
         GradCase("wgrad", 3, "contiguous", "float32", "plain"),
         GradCase("wgrad", 2, "mixed", "float32", "one tap strided"),
@@ -150,7 +150,9 @@ def test_probes_pass_on_the_real_kernels(module):
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_noticed(name, tmp_path, monkeypatch):
     kernel, old, new = MUTANTS[name]
-    module = "conv_dgrad" if kernel == DGRAD else "conv_wgrad"
+    module = "conv.dgrad" if kernel == DGRAD else "conv.wgrad"
     target = importlib.import_module(f"gpuconv.kernels.tl.{module}")
-    monkeypatch.setattr(target, kernel, mutant(tmp_path, name, module, kernel, f"{module}.py", old, new))
+    monkeypatch.setattr(
+        target, kernel, mutant(tmp_path, name, module, kernel, f"{module.replace('.', '/')}.py", old, new)
+    )
     assert _noticed(module, name), f"no probe noticed the mutation {name!r}"

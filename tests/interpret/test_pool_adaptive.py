@@ -32,7 +32,7 @@ from gpuconv.backends.triton import (
     pool_global,
     pool_unpool,
 )
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 
 CASES = {family: all_cases(family) for family in BRANCHES}
 MODULES = (pool_adaptive, pool_fractional, pool_global, pool_unpool)

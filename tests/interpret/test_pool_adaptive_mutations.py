@@ -22,9 +22,9 @@ from pool_adaptive_mutants import (
 )
 
 MODULE_OF = {
-    WINDOW: "pool_adaptive", BACK: "pool_adaptive", LINES: "pool_adaptive_lines", PARTIAL: "pool_global",
-    COMBINE: "pool_global", CLAIM: "pool_unpool", FETCH: "pool_unpool", FRACTIONAL: "pool_fractional",
-    FRACTIONAL_BACK: "pool_fractional",
+    WINDOW: "pool.adaptive", BACK: "pool.adaptive", LINES: "pool.adaptive_lines", PARTIAL: "pool.plane",
+    COMBINE: "pool.plane", CLAIM: "pool.unpool", FETCH: "pool.unpool", FRACTIONAL: "pool.fractional",
+    FRACTIONAL_BACK: "pool.fractional",
 }  # fmt: skip
 
 
@@ -123,6 +123,6 @@ def test_mutant_is_noticed(name, tmp_path, monkeypatch):
     kernel, file, old, new = MUTANTS[name]
     module = MODULE_OF[kernel]
     target = importlib.import_module(f"gpuconv.kernels.tl.{module}")
-    broken = mutant(tmp_path, name, module, kernel, f"{file or module}.py", old, new)
+    broken = mutant(tmp_path, name, module, kernel, f"{(file or module).replace('.', '/')}.py", old, new)
     monkeypatch.setattr(target, kernel, broken)
     assert _noticed(kernel), f"no probe noticed the mutation {name!r}"

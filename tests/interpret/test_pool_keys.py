@@ -12,7 +12,7 @@ from pool_cases import OVERLAPPING, PoolCase, PoolInputs, check_case, config_of
 
 import gpuconv
 from gpuconv.backends.triton import pool_tiled
-from gpuconv.dispatch.selection import select
+from gpuconv.dispatch import select
 
 NAN, INF = float("nan"), float("inf")
 

@@ -13,8 +13,8 @@ SUM, SUM_BWD = "_pool_sum_fprop_general_kernel", "_pool_sum_bwd_general_kernel"
 TILED, TILED_BWD = "_pool_fprop_tiled_kernel", "_pool_bwd_tiled_kernel"
 
 MODULES = {
-    MAX: "pool_max", MAX_BWD: "pool_max", SUM: "pool_sum", SUM_BWD: "pool_sum", TILED: "pool_tiled",
-    TILED_BWD: "pool_tiled_bwd",
+    MAX: "pool.max", MAX_BWD: "pool.max", SUM: "pool.sum", SUM_BWD: "pool.sum", TILED: "pool.tiled",
+    TILED_BWD: "pool.tiled_bwd",
 }  # fmt: skip
 
 
@@ -80,7 +80,7 @@ PROBES = {
 }
 
 MUTANTS = {
-    "pool.py": {
+    "pool/common.py": {
         "lane mask dropped": (MAX, "(lane < lanes) & (i_n < n)", "(i_n < n)"),
         "row mask dropped": (SUM, "(lane < lanes) & (i_n < n)", "(lane < lanes)"),
         "stride ignored": (MAX, "i = i * STRIDE - pad", "i = i - pad"),
@@ -100,7 +100,7 @@ MUTANTS = {
             "(i + pad) // STRIDE - (TAPS - 1) * DILATION // STRIDE + 1",
         ),
     },
-    "pool_max.py": {
+    "pool/max.py": {
         "last maximum wins": (MAX, "better = (value > best) |", "better = (value >= best) |"),
         "NaN loses": (MAX, "better = (value > best) | (value != value)", "better = value > best"),
         "NaN lost without index": (
@@ -136,7 +136,7 @@ MUTANTS = {
         "sign of x dropped": (MAX_BWD, "total * sign, 0.0)", "total, 0.0)"),
         "edge of y read": (MAX_BWD, "(i_q >= 0) & (i_q < q)", "(i_q >= 0) & (i_q <= q)"),
     },
-    "pool_sum.py": {
+    "pool/sum.py": {
         "sum of the first row": (SUM, "for r in range(0, R if POOLED_H else 1):", "for r in range(0, 1):"),
         "bound of rows off by one": (SUM, "(h_r >= 0) & (h_r < size_h)", "(h_r >= -1) & (h_r < size_h)"),
         "dilation ignored": (SUM, "w_s = start_w + s * DILATION_W", "w_s = start_w + s"),
@@ -157,7 +157,7 @@ MUTANTS = {
         "edge of y passed": (SUM_BWD, "(i_p >= 0) & (i_p < size_p)", "(i_p >= 0) & (i_p <= size_p)"),
         "derivative of the power dropped": (SUM_BWD, "total *= power(x, NORM - 1) * NORM", "total *= NORM"),
     },
-    "pool_keys.py": {
+    "pool/keys.py": {
         "negative numbers below themselves": (TILED, "^ sign) - sign + (63 - place)", "^ sign) + (63 - place)"),
         "first NaN": (TILED, "(place << 8)", "((63 - place) << 8)"),
         "NaN among the numbers": (TILED, "tl.where(value != value,", "tl.where(value < value,"),
@@ -165,7 +165,7 @@ MUTANTS = {
         "places in columns": (TILED, "place_of_row + j // DILATION", "place_of_row + j"),
         "nothing is lowest": (TILED, "key < -0x7F800000 + 64", "key < -0x7F800000"),
     },
-    "pool_tiled.py": {
+    "pool/tiled.py": {
         "place in the tile": (TILED, "place_of(value) - m * STRIDE_W // DILATION_W", "place_of(value)"),
         "first inside of another window": (TILED, "first_numbers[k * TILE_Q + m]", "first_numbers[TILE_Q - 1]"),
         "planes before forgotten": (TILED, "if t == 0 and distance == 0 and OP", "if distance == 0 and OP"),
@@ -209,7 +209,7 @@ MUTANTS = {
             TILED, "window_count(i_p, h, PAD_H, pad_high_h", "window_count(tile_p, h, PAD_H, pad_high_h",
         ),
     },
-    "pool_tiled_bwd.py": {
+    "pool/tiled_bwd.py": {
         "every window of a row": (TILED_BWD, "hit = numbers[m] == k * width + j", "hit = numbers[m] >= 0"),
         "tap of another column": (TILED_BWD, "S + reach_w // DILATION_W)", "S + reach_w // DILATION_W + 1)"),
         "window before forgotten": (TILED_BWD, "numbers[m] - position,", "numbers[m] - position - 1,"),

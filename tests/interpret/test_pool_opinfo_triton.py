@@ -17,7 +17,7 @@ from triton.runtime import interpreter
 
 import gpuconv
 from gpuconv.backends.triton.interpreter import repair_interpreter
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 
 FAMILIES = ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool", "fractional_max_pool",
             "max_unpool")  # fmt: skip

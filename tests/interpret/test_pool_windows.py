@@ -28,8 +28,7 @@ from gpuconv.backends.triton import (
     pool_tiled,
     pool_windows,
 )
-from gpuconv.dispatch.execution import record_plans
-from gpuconv.dispatch.selection import select
+from gpuconv.dispatch import record_plans, select
 
 CASES = {family: all_cases(family) for family in FAMILIES}
 NAN, INF = float("nan"), float("inf")

@@ -10,9 +10,9 @@ import gpuconv
 from gpuconv.costs import measured as cache
 from gpuconv.dispatch import selection as dispatch
 from gpuconv.dispatch.plan_cache import CACHE
+from gpuconv.tuning import search as tuning
 from gpuconv.tuning import trial
-from gpuconv.tuning import tune as tuning
-from gpuconv.tuning.tune import tune
+from gpuconv.tuning.search import tune
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def new_process(monkeypatch, tmp_path):
 
     def forget() -> None:
         cache.forget()
-        dispatch._plan.cache_clear()
+        dispatch.selection._plan.cache_clear()
         CACHE.clear()
 
     forget()

@@ -298,9 +298,9 @@ def test_an_observed_call_is_repeated_and_recorded(gpu: StubGpu) -> None:
         with dispatch.record_plans() as plans:
             call()
         assert [plan.solver.id for plan in plans] == ["triton.conv.fprop.implicit_gemm"]
-        assert len(gpu.launches()) == 1 and not dispatch.OBSERVERS
+        assert len(gpu.launches()) == 1 and not dispatch.execution.OBSERVERS
         assert gpuconv.explain(gpuconv.conv2d, X, W, B, padding=1).solver == plans[0].solver.id
-        assert len(gpu.launches()) == 1 and not dispatch.OBSERVERS
+        assert len(gpu.launches()) == 1 and not dispatch.execution.OBSERVERS
 
 
 def test_a_negated_view_is_not_taken_for_its_memory(gpu: StubGpu) -> None:

@@ -64,9 +64,9 @@ def check(output: str, gpuconv: Path, kernels: Path) -> None:
         assert parts[0] == f"{name}.cu" and {"common.cuh", "ptx.cuh"} <= set(parts) <= set(files)
         own = {line for part in parts for line in files[part].splitlines()}
         assert all(line in own or line == "" or line.startswith("#line ") for line in text.splitlines())
-    tuning = REPO / "gpuconv" / "tuning"
-    assert said["gpus"] == sorted(path.stem for path in (tuning / "gpus").glob("*.json")) != []
-    assert said["tables"] == len(list((tuning / "tables").glob("*.json"))) > 0
+    costs = REPO / "gpuconv" / "costs"
+    assert said["gpus"] == sorted(path.stem for path in (costs / "gpus").glob("*.json")) != []
+    assert said["tables"] == len(list((costs / "tables").glob("*.json"))) > 0
     assert said["version"] == project()["version"]
     assert said["frameworks"] == []
 

@@ -10,7 +10,7 @@ from conv_samples import NAMES, op_info, transposed_samples
 from torch.autograd import gradcheck, gradgradcheck
 
 import gpuconv
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 from gpuconv.testing import forbid_aten
 
 Case = tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]

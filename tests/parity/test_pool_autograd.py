@@ -13,7 +13,7 @@ from test_pool_opinfo import FOLDS, OPS, ident, lp_samples
 from torch.autograd import gradcheck, gradgradcheck
 
 import gpuconv
-from gpuconv.dispatch.execution import record_plans
+from gpuconv.dispatch import record_plans
 from gpuconv.testing import forbid_aten
 
 TIERS = pytest.mark.parametrize("operator", [False, True], ids=["function", "operator"])

@@ -17,7 +17,7 @@ from gpuconv.backends.numpy import (  # noqa: E402
     pool_scatter,
     pool_tiles,
 )
-from gpuconv.dispatch.execution import record_plans  # noqa: E402
+from gpuconv.dispatch import record_plans  # noqa: E402
 from gpuconv.testing import forbid_aten  # noqa: E402
 
 SIZES = {1: (13,), 2: (9, 11), 3: (6, 7, 5)}

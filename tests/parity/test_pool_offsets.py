@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import gpuconv.ops  # registers the operators
-from gpuconv.dispatch.execution import run
-from gpuconv.dispatch.selection import select
+import gpuconv.ops.conv  # registers the operators
+from gpuconv.arrays import TORCH
+from gpuconv.dispatch import run, select
 from gpuconv.normalize.pool import adaptive_call
 from gpuconv.normalize.pool_forward import fractional_call, max_call
 from gpuconv.ops.pool_fake import AS_INPUT, Form
@@ -116,7 +116,7 @@ def test_offsets_beyond_the_window_are_refused() -> None:
     for bad in (-1, 4):
         arrays = {"y": torch.ones(1, 1, 2, 2), "indices": torch.full((1, 1, 2, 2), bad, dtype=torch.int8)}
         with pytest.raises(RuntimeError, match="taps of a window of 4"):
-            run(Call(back, arrays, gpuconv.ops.ops_pool.TORCH, False))
+            run(Call(back, arrays, TORCH, False))
 
 
 def test_windows_of_padding_alone() -> None:
@@ -142,11 +142,11 @@ def test_workspace_bound_is_an_upper_bound() -> None:
     for kernel, dilation in ((3, 1), (3, 2), (7, 1)):
         problem: Any = max_call("max_pool2d", 2, x, kernel, 2, 1, dilation, False, True, None).problem
         forward = replace(problem, offsets=True)
-        indices = run(Call(forward, {"x": x}, gpuconv.ops.ops_pool.TORCH))[1]
+        indices = run(Call(forward, {"x": x}, TORCH))[1]
         back = replace(forward, kind="bwd", return_indices=False)
         arrays = ({"x": x}, {"y": torch.ones(indices.shape), "indices": indices})
         for described, given in zip((forward, back), arrays):
-            call = Call(described, given, gpuconv.ops.ops_pool.TORCH)
+            call = Call(described, given, TORCH)
             bound = select(described).workspace
             tracemalloc.start()
             run(call)

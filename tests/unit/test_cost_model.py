@@ -19,9 +19,9 @@ from gpuconv.costs import constants
 from gpuconv.costs import model as cost_model
 from gpuconv.costs import work as describe
 from gpuconv.costs.model import concatenate, estimate, terms
-from gpuconv.dispatch.selection import backends, candidates, solver_of
+from gpuconv.dispatch import backends, candidates, solver_of
 from gpuconv.problem import ConvProblem
-from gpuconv.tuning.fit import Sample, fit, fit_work
+from gpuconv.tuning.fitting import Sample, fit, fit_work
 
 H200 = constants.shipped()["h200"][1]
 

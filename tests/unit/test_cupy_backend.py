@@ -18,8 +18,7 @@ from gpuconv import arrays
 from gpuconv.backends.cupy import backend as cupy_backend
 from gpuconv.backends.cupy import common as cupy_common
 from gpuconv.backends.triton.common import as_tensor
-from gpuconv.dispatch.explanation import explain
-from gpuconv.dispatch.selection import candidates
+from gpuconv.dispatch import candidates, explain
 from gpuconv.kernels import cu
 
 REPO = Path(__file__).resolve().parents[2]

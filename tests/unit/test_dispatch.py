@@ -157,14 +157,14 @@ class FakeBackend(Backend):
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Iterator:
     """Replace the backends for one test."""
-    dispatch._plan.cache_clear()
+    dispatch.selection._plan.cache_clear()
     CACHE.clear()
 
     def replace(*backends: FakeBackend) -> None:
         monkeypatch.setattr(dispatch, "backends", lambda: {backend.name: backend for backend in backends})
 
     yield replace
-    dispatch._plan.cache_clear()
+    dispatch.selection._plan.cache_clear()
     CACHE.clear()
 
 

@@ -7,11 +7,12 @@ import pkgutil
 import pytest
 
 import gpuconv
-from gpuconv import backends
 
+KERNELS = "gpuconv.kernels"
 MODULES = sorted(
-    [f"gpuconv.{module.name}" for module in pkgutil.iter_modules(gpuconv.__path__) if module.name != "__main__"]
-    + [f"gpuconv.backends.{module.name}" for module in pkgutil.iter_modules(backends.__path__)]
+    module.name
+    for module in pkgutil.walk_packages(gpuconv.__path__, "gpuconv.", onerror=lambda name: None)
+    if not module.name.startswith(KERNELS) and module.name != "gpuconv.__main__"
 )
 OPTIONAL = ("torch", "triton", "cupy", "typer", "rich")
 

@@ -26,10 +26,10 @@ from gpuconv.costs import constants
 from gpuconv.costs import measured as cache
 from gpuconv.dispatch import selection as dispatch
 from gpuconv.problem import ConvProblem
-from gpuconv.tuning import tune as tuning
+from gpuconv.tuning import search as tuning
 from gpuconv.tuning.problems import from_json, problem_to_json, to_json
+from gpuconv.tuning.search import Record, samples_from_json, tune
 from gpuconv.tuning.trial import Trial
-from gpuconv.tuning.tune import Record, samples_from_json, tune
 
 REPO = Path(__file__).resolve().parents[2]
 FPROP = FpropImplicitGemm()
@@ -417,7 +417,7 @@ def test_the_command_says_what_is_wrong(gpu, tmp_path):
 TUNER = """
 import json, sys
 from gpuconv.tuning.problems import from_json
-from gpuconv.tuning.tune import tune
+from gpuconv.tuning.search import tune
 
 def timer(plan, launch):
     return 5.0

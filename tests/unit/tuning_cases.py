@@ -63,7 +63,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, folder: Any, gpu: Gpu = H200) -> 
     def new_process() -> None:
         cache.forget()
         constants._of_name.cache_clear()
-        dispatch._plan.cache_clear()
+        dispatch.selection._plan.cache_clear()
         files._warned.clear()
 
     with monkeypatch.context() as patched:

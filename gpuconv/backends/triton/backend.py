@@ -9,6 +9,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from ...config import interpreting
 from ...problem import Problem
 from ..base import Backend, Solver
 from . import (
@@ -26,7 +27,6 @@ from . import (
 from . import (
     pool as triton_pool,
 )
-from .interpreter import interpreting
 
 __all__ = ["BACKEND"]
 

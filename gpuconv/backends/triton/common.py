@@ -10,13 +10,13 @@ from functools import wraps
 from typing import Any
 
 from ...arrays import CONTIGUOUS, TORCH, ArrayKind, is_cupy
-from ...config import launcher
+from ...config import interpreting, launcher
 from ...costs.model import Work
 from ...costs.work import conv_work
 from ...problem import Call, ConvProblem, Problem, itemsize
 from ..base import Plan
 from ..conv_common import format_strides
-from .interpreter import interpreting, repair_interpreter
+from .interpreter import repair_interpreter
 from .tuned import Tunable
 
 __all__ = [

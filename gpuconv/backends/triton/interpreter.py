@@ -1,4 +1,4 @@
-"""Triton's interpreter (``TRITON_INTERPRET=1``): whether it is on, and repairs that its releases up to 3.9 need.
+"""Repairs that Triton's interpreter (``TRITON_INTERPRET=1``) needs in its releases up to 3.9.
 
 The interpreter runs kernels on CPU tensors with NumPy. Two of its operations go wrong, and one is waste:
 
@@ -11,20 +11,13 @@ The interpreter runs kernels on CPU tensors with NumPy. Two of its operations go
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-__all__ = ["interpreting", "repair_interpreter"]
-
-
-@lru_cache(maxsize=1)
-def interpreting() -> bool:
-    """Tell whether kernels run in the interpreter; like Triton, it looks when kernels are first defined."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+__all__ = ["repair_interpreter"]
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from threading import Lock
 from typing import Any
 
@@ -19,8 +18,9 @@ from ..config import logger, workspace_limit
 from ..costs import measured as cache
 from ..costs.constants import Constants, Gpu, constants_of_gpu, gpu_of, user_constants_path
 from ..costs.files import locked, warn_once, write_json
+from ..dispatch import candidates
 from ..problem import Problem
-from .fit import Sample, fit
+from .fitting import Sample, fit
 from .problems import problem_from_json, problem_to_json
 from .trial import CudaTimer, Timer, Trial, capturing_or_compiling
 
@@ -63,7 +63,7 @@ class Record:
 
     @property
     def samples(self) -> list[Sample]:
-        """The timings as :func:`gpuconv.costs.model.fit` takes them."""
+        """The timings as :func:`gpuconv.tuning.fitting.fit` takes them."""
         return [
             Sample(self.problem, timing.solver, timing.config, timing.microseconds)
             for timing in self.timings
@@ -115,7 +115,7 @@ class _Option:
 def _options(problem: Problem, most: int) -> list[_Option]:
     """Return what is to be timed: the best by the cost model, and defaults that are not hopeless, best first."""
     found: list[_Option] = []
-    for candidate in import_module("..dispatch", __package__).candidates(problem, "triton"):
+    for candidate in candidates(problem, "triton"):
         solver = candidate.solver
         if candidate.reason is None and isinstance(solver, Tunable):
             configs = solver.configs(problem)

@@ -1,0 +1,1 @@
+"""Triton kernels of convolution; entered by the Triton backend."""

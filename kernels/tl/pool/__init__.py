@@ -1,0 +1,1 @@
+"""Triton kernels of pooling, unfold and fold; entered by the Triton backend."""
