@@ -22,12 +22,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .. import functional
 from ..arrays import channels_last_strides, contiguous_strides
 from ..config import logger
 from ..dispatch import Explanation, explain
-from ..functional import conv as functional
-from ..functional import conv_grad
-from ..functional import pool as pooling
 
 __all__ = ["explain_app", "new_console", "parse_shape", "parse_value"]
 
@@ -271,12 +269,12 @@ def _summary(fn: Callable[..., Any]) -> str:
 
 
 def _register() -> None:
-    for module in (functional, pooling, conv_grad):
-        panel = {functional: "Convolutions", pooling: "Poolings", conv_grad: "Gradients of convolutions"}[module]
-        for name in module.__all__:
-            fn = getattr(sys.modules[__package__], name)
-            group = "Gradients of poolings" if name.endswith("_backward") else panel
-            explain_app.command(name, help=_summary(fn), rich_help_panel=group)(_command(fn))
+    panels = {functional.conv: "Convolutions", functional.conv_grad: "Gradients of convolutions"}
+    for name in functional.__all__:
+        fn = getattr(functional, name)
+        other = "Gradients of poolings" if name.endswith("_backward") else "Poolings"
+        panel = panels.get(sys.modules[fn.__module__], other)
+        explain_app.command(name, help=_summary(fn), rich_help_panel=panel)(_command(fn))
 
 
 _register()

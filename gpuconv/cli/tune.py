@@ -38,7 +38,7 @@ def _records(paths: list[Path]) -> list[Any]:
 
 def _tune(problems: list[Problem], budget: float | None, most: int) -> list[Any]:
     """Tune with a progress bar, and print what was found."""
-    from ..tuning.tune import Record, tune
+    from ..tuning import Record, tune
 
     console = new_console()
     table = Table("problem", "default", "fastest", "solver", title="Tuned", title_justify="left")
@@ -80,7 +80,7 @@ def _show_fit(before: Constants, after: Constants) -> None:
 
 def _fit(records: list[Any]) -> None:
     """Fit to the timings of records as plain data, which are of one GPU; it need not be here."""
-    from ..tuning.tune import fit_to_user, samples_from_json
+    from ..tuning import fit_to_user, samples_from_json
 
     samples = samples_from_json(records)
     if not samples:

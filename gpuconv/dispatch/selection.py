@@ -71,6 +71,19 @@ def register_solver(solver: Solver) -> Solver:
         If it is not a :class:`Solver`.
     ValueError
         If its id names no backend, or another solver has it.
+
+    Examples
+    --------
+    >>> import gpuconv, gpuconv.solvers
+    >>> class Never(gpuconv.solvers.Solver):
+    ...     id = "numpy.never"
+    ...     def why_not(self, problem): return "is an example"
+    ...     def rank(self, problem): return 0.0
+    ...     def plan(self, problem): raise NotImplementedError
+    ...     def run(self, plan, call): raise NotImplementedError
+    >>> gpuconv.register_solver(Never()).id
+    'numpy.never'
+    >>> gpuconv.solvers.unregister_solver("numpy.never")
     """
     if not isinstance(solver, Solver):
         raise TypeError(f"register_solver: solver must be a gpuconv.solvers.Solver, but got {solver!r}")

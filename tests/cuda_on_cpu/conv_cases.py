@@ -25,10 +25,9 @@ from harness import (
 )
 
 import gpuconv
-from gpuconv import shapes
+from gpuconv import dispatch, shapes
 from gpuconv.backends.base import Plan
 from gpuconv.backends.cupy.common import CupySolver
-from gpuconv.dispatch import selection as dispatch
 from gpuconv.dispatch.plan_cache import CACHE
 from gpuconv.normalize.conv import Extras, weight_grad_call
 from gpuconv.problem import itemsize

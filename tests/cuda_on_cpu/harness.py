@@ -146,7 +146,7 @@ def capability(number: int) -> Iterator[None]:
 
 
 def _forget_plans() -> None:
-    from gpuconv.dispatch import selection as dispatch
+    from gpuconv import dispatch
 
     dispatch.selection._plan.cache_clear()
 

@@ -14,10 +14,9 @@ from unittest import mock
 import harness
 import numpy as np
 
-from gpuconv import numerics
+from gpuconv import dispatch, numerics
 from gpuconv.backends.cupy import pool as cupy_pool
 from gpuconv.backends.cupy import pool_planes
-from gpuconv.dispatch import selection as dispatch
 from gpuconv.normalize.pool import adaptive_call
 from gpuconv.normalize.pool_backward import (
     adaptive_backward_call,

@@ -180,7 +180,7 @@ def test_a_grid_that_no_gpu_takes_is_refused_and_an_empty_one_skipped(monkeypatc
     from gpuconv.backends.cupy.backend import CupyBackend
 
     monkeypatch.setattr(CupyBackend, "solvers", lambda self: (_Endless(),))
-    from gpuconv.dispatch import selection as dispatch
+    from gpuconv import dispatch
 
     dispatch.selection._plan.cache_clear()
     with pytest.raises(RuntimeError, match="endless would need 2147483648 blocks; a grid has 2147483647 at most"):

@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from gpuconv.dispatch import selection as dispatch
+from gpuconv import dispatch
 from gpuconv.dispatch.plan_cache import CACHE
 
 if os.environ.get("TRITON_INTERPRET") != "1":

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import gpuconv
+from gpuconv import dispatch
 from gpuconv.backends.triton import common as triton_common
 from gpuconv.backends.triton import conv_fprop, conv_grad
-from gpuconv.dispatch import selection as dispatch
 from gpuconv.dispatch.plan_cache import CACHE
 
 
@@ -33,7 +33,7 @@ def test_a_repeated_step_derives_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
             if hasattr(module, f"{name}_arguments"):
                 monkeypatch.setattr(module, f"{name}_arguments", unwanted)
     monkeypatch.setattr(triton_common, "conv_arguments", unwanted)
-    monkeypatch.setattr(dispatch, "candidates", unwanted)
+    monkeypatch.setattr(dispatch.selection, "candidates", unwanted)
     for again, before in zip(_train(*tensors), first, strict=True):
         assert torch.equal(again, before)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import gpuconv
+from gpuconv import dispatch
 from gpuconv.costs import measured as cache
-from gpuconv.dispatch import selection as dispatch
 from gpuconv.dispatch.plan_cache import CACHE
 from gpuconv.tuning import search as tuning
 from gpuconv.tuning import trial

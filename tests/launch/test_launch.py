@@ -17,8 +17,8 @@ from triton import knobs
 from triton.runtime.jit import JITFunction
 
 import gpuconv
+from gpuconv import dispatch
 from gpuconv.arrays import TORCH
-from gpuconv.dispatch import selection as dispatch
 from gpuconv.dispatch.plan_cache import CACHE
 from gpuconv.launcher import native, record
 

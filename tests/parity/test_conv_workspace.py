@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpuconv
-from gpuconv.dispatch import selection as dispatch
+from gpuconv import dispatch
 
 
 def f16(*shape: int) -> np.ndarray:

@@ -84,7 +84,7 @@ def test_info_shows_the_brackets_of_extras(monkeypatch):
 
 
 def test_info_reports_a_backend_that_is_not_there(monkeypatch):
-    monkeypatch.setattr("gpuconv.cli.backends", lambda: {})
+    monkeypatch.setattr("gpuconv.cli.main.backends", lambda: {})
     facts = json.loads(run("info", "--json").stdout)
     assert {backend["status"] for backend in facts["backends"]} == {"not part of this version"}
 
@@ -280,9 +280,7 @@ def test_demo_without_torch_says_who_the_referee_is(tmp_path, monkeypatch):
 @needs_pictures
 def test_demo_fails_when_a_result_is_wrong(tmp_path, monkeypatch):
     right = gpuconv.avg_pool2d
-    monkeypatch.setattr(
-        gpuconv.functional.pool, "avg_pool2d", lambda *arrays, **options: right(*arrays, **options) + 0.1
-    )
+    monkeypatch.setattr(gpuconv.functional, "avg_pool2d", lambda *arrays, **options: right(*arrays, **options) + 0.1)
     done = run("demo", "--quick", "--output", str(tmp_path))
     assert done.exit_code == 1
     assert "RESULTS DIFFER" in done.stdout
@@ -293,7 +291,7 @@ def test_demo_names_what_cannot_run(tmp_path, monkeypatch):
     def refuse(*arrays, **options):
         raise gpuconv.NoSolverError("avg_pool2d: no solver can run this problem\ncandidates:")
 
-    monkeypatch.setattr(gpuconv.functional.pool, "avg_pool2d", refuse)
+    monkeypatch.setattr(gpuconv.functional, "avg_pool2d", refuse)
     done = run("demo", "--quick", "--output", str(tmp_path))
     assert done.exit_code == 0
     assert "not measured" in done.stdout

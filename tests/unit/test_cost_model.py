@@ -21,6 +21,7 @@ from gpuconv.costs import work as describe
 from gpuconv.costs.model import concatenate, estimate, terms
 from gpuconv.dispatch import backends, candidates, solver_of
 from gpuconv.problem import ConvProblem
+from gpuconv.tuning import fitting
 from gpuconv.tuning.fitting import Sample, fit, fit_work
 
 H200 = constants.shipped()["h200"][1]
@@ -276,7 +277,7 @@ def powers(work: cost_model.Work, model: constants.Constants) -> np.ndarray:
 def test_a_fit_to_noisy_timings_ranks_held_out_problems(seed, truth_of):
     """A GPU unlike the assumed one, timed with 10 % noise: what the fit picks loses under 5 % on the average."""
     rng = np.random.default_rng(seed)
-    names = [*cost_model._FITTED, "efficiency_pointer", "efficiency_tma"]
+    names = [*fitting._FITTED, "efficiency_pointer", "efficiency_tma"]
     truth = H200.replaced({name: H200.values[name] * float(rng.lognormal(0, 0.4)) for name in names}, "assumed")
     work = concatenate([works_of(problem, rng, 6) for problem in problems_of(rng, 40)])
     timings = truth_of(work, truth) * rng.lognormal(0, 0.1, len(work.programs))

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import gpuconv
+from gpuconv import dispatch
 from gpuconv.backends.base import Backend, Plan, Solver
-from gpuconv.dispatch import selection as dispatch
 from gpuconv.dispatch.plan_cache import CACHE
 from gpuconv.problem import Call, ConvProblem, Problem
 
@@ -161,7 +161,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator:
     CACHE.clear()
 
     def replace(*backends: FakeBackend) -> None:
-        monkeypatch.setattr(dispatch, "backends", lambda: {backend.name: backend for backend in backends})
+        monkeypatch.setattr(dispatch.selection, "backends", lambda: {backend.name: backend for backend in backends})
 
     yield replace
     dispatch.selection._plan.cache_clear()
@@ -422,7 +422,7 @@ def test_plans_are_kept() -> None:
 
 
 def test_each_solver_is_logged_once_per_operation(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
-    monkeypatch.setattr(dispatch, "_logged", set())
+    monkeypatch.setattr(dispatch.execution, "_logged", set())
     x, w = x_w()
     with caplog.at_level(logging.INFO, "gpuconv"):
         for _ in range(3):

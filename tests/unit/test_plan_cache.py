@@ -56,8 +56,9 @@ def test_a_repeated_call_analyses_nothing(
 
     for function in ("common_kind", "geometry_of", "check_rank", "check_dtypes", "formats_of", "ConvProblem"):
         monkeypatch.setattr(normalize_conv, function, unwanted)
-    for function in ("candidates", "select", "_plan"):
-        monkeypatch.setattr(gpuconv.dispatch, function, unwanted)
+    for function in ("candidates", "_plan"):
+        monkeypatch.setattr(gpuconv.dispatch.selection, function, unwanted)
+    monkeypatch.setattr(gpuconv.dispatch.execution, "select", unwanted)
     again = CALLS[name](make)
     assert (len(CACHE), CACHE.hits) == (1, 1)
     np.testing.assert_array_equal(np.asarray(again), np.asarray(first))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import gpuconv
-from gpuconv.dispatch import selection as dispatch
+from gpuconv import dispatch
 from gpuconv.dispatch.plan_cache import CACHE
 from gpuconv.normalize import pool as normalize_pool
 
@@ -74,8 +74,9 @@ def test_a_repeated_call_analyses_nothing(name: str, monkeypatch: pytest.MonkeyP
 
     for function in ("common_kind", "PoolProblem"):
         monkeypatch.setattr(normalize_pool, function, unwanted)
-    for function in ("candidates", "select", "_plan"):
-        monkeypatch.setattr(dispatch, function, unwanted)
+    for function in ("candidates", "_plan"):
+        monkeypatch.setattr(dispatch.selection, function, unwanted)
+    monkeypatch.setattr(dispatch.execution, "select", unwanted)
     found = [call(X), call(other), call(X)]
     assert (len(CACHE), CACHE.hits) == (1, 3)
     for results in zip(parts(first), *map(parts, found), parts(expected), strict=True):

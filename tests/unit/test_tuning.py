@@ -19,12 +19,11 @@ import torch
 from tuning_cases import H200, conv, pool, pretended
 
 import gpuconv
-from gpuconv import config
+from gpuconv import config, dispatch
 from gpuconv.backends.base import Plan
 from gpuconv.backends.triton.conv_fprop import FpropImplicitGemm
 from gpuconv.costs import constants
 from gpuconv.costs import measured as cache
-from gpuconv.dispatch import selection as dispatch
 from gpuconv.problem import ConvProblem
 from gpuconv.tuning import search as tuning
 from gpuconv.tuning.problems import from_json, problem_to_json, to_json

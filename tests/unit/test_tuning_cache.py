@@ -288,7 +288,7 @@ def test_a_lock_is_waited_for_and_given_up(tmp_path):
 WRITER = """
 import sys
 sys.path.insert(0, "tests/unit")
-from gpuconv.tuning import cache
+from gpuconv.costs import measured as cache
 from gpuconv.costs.measured import Entry
 from gpuconv.costs.constants import Gpu
 me = sys.argv[1]

@@ -57,8 +57,8 @@ def pretended(monkeypatch: pytest.MonkeyPatch, folder: Any, gpu: Gpu = H200) -> 
     """Have devices named cuda be a GPU of that name, whose tuned configs lie in `folder`, as in a new process."""
     import torch
 
+    from gpuconv import dispatch
     from gpuconv.costs import files
-    from gpuconv.dispatch import selection as dispatch
 
     def new_process() -> None:
         cache.forget()
