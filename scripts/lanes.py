@@ -89,12 +89,11 @@ def read_report(report: Path) -> tuple[int, int, int]:
     return count("tests"), count("failures") + count("errors"), count("skipped")
 
 
-def stage() -> Path:
-    """Copy the package to build/, with kernels/tl and kernels/cu where a wheel puts them, and return the folder.
+def stage(staged: Path) -> Path:
+    """Copy the package to a folder, with kernels/tl and kernels/cu where a wheel puts them, and return the folder.
 
     The import linter reads files by package path and cannot follow the mapping in pyproject.toml.
     """
-    staged = REPO / "build" / "staged"
     shutil.rmtree(staged, ignore_errors=True)
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPO / "gpuconv", staged / "gpuconv", ignore=ignore)
@@ -110,7 +109,8 @@ def lint_lane(lane: str) -> Result:
         "ruff check": run([str(tools / "ruff"), "check", "."]),
         "ruff format": run([str(tools / "ruff"), "format", "--check", "."]),
         "lint-imports": run(
-            [str(tools / "lint-imports"), "--config", str(REPO / "pyproject.toml"), "--no-cache"], cwd=stage()
+            [str(tools / "lint-imports"), "--config", str(REPO / "pyproject.toml"), "--no-cache"],
+            cwd=stage(REPO / "build" / "staged"),
         ),
         "mypy": run([str(tools / "mypy"), "-p", "gpuconv"]),
     }
