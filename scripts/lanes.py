@@ -105,12 +105,13 @@ def stage(staged: Path) -> Path:
 def lint_lane(lane: str) -> Result:
     """Run every check, the later ones also after an earlier one failed."""
     tools = VENV / "bin"
+    staged = stage(REPO / "build" / "staged")
     statuses = {
         "ruff check": run([str(tools / "ruff"), "check", "."]),
         "ruff format": run([str(tools / "ruff"), "format", "--check", "."]),
         "lint-imports": run(
             [str(tools / "lint-imports"), "--config", str(REPO / "pyproject.toml"), "--no-cache"],
-            cwd=stage(REPO / "build" / "staged"),
+            cwd=staged,
         ),
         "mypy": run([str(tools / "mypy"), "-p", "gpuconv"]),
     }

@@ -27,6 +27,7 @@ from . import (
 from . import (
     pool as triton_pool,
 )
+from .interpreter import repair_interpreter
 
 __all__ = ["BACKEND"]
 
@@ -96,7 +97,10 @@ class TritonBackend(Backend):
             return f"arrays are on {problem.device}, kernels run on cuda"
         if not interpreting():
             return "arrays are on cpu, kernels run on cuda (on cpu with TRITON_INTERPRET=1)"
-        return None if forced else "the interpreter runs only where it is asked for by name (backend='triton')"
+        if not forced:
+            return "the interpreter runs only where it is asked for by name (backend='triton')"
+        repair_interpreter()  # solvers that were registered launch kernels by themselves
+        return None
 
     def solvers(self) -> Sequence[Solver]:
         return tuple(solver for module in _MODULES for solver in module.SOLVERS)
