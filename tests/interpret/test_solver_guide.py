@@ -91,15 +91,15 @@ def test_explain_lists_it_and_its_reasons(registered):
 
 
 def test_what_cannot_be_registered(registered):
-    with pytest.raises(ValueError, match="there is a solver 'triton.conv.fprop.pointwise' already"):
+    with pytest.raises(ValueError, match=f"there is a solver '{re.escape(ID)}' already"):
         gpuconv.register_solver(registered)
-    with pytest.raises(TypeError, match="must be a gpuconv.solvers.Solver"):
+    with pytest.raises(TypeError, match=r"must be a gpuconv\.solvers\.Solver"):
         gpuconv.register_solver(type(registered))
     for id in ("mps.conv.fprop", "triton", "triton."):
         other = type("Other", (type(registered),), {"id": id})()
-        with pytest.raises(ValueError, match="id must be one of triton"):
+        with pytest.raises(ValueError, match=r"id must be one of triton\."):
             gpuconv.register_solver(other)
-    with pytest.raises(ValueError, match="no solver 'triton.conv.none' was registered"):
+    with pytest.raises(ValueError, match=r"no solver 'triton\.conv\.none' was registered"):
         unregister_solver("triton.conv.none")
 
 

@@ -12,8 +12,7 @@ from importlib.util import find_spec
 
 from ...problem import Problem
 from ..base import Backend, Solver
-from . import conv as cupy_conv
-from . import pool as cupy_pool
+from . import conv, pool
 
 __all__ = ["BACKEND"]
 
@@ -111,7 +110,7 @@ class CupyBackend(Backend):
         return None if problem.array == "cupy" else _missing_gpu()
 
     def solvers(self) -> Sequence[Solver]:
-        return (*cupy_conv.SOLVERS, *cupy_pool.SOLVERS)
+        return (*conv.SOLVERS, *pool.SOLVERS)
 
 
 BACKEND = CupyBackend()

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from ...problem import Problem
 from ..base import Backend, Solver
-from . import conv as numpy_conv
-from . import pool as numpy_pool
+from . import conv, pool
 
 __all__ = ["BACKEND"]
 
@@ -26,7 +25,7 @@ class NumpyBackend(Backend):
         return None
 
     def solvers(self) -> Sequence[Solver]:
-        return (*numpy_conv.SOLVERS, *numpy_pool.SOLVERS)
+        return (*conv.SOLVERS, *pool.SOLVERS)
 
 
 BACKEND = NumpyBackend()

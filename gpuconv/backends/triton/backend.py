@@ -13,19 +13,15 @@ from ...config import interpreting
 from ...problem import Problem
 from ..base import Backend, Solver
 from . import (
-    columns as triton_columns,
-)
-from . import (
+    columns,
     conv_fprop,
     conv_grad,
+    pool,
     pool_adaptive,
     pool_fractional,
     pool_global,
     pool_tiled,
     pool_unpool,
-)
-from . import (
-    pool as triton_pool,
 )
 from .interpreter import repair_interpreter
 
@@ -34,10 +30,10 @@ __all__ = ["BACKEND"]
 _OLDEST = (3, 6)
 
 _MODULES = (
-    triton_columns,
+    columns,
     conv_fprop,
     conv_grad,
-    triton_pool,
+    pool,
     pool_adaptive,
     pool_fractional,
     pool_global,
