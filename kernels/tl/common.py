@@ -18,6 +18,26 @@ def grouped_tile(pid, tiles_m, tiles_n, GROUP_M: tl.constexpr):
 
 
 @triton.jit
+def four_axes(row, z, y, x):
+    """Take rows apart: return (n, i_z, i_y, i_x) with row = ((n z + i_z) y + i_y) x + i_x."""
+    i_x = row % x
+    lines = row // x
+    i_y = lines % y
+    planes = lines // y
+    i_z = planes % z
+    return planes // z, i_z, i_y, i_x
+
+
+@triton.jit
+def tile_pointers(ptr, row, column):
+    """Return a pointer to each element of a tile whose rows and columns lie at these offsets, or None without `ptr`."""
+    tile = ptr
+    if ptr is not None:
+        tile = ptr + (row[:, None] + column[None, :])
+    return tile
+
+
+@triton.jit
 def source_index(i, size, PADDING_MODE: tl.constexpr):
     """Return the input position that padded coordinate `i` shows; "zeros" leaves it as it is, to be masked.
 

@@ -13,7 +13,7 @@ residue of i + pad modulo stride, a *phase*, share these taps, so each phase is 
 import triton
 import triton.language as tl
 
-from ..common import epilogue, floor_mod, grouped_tile, source_index
+from ..common import epilogue, floor_mod, grouped_tile, source_index, tile_pointers
 
 
 @triton.jit
@@ -324,18 +324,12 @@ def _conv_dgrad_implicit_gemm_kernel(
 
     channel = group * c_per_group + columns  # [BLOCK_N]
     written = row_inside[:, None] & column_inside[None, :]
-    residual_tile = residual_ptr
-    if residual_ptr is not None:
-        residual_row = (
-            row_n * residual_stride_n
-            + row_d * residual_stride_d
-            + row_h * residual_stride_h
-            + row_w * residual_stride_w
-        )
-        residual_tile = residual_ptr + (residual_row[:, None] + (channel * residual_stride_c)[None, :])
+    residual_row = (
+        row_n * residual_stride_n + row_d * residual_stride_d + row_h * residual_stride_h + row_w * residual_stride_w
+    )
     accumulator = epilogue(
         accumulator, bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride,
-        residual_tile, channel, column_inside, written, ACTIVATION,
+        tile_pointers(residual_ptr, residual_row, channel * residual_stride_c), channel, column_inside, written, ACTIVATION,
     )  # fmt: skip
 
     x_row = row_n * x_stride_n + row_d * x_stride_d + row_h * x_stride_h + row_w * x_stride_w

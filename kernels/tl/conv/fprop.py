@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..common import epilogue, grouped_tile, source_index
+from ..common import epilogue, four_axes, grouped_tile, source_index, tile_pointers
 
 
 def _repr(specialization):
@@ -131,12 +131,7 @@ def _conv_fprop_implicit_gemm_kernel(
     if INDEX64:
         columns = columns.to(tl.int64)
         depth = depth.to(tl.int64)
-    row_q = rows % q
-    lines = rows // q
-    row_p = lines % p
-    planes = lines // p
-    row_o = planes % o
-    row_n = planes // o
+    row_n, row_o, row_p, row_q = four_axes(rows, o, p, q)
     row_inside = row_n < n
     column_inside = columns < k_per_group
     d0 = row_o * STRIDE_D - pad_d
@@ -201,18 +196,12 @@ def _conv_fprop_implicit_gemm_kernel(
 
     channel = group * k_per_group + columns  # [BLOCK_N]
     written = row_inside[:, None] & column_inside[None, :]
-    residual_tile = residual_ptr
-    if residual_ptr is not None:
-        residual_row = (
-            row_n * residual_stride_n
-            + row_o * residual_stride_o
-            + row_p * residual_stride_p
-            + row_q * residual_stride_q
-        )
-        residual_tile = residual_ptr + ((residual_row * UNIT_K)[:, None] + (channel * residual_stride_k)[None, :])
+    residual_row = (
+        row_n * residual_stride_n + row_o * residual_stride_o + row_p * residual_stride_p + row_q * residual_stride_q
+    )
     accumulator = epilogue(
         accumulator, bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride,
-        residual_tile, channel, column_inside, written, ACTIVATION,
+        tile_pointers(residual_ptr, residual_row * UNIT_K, channel * residual_stride_k), channel, column_inside, written, ACTIVATION,
     )  # fmt: skip
 
     y_row = row_n * y_stride_n + row_o * y_stride_o + row_p * y_stride_p + row_q * y_stride_q + split * y_stride_split
@@ -335,24 +324,13 @@ def _conv_fprop_sum_kernel(
         total += tl.load(partial, mask=inside, other=0.0)
         partial += elements
 
-    row_q = row % q
-    lines = row // q
-    row_p = lines % p
-    planes = lines // p
-    row_o = planes % o
-    row_n = planes // o
-    residual_tile = residual_ptr
-    if residual_ptr is not None:
-        residual_row = (
-            row_n * residual_stride_n
-            + row_o * residual_stride_o
-            + row_p * residual_stride_p
-            + row_q * residual_stride_q
-        )
-        residual_tile = residual_ptr + (residual_row[:, None] + (channel * residual_stride_k)[None, :])
+    row_n, row_o, row_p, row_q = four_axes(row, o, p, q)
+    residual_row = (
+        row_n * residual_stride_n + row_o * residual_stride_o + row_p * residual_stride_p + row_q * residual_stride_q
+    )
     total = epilogue(
         total, bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride,
-        residual_tile, channel, channel_inside, inside, ACTIVATION,
+        tile_pointers(residual_ptr, residual_row, channel * residual_stride_k), channel, channel_inside, inside, ACTIVATION,
     )  # fmt: skip
     y_row = row_n * y_stride_n + row_o * y_stride_o + row_p * y_stride_p + row_q * y_stride_q
     y_tile = y_ptr + (y_row[:, None] + (channel * y_stride_k)[None, :])

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from ..common import four_axes
+
 
 @triton.jit
 def tile_of(pid, tiles_l, BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, INDEX64: tl.constexpr):
@@ -25,22 +27,12 @@ def place(row, lane, n, c, z, y, x, CHANNELS_INNERMOST: tl.constexpr):
     and rows run over N C Z Y, as contiguous tensors lie. Coordinates are [BLOCK_M, 1] or [1, BLOCK_L].
     """
     if CHANNELS_INNERMOST:
-        i_x = row % x
-        rest = row // x
-        i_y = rest % y
-        rest = rest // y
-        i_z = rest % z
+        i_n, i_z, i_y, i_x = four_axes(row, z, y, x)
         i_c = lane
-        i_n = rest // z
         inside = (i_n < n) & (lane < c)
     else:
-        i_y = row % y
-        rest = row // y
-        i_z = rest % z
-        rest = rest // z
-        i_c = rest % c
+        i_n, i_c, i_z, i_y = four_axes(row, c, z, y)
         i_x = lane
-        i_n = rest // c
         inside = (i_n < n) & (lane < x)
     return i_n, i_c, i_z, i_y, i_x, inside
 

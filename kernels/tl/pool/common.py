@@ -8,6 +8,8 @@ the other way.
 import triton
 import triton.language as tl
 
+from ..common import four_axes
+
 
 @triton.jit
 def positions(
@@ -35,20 +37,11 @@ def positions(
     lane = (tile % tiles_l * BLOCK_L + tl.arange(0, BLOCK_L))[None, :]
     row = (tile // tiles_l * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
     if CHANNELS_INNERMOST:
+        i_n, i_d, i_h, i_w = four_axes(row, size_d, size_h, size_w)
         i_c = lane
-        i_w = row % size_w
-        row = row // size_w
     else:
+        i_n, i_c, i_d, i_h = four_axes(row, c, size_d, size_h)
         i_w = lane
-    i_h = row % size_h
-    row = row // size_h
-    i_d = row % size_d
-    row = row // size_d
-    if CHANNELS_INNERMOST:
-        i_n = row
-    else:
-        i_c = row % c
-        i_n = row // c
     return i_n, i_c, i_d, i_h, i_w, (lane < lanes) & (i_n < n)
 
 
