@@ -15,7 +15,7 @@ from harness import ORDERS, Guarded, guard_input, guard_output, program_order
 import gpuconv
 from gpuconv import numerics
 from gpuconv.arrays import CHANNELS_LAST, channels_last_strides, contiguous_strides
-from gpuconv.backends.triton.common import three
+from gpuconv.backends.axes import three
 from gpuconv.dispatch import select
 from gpuconv.problem import PoolProblem
 from gpuconv.shapes import effective_kernel

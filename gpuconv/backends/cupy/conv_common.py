@@ -11,6 +11,7 @@ import numpy as np
 
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import effective_kernel
+from ..axes import three
 from ..conv_common import format_strides
 from .common import CupySolver, Results, Strides, capability
 
@@ -24,7 +25,6 @@ __all__ = [
     "format_strides",
     "padded_flops",
     "rank_of",
-    "three",
     "tile_for",
     "variants",
     "wide_index",
@@ -68,11 +68,6 @@ _FULL = 132
 
 _ROWS_MARGIN = 1024
 """More than numbers of rows, or of the reduction, exceed their end in a kernel."""
-
-
-def three(values: Sequence[int], fill: int) -> tuple[int, ...]:
-    """Put leading axes in front, so that 1-D and 2-D look like 3-D."""
-    return (fill,) * (3 - len(values)) + tuple(values)
 
 
 def _five(strides: Sequence[int]) -> tuple[int, ...]:

@@ -9,10 +9,11 @@ from typing import Any
 from ...arrays import CONTIGUOUS
 from ...config import workspace_limit
 from ...problem import ConvProblem, itemsize
+from ..axes import three
 from ..base import Solver
 from ..conv_common import images_of
 from .common import Launch, Results, Strides, Workspace
-from .conv_common import C_TYPES, TiledConv, choose_variant, conv_params, format_strides, three, variants, wide_index
+from .conv_common import C_TYPES, TiledConv, choose_variant, conv_params, format_strides, variants, wide_index
 
 __all__ = ["SOLVERS", "DgradTiled", "TransposedTiled", "WgradTiled"]
 

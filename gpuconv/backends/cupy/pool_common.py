@@ -11,6 +11,8 @@ import numpy as np
 from ...arrays import CHANNELS_LAST, channels_last_strides, contiguous_strides
 from ...problem import PoolProblem, Problem, itemsize
 from ...shapes import effective_kernel, pool_window
+from ..axes import reach, three
+from ..pool_common import FLOATS, INTEGERS, refusal
 from .common import CupySolver, Launch, Results, Strides
 
 __all__ = [
@@ -27,13 +29,10 @@ __all__ = [
     "lanes_of",
     "pool_launch",
     "pool_params",
-    "three",
     "wide_index",
     "window_class",
 ]
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
-INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
 
 C_TYPES = {
     "float16": "f16", "bfloat16": "bf16", "float32": "float", "float64": "double", "uint8": "unsigned char",
@@ -68,11 +67,6 @@ PARAMS = np.dtype(
 """The struct ``PoolParams`` of ``kernels/cu/pool.cuh``."""
 
 
-def three(values: Sequence[int], fill: int) -> tuple[int, ...]:
-    """Put leading axes in front, so that 1-D and 2-D look like 3-D."""
-    return (fill,) * (3 - len(values)) + tuple(values)
-
-
 def compute_type(dtype: str) -> str:
     """Return the type in which elements of `dtype` are summed: float32 for 16-bit floats."""
     return "float32" if dtype in ("float16", "bfloat16") else dtype
@@ -99,16 +93,12 @@ def _shapes(problem: PoolProblem) -> dict[str, tuple[int, ...]]:
     return {"x": problem.x_shape, "dx": problem.x_shape, "y": problem.y_shape, "indices": small}
 
 
-def _reach(shape: Sequence[int], strides: Sequence[int]) -> int:
-    return sum((size - 1) * abs(stride) for size, stride in zip(shape, strides)) if 0 not in shape else 0
-
-
 def wide_index(problem: PoolProblem, strides: Strides) -> bool:
     """Tell whether an offset, a coordinate or the number of an element may not fit in a signed 32-bit integer."""
     shapes = _shapes(problem)
     # Blocks reach over the end of a result by less than 2**16 elements.
     most = [prod(problem.x_shape) + 2**16, prod(problem.y_shape) + 2**16]
-    most += [_reach(shapes[name], strides[name]) for name in shapes if name in strides]
+    most += [reach(shapes[name], strides[name]) for name in shapes if name in strides]
     extents = [effective_kernel(k, d) for k, d in zip(problem.kernel, problem.dilation)]
     sides = zip(extents, problem.input_size, problem.output_size, problem.stride, problem.pad_lo, problem.pad_hi)
     most += [size + out * stride + extent + lo + hi for extent, size, out, stride, lo, hi in sides]
@@ -232,12 +222,10 @@ class CupyPool(CupySolver):
     dtypes: tuple[str, ...] = FLOATS
 
     def why_not(self, problem: Problem) -> str | None:
-        if not isinstance(problem, PoolProblem):
-            return "solves poolings, not convolutions"
-        if problem.pool not in self.pools or problem.kind != self.kind:
-            return f"solves {' and '.join(self.pools)} ({self.kind}), not {problem.pool} ({problem.kind})"
-        if problem.dtype not in self.dtypes:
-            return f"computes {', '.join(self.dtypes)}, not {problem.dtype}"
+        reason = refusal(problem, self.pools, self.kind, self.dtypes)
+        if reason is not None:
+            return reason
+        assert isinstance(problem, PoolProblem)
         windows = (problem.kernel, problem.stride, problem.dilation, problem.pad_lo, problem.pad_hi)
         largest = max(problem.c, *map(max, (problem.input_size, problem.output_size, *windows)))
         if largest >= 2**31:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...arrays import CHANNELS_LAST
 from ...problem import itemsize
+from ..axes import three
 from ..base import Solver
 from .common import Launch, Strides
 from .pool_common import (
@@ -22,7 +23,6 @@ from .pool_common import (
     kernel_name,
     pool_launch,
     pool_params,
-    three,
     wide_index,
 )
 

@@ -13,8 +13,12 @@ from ...arrays import CHANNELS_LAST, CONTIGUOUS
 from ...costs.model import Work
 from ...costs.work import direct_work
 from ...problem import PoolProblem, Problem
+from ..axes import reach
 from ..base import Plan, Solver
-from .common import as_tensor, power_of_two, reach
+from .common import (
+    as_tensor,
+    power_of_two,
+)
 from .pool_adaptive import tile_elements
 from .pool_common import TritonPool, compute_type, launch_kernel, triton_type
 

@@ -14,6 +14,7 @@ from ...config import interpreting, launcher
 from ...costs.model import Work
 from ...costs.work import conv_work
 from ...problem import Call, ConvProblem, Problem, itemsize
+from ..axes import five, reach, three
 from ..base import Plan
 from ..conv_common import format_strides
 from .interpreter import repair_interpreter
@@ -29,18 +30,15 @@ __all__ = [
     "bound_registers",
     "choose_tile",
     "conv_arguments",
-    "five",
     "format_strides",
     "index64",
     "launch_kernel",
     "launch_options",
     "power_of_two",
-    "reach",
     "recorded_at_first",
     "remembered",
     "stream_of",
     "strides_of",
-    "three",
 ]
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -53,23 +51,6 @@ Memo = dict[str, Any] | None
 
 Strides = Mapping[str, Sequence[int]]
 """Strides in elements of each tensor of a call, by its letter."""
-
-
-def three(values: Sequence[int], fill: int) -> tuple[int, ...]:
-    """Put leading axes in front, so that 1-D and 2-D look like 3-D."""
-    return (fill,) * (3 - len(values)) + tuple(values)
-
-
-def five(strides: Sequence[int]) -> tuple[int, ...]:
-    """Return strides of batch, channel and three spatial axes; a leading spatial axis of size 1 has stride 0."""
-    return (*strides[:2], *three(strides[2:], 0))
-
-
-def reach(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Return the largest distance in elements between two elements of a tensor (0 when it is empty)."""
-    if 0 in shape:
-        return 0
-    return sum((size - 1) * abs(stride) for size, stride in zip(shape, strides, strict=True))
 
 
 def power_of_two(value: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from ...arrays import CHANNELS_LAST, channels_last_strides
 from ...config import workspace_limit
 from ...problem import ConvProblem, Problem, itemsize
+from ..axes import reach
 from ..base import Plan, Solver
 from .common import (
     VECTORS,
@@ -24,7 +25,6 @@ from .common import (
     index64,
     launch_kernel,
     power_of_two,
-    reach,
     remembered,
     strides_of,
 )

@@ -9,6 +9,7 @@ from typing import Any
 from ...arrays import CHANNELS_LAST
 from ...config import workspace_limit
 from ...problem import ConvProblem, Problem, itemsize
+from ..axes import three
 from ..base import Plan, Solver
 from ..conv_common import images_of
 from .common import (
@@ -24,7 +25,6 @@ from .common import (
     launch_kernel,
     remembered,
     strides_of,
-    three,
 )
 from .tuned import split_variants, tile_variants
 from .units import UNIT, in_units

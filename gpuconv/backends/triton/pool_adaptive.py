@@ -14,8 +14,9 @@ from ...costs.model import Work
 from ...costs.work import direct_work
 from ...problem import PoolProblem, Problem, itemsize
 from ...shapes import adaptive_windows
+from ..axes import three
 from ..base import Solver
-from .common import Strides, power_of_two, three
+from .common import Strides, power_of_two
 from .pool_common import (
     TritonPool,
     compute_type,

@@ -12,8 +12,10 @@ from ...arrays import CHANNELS_LAST
 from ...costs.model import Work
 from ...costs.work import direct_work
 from ...problem import Call, PoolProblem, Problem, itemsize
+from ..axes import five, reach, three
 from ..base import Plan
-from .common import Strides, as_tensor, five, launch_kernel, power_of_two, reach, recorded_at_first, stream_of, three
+from ..pool_common import FLOATS, INTEGERS, refusal
+from .common import Strides, as_tensor, launch_kernel, power_of_two, recorded_at_first, stream_of
 from .tuned import Tunable, block_variants
 
 __all__ = [
@@ -29,9 +31,6 @@ __all__ = [
     "triton_type",
     "wide_index",
 ]
-
-FLOATS = ("float16", "bfloat16", "float32", "float64")
-INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
 
 _PER_TAP = 12
 """Instructions of a thread per element of a window: address, mask, load and comparison, read off compiled kernels."""
@@ -140,13 +139,7 @@ class TritonPool(Tunable):
     dtypes: tuple[str, ...] = FLOATS
 
     def why_not(self, problem: Problem) -> str | None:
-        if not isinstance(problem, PoolProblem):
-            return "solves poolings, not convolutions"
-        if problem.pool not in self.pools or problem.kind != self.kind:
-            return f"solves {' and '.join(self.pools)} ({self.kind}), not {problem.pool} ({problem.kind})"
-        if problem.dtype not in self.dtypes:
-            return f"computes {', '.join(self.dtypes)}, not {problem.dtype}"
-        return None
+        return refusal(problem, self.pools, self.kind, self.dtypes)
 
     def variants(self, problem: Problem) -> Iterable[dict[str, Any]]:
         return block_variants(self.default(problem))

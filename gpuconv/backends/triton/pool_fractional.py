@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...problem import PoolProblem, Problem
+from ..axes import three
 from ..base import Solver
-from .common import Strides, three
+from .common import Strides
 from .pool_adaptive import described, grid_of, products_fit, tile_elements
 from .pool_common import TritonPool, compute_type, launch_kernel, row_tile, strides_of_pool, triton_type, wide_index
 

@@ -13,8 +13,9 @@ from ...config import workspace_limit
 from ...costs.model import Work
 from ...costs.work import direct_work
 from ...problem import PoolProblem, Problem
+from ..axes import three
 from ..base import Plan, Solver
-from .common import Strides, power_of_two, three
+from .common import Strides, power_of_two
 from .pool_adaptive import Adaptive, column, described, products_fit, tile_elements
 from .pool_common import Workspace, compute_type, launch_kernel, strides_of_pool, triton_type, wide_index
 from .tuned import block_variants, split_variants

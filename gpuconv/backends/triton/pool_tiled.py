@@ -8,8 +8,9 @@ from typing import Any
 
 from ...arrays import CHANNELS_LAST
 from ...problem import PoolProblem, Problem, itemsize
+from ..axes import three
 from ..base import Solver
-from .common import Strides, power_of_two, three
+from .common import Strides, power_of_two
 from .pool_common import (
     FLOATS,
     INTEGERS,

@@ -12,7 +12,8 @@ import numpy as np
 from ...arrays import CHANNELS_LAST, channels_last_strides, contiguous_strides
 from ...problem import PoolProblem
 from ...shapes import effective_kernel
-from .common import Strides, three
+from ..axes import three
+from .common import Strides
 from .pool_common import Workspace, compute_type, launch_kernel, pool_arguments, triton_type, wide_index
 
 __all__ = [

@@ -329,7 +329,8 @@ def _conv_dgrad_implicit_gemm_kernel(
     )
     accumulator = epilogue(
         accumulator, bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride,
-        tile_pointers(residual_ptr, residual_row, channel * residual_stride_c), channel, column_inside, written, ACTIVATION,
+        tile_pointers(residual_ptr, residual_row, channel * residual_stride_c),
+        channel, column_inside, written, ACTIVATION,
     )  # fmt: skip
 
     x_row = row_n * x_stride_n + row_d * x_stride_d + row_h * x_stride_h + row_w * x_stride_w

@@ -201,7 +201,8 @@ def _conv_fprop_implicit_gemm_kernel(
     )
     accumulator = epilogue(
         accumulator, bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride,
-        tile_pointers(residual_ptr, residual_row * UNIT_K, channel * residual_stride_k), channel, column_inside, written, ACTIVATION,
+        tile_pointers(residual_ptr, residual_row * UNIT_K, channel * residual_stride_k),
+        channel, column_inside, written, ACTIVATION,
     )  # fmt: skip
 
     y_row = row_n * y_stride_n + row_o * y_stride_o + row_p * y_stride_p + row_q * y_stride_q + split * y_stride_split
@@ -330,7 +331,8 @@ def _conv_fprop_sum_kernel(
     )
     total = epilogue(
         total, bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride,
-        tile_pointers(residual_ptr, residual_row, channel * residual_stride_k), channel, channel_inside, inside, ACTIVATION,
+        tile_pointers(residual_ptr, residual_row, channel * residual_stride_k),
+        channel, channel_inside, inside, ACTIVATION,
     )  # fmt: skip
     y_row = row_n * y_stride_n + row_o * y_stride_o + row_p * y_stride_p + row_q * y_stride_q
     y_tile = y_ptr + (y_row[:, None] + (channel * y_stride_k)[None, :])
