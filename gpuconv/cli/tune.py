@@ -14,7 +14,7 @@ from ..config import logger
 from ..costs import measured as cache
 from ..costs.constants import Constants, Gpu, constants_of_gpu, gpu_of, user_constants_path
 from ..problem import Problem
-from ..tuning.problems import from_json
+from ..dispatch.problems import from_json
 from .explain import new_console
 
 __all__ = ["tune_command"]
@@ -95,7 +95,7 @@ def _fit(records: list[Any]) -> None:
 
 def tune_command(
     problems: Annotated[
-        Path | None, typer.Argument(help="JSON list of problems (gpuconv.tuning.problems.to_json).", exists=True)
+        Path | None, typer.Argument(help="JSON list of problems (gpuconv.tuning.to_json).", exists=True)
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Begin no problem after this many seconds.")] = None,
     most: Annotated[int, typer.Option(help="Configs to time per problem, beside each solver's default.", min=1)] = 8,
@@ -108,7 +108,7 @@ def tune_command(
     """Time configs of recorded problems on this GPU; later processes use the fastest.
 
     Record the problems of a model with ``gpuconv.record_problems()``, and write them with
-    ``gpuconv.tuning.problems.to_json``.
+    ``gpuconv.tuning.to_json``.
     """
     if problems is None and not samples:
         raise typer.BadParameter("give a file of problems, or --samples with --fit")

@@ -1,7 +1,7 @@
 """From a call to a plan that runs: solvers ranked, plans kept, explained; entered by functional, ops and tuning."""
 
 from .execution import record_plans, record_problems, run
-from .explanation import Explanation, explain
+from .explainer import Explanation, explain
 from .selection import Candidate, backends, candidates, register_solver, select, solver_of, unregister_solver
 
 __all__ = [

@@ -93,7 +93,7 @@ def record_problems() -> Iterator[list[Problem]]:
     """Collect the distinct problems of every call made inside the ``with`` block, by any thread, in order.
 
     Backward passes run on other threads, so all count. The list is filled when the block ends. Write it with
-    ``json.dump(gpuconv.tuning.problems.to_json(problems), file)`` for ``gpuconv tune``.
+    ``json.dump(gpuconv.tuning.to_json(problems), file)`` for ``gpuconv tune``.
 
     Examples
     --------

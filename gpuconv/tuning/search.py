@@ -21,7 +21,7 @@ from ..costs.files import locked, warn_once, write_json
 from ..dispatch import candidates
 from ..problem import Problem
 from .fitting import Sample, fit
-from .problems import problem_from_json, problem_to_json
+from ..dispatch.problems import problem_from_json, problem_to_json
 from .trial import CudaTimer, Timer, Trial, capturing_or_compiling
 
 __all__ = ["Record", "Timing", "consider", "fit_to_user", "samples_from_json", "tune"]

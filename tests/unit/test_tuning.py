@@ -26,7 +26,7 @@ from gpuconv.costs import constants
 from gpuconv.costs import measured as cache
 from gpuconv.problem import ConvProblem
 from gpuconv.tuning import search as tuning
-from gpuconv.tuning.problems import from_json, problem_to_json, to_json
+from gpuconv.dispatch.problems import from_json, problem_to_json, to_json
 from gpuconv.tuning.search import Record, samples_from_json, tune
 from gpuconv.tuning.trial import Trial
 
@@ -415,7 +415,7 @@ def test_the_command_says_what_is_wrong(gpu, tmp_path):
 
 TUNER = """
 import json, sys
-from gpuconv.tuning.problems import from_json
+from gpuconv.dispatch.problems import from_json
 from gpuconv.tuning.search import tune
 
 def timer(plan, launch):
