@@ -27,6 +27,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ __all__ = [
     "TUNING_MODES",
     "cache_directory",
     "forced_backend",
+    "forced_by",
     "launcher",
     "logger",
     "settings",
@@ -81,7 +83,12 @@ def validate_backend(name: str, source: str) -> str | None:
         return None
     if name.partition(".")[0] not in BACKENDS:
         choices = ", ".join(repr(choice) for choice in ("auto", *BACKENDS))
-        raise ValueError(f"{source} must be one of {choices}, or a solver id that starts with one; but got {name!r}")
+        word, dot, rest = name.partition(".")
+        near = get_close_matches(word.strip().lower(), BACKENDS if dot else ("auto", *BACKENDS), 1)
+        meant = "".join(f" (did you mean {best + dot + rest!r}?)" for best in near)
+        raise ValueError(
+            f"{source} must be one of {choices}, or a solver id that starts with one; but got {name!r}{meant}"
+        )
     return name
 
 
@@ -101,6 +108,15 @@ def forced_backend(argument: str | None = None) -> str | None:
     if chosen is not None:
         return validate_backend(chosen, "use_backend")
     return _parse_backend_variable(os.environ.get("GPUCONV_BACKEND") or "auto")
+
+
+def forced_by(name: str) -> str:
+    """Say for an error what forces a backend or solver: the variable, the context, or else the argument."""
+    if _backend.get() == name:
+        return f"use_backend({name!r})"
+    if os.environ.get("GPUCONV_BACKEND") == name:
+        return f"GPUCONV_BACKEND={name}"
+    return f"backend={name!r}"
 
 
 @contextmanager

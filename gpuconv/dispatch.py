@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -18,9 +17,8 @@ from .arrays import ArrayKind
 from .backends.base import Backend, Plan, Solver
 from .config import BACKENDS, forced_backend, logger, tuning_mode, workspace_limit
 from .errors import NoSolverError
-from .problem import Call, ConvProblem, Problem
-from .tuning.constants import constants_of, gpu_of
-from .tuning.describe import roofline
+from .explaining import Candidate, Explanation, no_solver
+from .problem import Call, Problem
 
 __all__ = [
     "OBSERVERS",
@@ -57,20 +55,6 @@ def backends() -> dict[str, Backend]:
         if name in _MODULES:
             found[name] = import_module(f".backends.{_MODULES[name]}", __package__).BACKEND
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A solver in the race for a problem: either its estimate in microseconds or the reason why it cannot run.
-
-    `source` says where the estimate comes from, see :class:`.backends.base.Estimate`.
-    """
-
-    solver: Solver
-    backend: str
-    reason: str | None
-    estimate: float | None
-    source: str | None = None
 
 
 def candidates(problem: Problem, backend: str | None = None) -> list[Candidate]:
@@ -117,15 +101,7 @@ def solver_of(id: str) -> Solver:
 
 
 def _no_solver(problem: Problem, backend: str | None, found: list[Candidate]) -> NoSolverError:
-    if backend is None:
-        asked = "no solver"
-    else:
-        asked = f"no solver of backend {backend!r}" if "." not in backend else f"solver {backend!r} does not exist or"
-    lines = [f"{problem.op}: {asked} can run this problem"]
-    lines += [f"  {name}: {text}" for name, text in problem.describe()]
-    lines.append("candidates:")
-    lines += [f"  {candidate.solver.id}: {candidate.reason}" for candidate in found]
-    return NoSolverError("\n".join(lines))
+    return no_solver(problem, backend, found, candidates(problem) if backend else found)
 
 
 @lru_cache(maxsize=1024)
@@ -240,74 +216,6 @@ def record_plans() -> Iterator[list[Plan]]:
     finally:
         OBSERVERS.remove(token)
         _record.reset(token)
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What a call would run, and why. ``str()`` renders it; the fields carry the same facts."""
-
-    problem: Problem
-    candidates: tuple[Candidate, ...]
-    plan: Plan | None
-
-    @property
-    def solver(self) -> str | None:
-        """Id of the solver that would run, or ``None``."""
-        return self.plan.solver.id if self.plan else None
-
-    def concerns(self, candidate: Candidate) -> bool:
-        """Tell whether a solver is for this operation at all: its id names the family, and the pool."""
-        _, family, kind, *_ = (*candidate.solver.id.split("."), "", "")
-        if isinstance(self.problem, ConvProblem):
-            return family == "conv"
-        pool = self.problem.pool
-        return family == "pool" and (kind == pool or (kind == "adaptive" and pool.startswith("adaptive_")))
-
-    def facts(self) -> list[tuple[str, str]]:
-        """Return rows (name, text): the problem, its costs, and what would run."""
-        problem = self.problem
-        rows = [*problem.describe()]
-        rows.append(("FLOPs", f"{problem.flops:,}"))
-        rows.append(("bytes at least", f"{problem.min_bytes:,}"))
-        rows.append(("intensity", f"{problem.flops / max(problem.min_bytes, 1):.2f} FLOP per byte"))
-        rows.append(("roofline", _roofline(problem)))
-        if self.plan is not None:
-            rows.append(("runs on", self.plan.solver.id))
-            rows.append(("workspace", f"at most {self.plan.workspace:,} bytes"))
-            rows += [(f"config {name}", str(value)) for name, value in self.plan.config.items()]
-        return rows
-
-    def __str__(self) -> str:
-        rows = self.facts()
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{name.ljust(width)}  {text}" for name, text in rows]
-        lines.append("solvers, best first:")
-        shown = [c for c in self.candidates if c.reason is None or self.concerns(c)]
-        ids = max((len(c.solver.id) for c in shown), default=0)
-        for place, candidate in enumerate(shown, 1):
-            verdict = f"not here: {candidate.reason}" if candidate.reason else _shown(candidate)
-            lines.append(f"  {place}. {candidate.solver.id.ljust(ids)}  {verdict}")
-        if len(shown) < len(self.candidates):
-            lines.append(f"  and {len(self.candidates) - len(shown)} solvers of other operations")
-        return "\n".join(lines)
-
-
-def _shown(candidate: Candidate) -> str:
-    return f"estimate {candidate.estimate:,.1f} us ({candidate.source})"
-
-
-def _roofline(problem: Problem) -> str:
-    if not problem.device.startswith("cuda"):
-        return "not computed: the arrays are not on a GPU"
-    if gpu_of(problem.device) is None:
-        return "not computed: the GPU is not known before torch has initialised it"
-    constants = constants_of(problem.device)
-    time, bound, rate = roofline(problem, constants)
-    sources = f"{constants.values[rate]:g} {_UNITS[bound]}, {constants.sources[rate]}"
-    return f"{time:,.1f} us, bound by {bound} ({sources})"
-
-
-_UNITS = {"memory": "TB/s", "arithmetic": "TFLOP/s"}
 
 
 def _explanation(problem: Problem, backend: str | None) -> Explanation:

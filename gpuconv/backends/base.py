@@ -43,6 +43,10 @@ class Solver(ABC):
 
     id: str
 
+    def serves(self, problem: Problem) -> bool:
+        """Tell whether this solver is for the operation and the pass of `problem`, whatever else speaks against it."""
+        return True
+
     @abstractmethod
     def why_not(self, problem: Problem) -> str | None:
         """Return a short reason with numbers why this solver cannot run `problem`, or ``None`` when it can."""

@@ -61,6 +61,9 @@ class _NumpyConv(Solver):
     def _refuse(self, problem: ConvProblem) -> str | None:
         raise NotImplementedError
 
+    def serves(self, problem: Problem) -> bool:
+        return isinstance(problem, ConvProblem) and problem.kind in self.kinds
+
     def why_not(self, problem: Problem) -> str | None:
         if not isinstance(problem, ConvProblem):
             return "solves convolutions, not poolings"

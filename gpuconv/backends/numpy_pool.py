@@ -114,6 +114,9 @@ class NumpyPool(Solver):
         self.id = f"numpy.pool.{pool}.{kind}"
         self._run = _RUN[pool, kind]
 
+    def serves(self, problem: Problem) -> bool:
+        return isinstance(problem, PoolProblem) and (problem.pool, problem.kind) == (self.pool, self.kind)
+
     def why_not(self, problem: Problem) -> str | None:
         if not isinstance(problem, PoolProblem):
             return f"pools only, this is a convolution ({problem.op})"

@@ -238,6 +238,9 @@ class TritonConv(Tunable):
 
     kinds: tuple[str, ...]
 
+    def serves(self, problem: Problem) -> bool:
+        return isinstance(problem, ConvProblem) and problem.kind in self.kinds
+
     def why_not(self, problem: Problem) -> str | None:
         if not isinstance(problem, ConvProblem):
             return "solves convolutions, not poolings"

@@ -149,6 +149,9 @@ class TritonPool(Tunable):
     kind: str
     dtypes: tuple[str, ...] = FLOATS
 
+    def serves(self, problem: Problem) -> bool:
+        return isinstance(problem, PoolProblem) and problem.pool in self.pools and problem.kind == self.kind
+
     def why_not(self, problem: Problem) -> str | None:
         if not isinstance(problem, PoolProblem):
             return "solves poolings, not convolutions"

@@ -51,31 +51,6 @@ def test_explain_says_what_would_run() -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_explain_reads_well() -> None:
-    x, w = x_w()
-    text = str(
-        gpuconv.explain(gpuconv.conv2d, x, w, np.ones(4, np.float32), padding=((1, 2), (0, 3)), activation="relu")
-    )
-    lines = text.splitlines()
-    rows = dict(line.split("  ", 1) for line in lines if "  " in line.strip())
-    rows = {name.strip(): value.strip() for name, value in rows.items()}
-    assert rows["operation"] == "conv2d (fprop)"
-    assert rows["x (N C D H W)"] == "2x3x8x8 contiguous"
-    assert rows["padding lo+hi"] == "1+2, 0+3 (zeros)"
-    assert rows["epilogue"] == "bias, relu"
-    assert rows["runs on"] == IM2COL
-    assert rows["array"] == "numpy on cpu"
-    assert rows["FLOPs"] == f"{2 * 2 * 4 * 9 * 9 * 27:,}"
-    first, *others = lines[lines.index("solvers, best first:") + 1 :]
-    assert IM2COL in first and "estimate" in first and " us" in first
-    assert any(
-        TAPS in line and "not here: needs 1 input channel per group, the problem has 3" in line for line in others
-    )
-    *others, last = others
-    assert all("not here: " in line or "estimate" in line for line in others)
-    assert all(".conv." in line for line in others) and last.endswith("solvers of other operations")
-
-
 def test_explain_runs_nothing() -> None:
     huge = np.broadcast_to(np.float32(1), (2**16, 4, 2**12, 2**12))
     explanation = gpuconv.explain(gpuconv.conv2d, huge, np.ones((4, 4, 3, 3), np.float32))
@@ -101,8 +76,6 @@ def test_explain_of_what_nothing_can_run() -> None:
     explanation = gpuconv.explain(gpuconv.conv2d, x, w, backend="cupy")
     assert explanation.plan is None and explanation.solver is None
     assert all(candidate.reason for candidate in explanation.candidates)
-    *lines, last = str(explanation).partition("best first:\n")[2].splitlines()
-    assert lines and all("not here: " in line for line in lines) and last.endswith("solvers of other operations")
 
 
 def test_explain_covers_gradients_and_transposed() -> None:
@@ -201,8 +174,9 @@ def test_a_forced_backend_or_solver_never_falls_back(install, forced: str) -> No
     with pytest.raises(gpuconv.NoSolverError) as caught:
         gpuconv.conv2d(*x_w(), backend=forced)
     text = str(caught.value)
-    assert repr(forced) in text.splitlines()[0]
-    assert f"  numpy.any: backend {forced.partition('.')[0]!r} was forced" in text
+    assert text.startswith(f"conv2d: backend={forced!r} cannot run this call: ")
+    others = "cupy.odd, numpy.any" if forced.startswith("triton") else "triton.any, numpy.any"
+    assert f"  {others}: backend {forced.partition('.')[0]!r} was forced" in text
     assert ("  triton.any: no CUDA device" in text) == forced.startswith("triton")
     assert ("  cupy.odd: needs an odd size" in text) == forced.startswith("cupy")
 
@@ -238,23 +212,8 @@ def test_forced_solver_refuses_with_its_reason() -> None:
 
 @pytest.mark.parametrize("solver", ["numpy.conv.fprop.nonsense", "numpy.", "numpy.conv.fprop"])
 def test_unknown_solver(solver: str) -> None:
-    with pytest.raises(gpuconv.NoSolverError, match=f"solver {solver!r} does not exist or can run"):
+    with pytest.raises(gpuconv.NoSolverError, match=f"^conv2d: backend={solver!r} names no solver; "):
         gpuconv.conv2d(*x_w(), backend=solver)
-
-
-@pytest.mark.parametrize("backend", ["cupy", "cupy.conv.fprop.direct"])
-def test_no_solver_error_lists_every_candidate(backend: str) -> None:
-    x, w = (torch.from_numpy(array) for array in x_w())
-    with pytest.raises(gpuconv.NoSolverError) as caught:
-        gpuconv.conv2d(x, w, stride=2, backend=backend)
-    assert isinstance(caught.value, RuntimeError)
-    text = str(caught.value)
-    explanation = gpuconv.explain(gpuconv.conv2d, x, w, stride=2, backend=backend)
-    for name, value in explanation.problem.describe():
-        assert f"  {name}: {value}" in text
-    assert len(explanation.candidates) >= 6
-    for candidate in explanation.candidates:
-        assert candidate.reason and f"  {candidate.solver.id}: {candidate.reason}" in text
 
 
 def test_arrays_elsewhere_are_refused_with_the_device() -> None:
@@ -347,7 +306,7 @@ def test_environment_variable_forces() -> None:
     assert (done.returncode, done.stdout.split()) == (0, [TAPS, TAPS]), done.stderr
     done = run_python(CODE, GPUCONV_BACKEND="cupy")
     assert done.stdout.split() == ["None", TAPS]
-    assert done.returncode == 1 and "NoSolverError" in done.stderr and "backend 'cupy'" in done.stderr
+    assert done.returncode == 1 and "NoSolverError" in done.stderr and "GPUCONV_BACKEND=cupy cannot" in done.stderr
 
 
 def test_environment_variable_is_checked() -> None:
