@@ -123,7 +123,10 @@ def _option(parameter: inspect.Parameter) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-_DTYPE = Annotated[str, typer.Option(help=f"Element type: {', '.join(CONV_DTYPES)}, bool.")]
+_OF_TORCH = ("bfloat16", "complex32")
+_DTYPES = (*CONV_DTYPES, "complex32", "bool")
+
+_DTYPE = Annotated[str, typer.Option(help=f"Element type: {', '.join(_DTYPES)}.")]
 _DEVICE = Annotated[str, typer.Option(help="cpu, or a CUDA device such as cuda or cuda:1.")]
 _ARRAY = Annotated[str, typer.Option(help="numpy or torch; auto takes torch for CUDA and bfloat16, numpy otherwise.")]
 _LAST = Annotated[bool, typer.Option("--channels-last", help="All arrays with channels innermost (NHWC).")]
@@ -151,20 +154,22 @@ class _Maker:
         self.dtype, self.device, self.channels_last = dtype, device, channels_last
         if array not in ("auto", "numpy", "torch"):
             raise _OptionError(f"--array must be auto, numpy or torch, but got {array!r}")
+        if dtype not in _DTYPES:
+            raise _OptionError(f"--dtype must be one of {', '.join(_DTYPES)}, but got {dtype!r}")
         if array == "auto":
-            array = "numpy" if device == "cpu" and dtype not in ("bfloat16", "complex32") else "torch"
+            array = "numpy" if device == "cpu" and dtype not in _OF_TORCH else "torch"
         self.torch: Any = None
         if array == "numpy":
             if device != "cpu":
                 raise _OptionError(f"--device must be cpu for numpy arrays, but got {device!r}")
+            if dtype in _OF_TORCH:
+                raise _OptionError(f"--array must be torch for {dtype}, which NumPy does not have")
             return
         if find_spec("torch") is None:
             raise _OptionError(f"--dtype {dtype} on {device} needs torch, which is not installed")
         self.torch = import_module("torch")
         if device.startswith("cuda") and not self.torch.cuda.is_available():
             raise _OptionError(f"--device must be cpu here, but got {device!r}: torch finds no CUDA device")
-        if not isinstance(getattr(self.torch, dtype, None), self.torch.dtype):
-            raise _OptionError(f"--dtype must be an element type, but got {dtype!r}")
 
     def __call__(self, shape: tuple[int, ...], dtype: str | None = None, unbatched: bool = False) -> Any:
         """Return an array of `shape`, channels-last where that was asked for and there are spatial axes."""

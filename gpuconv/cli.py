@@ -65,5 +65,10 @@ def demo(
         raise typer.Exit(2)
     from ._demo import run_demo
 
-    if not run_demo(output, quick, new_console()):
+    try:
+        agrees = run_demo(output, quick, new_console())
+    except OSError as error:
+        typer.echo(f"error: --output: {error}", err=True)
+        raise typer.Exit(2) from None
+    if not agrees:
         raise typer.Exit(1)

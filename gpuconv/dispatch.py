@@ -221,10 +221,9 @@ def record_plans() -> Iterator[list[Plan]]:
 def _explanation(problem: Problem, backend: str | None) -> Explanation:
     found = candidates(problem, backend)
     try:
-        plan: Plan | None = select(problem, backend)
-    except NoSolverError:
-        plan = None
-    return Explanation(problem, tuple(found), plan)
+        return Explanation(problem, tuple(found), select(problem, backend))
+    except NoSolverError as error:
+        return Explanation(problem, tuple(found), None, str(error).partition("\n")[0])
 
 
 def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:

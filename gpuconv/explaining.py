@@ -45,11 +45,13 @@ class Explanation:
     """What a call would run, and why.
 
     ``str()`` and :meth:`render` say it in words, :meth:`to_json` as plain data; the fields carry the same facts.
+    `refusal` is the sentence of the error that the call would raise.
     """
 
     problem: Problem
     candidates: tuple[Candidate, ...]
     plan: Plan | None
+    refusal: str | None = None
 
     @property
     def solver(self) -> str | None:
@@ -63,7 +65,9 @@ class Explanation:
     def facts(self) -> list[tuple[str, str]]:
         """Return rows (name, text): what would run first and last, the problem and its costs between."""
         problem = self.problem
-        runs = self.solver or "nothing: the call would raise NoSolverError"
+        runs = self.solver or "nothing"
+        if self.refusal:
+            runs += f": {self.refusal.removeprefix(f'{problem.op}: ')}"
         rows = [("runs on", runs), *problem.describe()]
         rows.append(("FLOPs", f"{problem.flops:,}"))
         intensity = problem.flops / max(problem.min_bytes, 1)
@@ -78,7 +82,7 @@ class Explanation:
                 rows.append(("config", config))
             chosen = [c for c in self.candidates if c.solver.id == self.solver and c.estimate is not None]
             runs += "".join(f", {_estimate(c, bound)}" for c in chosen)
-        rows.append(("runs on", runs))
+        rows.append(("runs on", runs if self.plan else "nothing, the call would raise NoSolverError"))
         return rows
 
     def render(self, everything: bool = False, width: int | None = None) -> str:
@@ -137,7 +141,7 @@ class Explanation:
             }
             for c in self.candidates
         ]
-        found: dict[str, Any] = {"runs_on": self.solver, "problem": problem_to_json(problem)}
+        found: dict[str, Any] = {"runs_on": self.solver, "refusal": self.refusal, "problem": problem_to_json(problem)}
         found |= {"flops": problem.flops, "bytes_at_least": problem.min_bytes}
         found["roofline"] = None if isinstance(bound, str) else bound.to_json()
         found["workspace"] = self.plan.workspace if self.plan else None

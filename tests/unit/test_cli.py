@@ -1,6 +1,7 @@
 """The command line: info, explain for every public function, errors without a traceback, and the demonstration."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -43,6 +44,27 @@ def test_help_names_the_commands():
     done = run("--help")
     assert done.exit_code == 0
     assert all(name in done.stdout for name in ("info", "explain", "demo"))
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["info"], ["explain"], ["explain", "conv2d"], ["tune"], ["demo"]], ids=" ".join
+)
+def test_help_in_short_and_in_long(command):
+    long, short = run(*command, "--help"), run(*command, "-h")
+    assert (long.exit_code, short.exit_code) == (0, 0) and long.stdout == short.stdout != ""
+
+
+def test_version():
+    done = run("--version")
+    assert (done.exit_code, done.stdout) == (0, f"gpuconv {gpuconv.__version__}\n")
+
+
+def test_help_lists_the_choices():
+    shown = " ".join(run("explain", "conv2d", "-h").stdout.replace("│", " ").split())
+    assert "One of relu, relu6, hardswish, silu, gelu, gelu_tanh, sigmoid, tanh." in shown
+    assert "One of zeros, reflect, replicate, circular. Default: zeros." in shown
+    assert "one of ieee, tf32, tf32x3" in shown and "(triton, cupy, numpy)" in shown
+    assert "same, same_upper, same_lower, causal" in shown and "bfloat16" in shown and "Default: 1." in shown
 
 
 def test_info_json_is_json_alone():
@@ -135,7 +157,10 @@ def test_explain_channels_last(shape):
 def test_explain_forced_backend():
     done = run("explain", "conv2d", *CONV, "--backend", "numpy.conv.fprop.taps")
     assert done.exit_code == 0
-    assert done.stdout.startswith("runs on          nothing: the call would raise NoSolverError\n")
+    assert done.stdout.startswith(
+        "runs on          nothing: backend='numpy.conv.fprop.taps' cannot run this call: needs 1 input channel per "
+    )
+    assert done.stdout.endswith("runs on          nothing, the call would raise NoSolverError\n")
 
 
 @pytest.mark.parametrize("array", ["numpy", pytest.param("torch", marks=needs_torch)])
@@ -206,7 +231,8 @@ def test_explain_has_every_public_function():
         (["conv2d", *CONV, "--padding", "sam"], "conv2d: padding must be"),
         (["conv2d", *CONV, "--padding-mode", "mirror"], "conv2d: padding_mode must be one of"),
         (["conv2d", *CONV, "--backend", "tritn"], "backend must be one of"),
-        (["conv2d", *CONV, "--dtype", "float31"], "float31"),
+        (["conv2d", *CONV, "--dtype", "float31"], "--dtype must be one of float16, bfloat16, float32, float64, "),
+        (["conv2d", *CONV, "--dtype", "bfloat16", "--array", "numpy"], "--array must be torch for bfloat16"),
         (["conv2d", *CONV, "--array", "jax"], "--array must be"),
         (["conv2d", "--input", "2,4,8,a", "--weight", "6,4,3,3"], "--input must be a shape such as"),
         (["conv2d", *CONV, "--array", "numpy", "--device", "cuda"], "--device must be cpu for numpy arrays"),
@@ -256,6 +282,27 @@ def test_demo_quick(tmp_path):
     assert "All results agree with the referee" in done.stdout
     assert ("torch float64" if has_torch else "definition") in done.stdout
     assert (tmp_path / "new" / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+@needs_pictures
+def test_demo_in_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("demo", "--quick", "--output", str(tmp_path / "file"))
+    assert done.exit_code == 2 and done.stderr.startswith("error: --output: ") and "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("columns", ["50", "200"])
+def test_explain_wraps_at_the_width_of_a_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    done = run("explain", "conv2d", *CONV)
+    assert done.exit_code == 0, done.output
+    plain = re.sub(r"\x1b\[[01]m", "", done.stdout)
+    assert "\x1b" not in plain, "bold at most"
+    longest = max(map(len, plain.splitlines()))
+    assert longest <= int(columns) and (longest > 80) == (columns == "200")
 
 
 @needs_pictures
