@@ -128,7 +128,7 @@ def select(problem: Problem, backend: str | None = None) -> Plan:
     Raises
     ------
     NoSolverError
-        If no solver can; the message lists every candidate and its reason.
+        If no solver can; the message says why, and what would help.
     """
     if tuning_mode() == "on" and not explaining():
         import_module(".tuning.tune", __package__).consider(problem)
@@ -253,6 +253,9 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     >>> gpuconv.explain(gpuconv.conv2d, x, w).solver
     'numpy.conv.fprop.im2col'
     """
+    if not callable(fn):
+        wanted = "a function of gpuconv, and its arguments follow it, as in explain(gpuconv.conv2d, x, w)"
+        raise TypeError(f"explain: fn must be {wanted}; but got {type(fn).__name__}")
     token = _explaining.set(True)
     OBSERVERS.append(token)
     try:

@@ -10,7 +10,7 @@ __all__ = ["NoSolverError", "invalid"]
 
 
 class NoSolverError(RuntimeError):
-    """No solver can run a problem; the message lists every candidate with its reason."""
+    """No solver can run a problem; the message says why, what to do, and what each solver of the operation lacks."""
 
 
 def invalid(

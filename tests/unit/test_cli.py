@@ -326,12 +326,24 @@ def test_demo_fails_when_a_result_is_wrong(tmp_path, monkeypatch):
 @needs_pictures
 def test_demo_names_what_cannot_run(tmp_path, monkeypatch):
     def refuse(*arrays, **options):
-        raise gpuconv.NoSolverError("avg_pool2d: no solver can run this problem\ncandidates:")
+        raise gpuconv.NoSolverError("avg_pool2d: no solver can run this call: too tired\nsolvers:")
 
     monkeypatch.setattr(gpuconv.pooling, "avg_pool2d", refuse)
     done = run("demo", "--quick", "--output", str(tmp_path))
     assert done.exit_code == 0
-    assert "not measured" in done.stdout
+    assert "none, see below" in done.stdout and "not measured" in done.stdout
+    assert "avg_pool2d: no solver can run this call: too tired\n" in done.stdout
+
+
+@needs_pictures
+@pytest.mark.parametrize("quick", [["--quick"], pytest.param([], marks=needs_torch)], ids=["quick", "network"])
+def test_demo_of_a_backend_that_cannot_run(quick, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPUCONV_BACKEND", "cupy")
+    done = run("demo", *quick, "--output", str(tmp_path))
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+    assert done.stdout.endswith("Nothing ran, so nothing was compared.\n")
+    assert "GPUCONV_BACKEND=cupy cannot run this call" in done.stdout
+    assert ("ResNet-50: not run: " in done.stdout) == (not quick)
 
 
 def test_resnet_of_the_demo_has_the_layers_of_the_workload():

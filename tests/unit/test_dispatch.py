@@ -71,6 +71,14 @@ def test_explain_wants_a_function_of_gpuconv(fn) -> None:
         gpuconv.explain(fn, [1])
 
 
+@pytest.mark.parametrize("result", ["conv2d", np.ones(3)])
+def test_explain_of_a_result_says_how_to_ask(result) -> None:
+    with pytest.raises(
+        TypeError, match=r"fn must be a function of gpuconv, .*explain\(gpuconv.conv2d, x, w\); but got"
+    ):
+        gpuconv.explain(result)
+
+
 def test_explain_of_what_nothing_can_run() -> None:
     x, w = x_w()
     explanation = gpuconv.explain(gpuconv.conv2d, x, w, backend="cupy")
