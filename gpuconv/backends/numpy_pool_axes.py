@@ -17,7 +17,7 @@ import numpy as np
 
 from ..problem import PoolProblem
 from ..shapes import adaptive_windows, effective_kernel, pool_window
-from .numpy_common import Box
+from .numpy_common import Box, kept
 
 __all__ = [
     "Axis",
@@ -202,7 +202,7 @@ class Ragged:
 Axis: TypeAlias = Regular | Ragged
 
 
-@lru_cache(maxsize=256)
+@kept
 def axes_of(problem: PoolProblem) -> tuple[Axis, ...]:
     """Return the windows of `problem`, one axis at a time."""
     if not problem.pool.startswith("adaptive"):
@@ -219,7 +219,7 @@ def axes_of(problem: PoolProblem) -> tuple[Axis, ...]:
     return tuple(axes)
 
 
-@lru_cache(maxsize=256)
+@kept
 def _counts(problem: PoolProblem) -> tuple[np.ndarray, ...]:
     """Return, per axis, by how many elements the sum of each window is divided; the divisor is their product."""
     counts = []
@@ -246,7 +246,7 @@ def counts_in(problem: PoolProblem, box: Box) -> list[np.ndarray]:
     return [count[start:stop] for count, (start, stop) in zip(_counts(problem), box)]
 
 
-@lru_cache(maxsize=256)
+@kept
 def divisor_of(problem: PoolProblem, box: Box) -> int | None:
     """Return what the sum of every window in `box` is divided by, or None if that differs."""
     if problem.divisor_override is not None:
