@@ -145,10 +145,12 @@ NUMPY_LAYOUTS = LAYOUTS | {
 
 
 def _values(rng: Random, *shape: int) -> np.ndarray:
-    """Return numbers that are not NaN, sometimes with a zero, an infinity or a NaN among them."""
+    """Return numbers, sometimes with an infinity or a NaN among them, sometimes zeros of both signs."""
     values = rng.standard_normal(shape).astype(np.float32)
+    if rng.random() < 0.15:
+        values = np.copysign(np.float32(0), values)
     if values.size and rng.random() < 0.2:
-        values.reshape(-1)[rng.integers(values.size)] = rng.choice([np.nan, np.inf, -0.0])
+        values.reshape(-1)[rng.integers(values.size)] = rng.choice([np.nan, -np.nan, np.inf])
     return values
 
 

@@ -275,14 +275,21 @@ def reduce_windows(op: np.ufunc, x: np.ndarray, axes: Sequence[Axis], out: np.nd
     if not work:
         np.copyto(out, x)
         return
-    if x.ndim == 1 + len(axes) and len(x) > 1 and any(axis.by_window for axis in axes):
-        _reduce_rows(op, x, axes, out, neutral)
-        return
+    if x.ndim == 1 + len(axes) and any(axis.by_window for axis in axes):
+        # Maxima of one plane as those of many: which of the zeros, or of the NaNs, wins depends on the order.
+        if len(x) > 1 or (op is np.maximum and _whole(axes)):
+            _reduce_rows(op, x, axes, out, neutral)
+            return
     for i in work:
         shape = (*x.shape[: 1 + i], axes[i].out, *x.shape[2 + i :])
         y = out if i == work[-1] else np.empty(shape, x.dtype)
         axes[i].reduce(op, x, 1 + i, y, neutral)
         x = y
+
+
+def _whole(axes: Sequence[Axis]) -> bool:
+    """Tell whether there is one window, which reads every element."""
+    return all(axis.out == 1 and axis.window(0) == slice(0, axis.size, 1) for axis in axes)
 
 
 def _reduce_rows(op: np.ufunc, x: np.ndarray, axes: Sequence[Axis], out: np.ndarray, neutral: object) -> None:
@@ -292,7 +299,7 @@ def _reduce_rows(op: np.ufunc, x: np.ndarray, axes: Sequence[Axis], out: np.ndar
     others are turned so that the rows are innermost.
     """
     rows = len(x)
-    if all(axis.out == 1 and axis.window(0) == slice(0, axis.size, 1) for axis in axes):
+    if _whole(axes):
         planes = x.reshape(rows, -1)
         if op is np.add and x.dtype.kind == "f":
             np.matmul(planes, np.ones(planes.shape[1], x.dtype), out=out.reshape(rows))

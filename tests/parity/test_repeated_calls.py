@@ -148,6 +148,19 @@ def test_one_window(function: str, name: str, batched: bool) -> None:
         torch.testing.assert_close(torch.from_numpy(getattr(gpuconv, function)(x, **options)), expected)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_zeros_and_nans_of_either_sign(rows: int, dtype: Any) -> None:
+    """Which of equal maxima a global pool takes shows in its sign: the same in every call."""
+    rng = np.random.default_rng(0)
+    for height, width in rng.integers(1, 20, (40, 2)):
+        for numbers in ([0.0, -0.0], [np.nan, -np.nan, 0.0]):
+            x = rng.choice(numbers, (rows, 1, height, width)).astype(dtype)
+            CACHE.clear()
+            first, *others = [gpuconv.adaptive_max_pool2d(x, 1).tobytes() for _ in range(3)]
+            assert others == [first] * 2
+
+
 @pytest.mark.parametrize("function", ["adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d"])
 def test_who_writes_to_a_result_changes_no_other(function: str) -> None:
     """Not what was returned before, not what comes next, and not what is kept for the next."""
