@@ -275,11 +275,11 @@ def reduce_windows(op: np.ufunc, x: np.ndarray, axes: Sequence[Axis], out: np.nd
     if not work:
         np.copyto(out, x)
         return
-    if x.ndim == 1 + len(axes) and any(axis.by_window for axis in axes):
-        # Maxima of one plane as those of many: which of the zeros, or of the NaNs, wins depends on the order.
-        if len(x) > 1 or (op is np.maximum and _whole(axes)):
-            _reduce_rows(op, x, axes, out, neutral)
-            return
+    # Maxima of one plane as those of many: which of the zeros, or of the NaNs, wins depends on the order.
+    by_row = x.ndim == 1 + len(axes) and (len(x) > 1 or (op is np.maximum and _whole(axes)))
+    if by_row and any(axis.by_window for axis in axes):
+        _reduce_rows(op, x, axes, out, neutral)
+        return
     for i in work:
         shape = (*x.shape[: 1 + i], axes[i].out, *x.shape[2 + i :])
         y = out if i == work[-1] else np.empty(shape, x.dtype)
