@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, wraps
 from itertools import product
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..config import workspace_limit
+from ..problem import PoolProblem
 
 __all__ = [
     "Box",
     "bfloat16_bits",
     "boxes",
     "compute_dtype",
+    "kept",
     "narrow",
     "parts_per_axis",
     "shown_runs",
@@ -24,6 +27,31 @@ __all__ = [
 
 Box = tuple[tuple[int, int], ...]
 """A rectangle of positions: (start, stop) per axis."""
+
+_FEW_WINDOWS = 1 << 12
+"""Windows, summed over the axes, up to which what is derived from a problem counts as short."""
+
+Derive = TypeVar("Derive", bound=Callable[..., Any])
+
+
+def kept(derive: Derive) -> Derive:
+    """Keep what a function derives from a problem, its first argument, for the problems that were seen last.
+
+    That may be as long as the axes have windows. Of problems with many, only the last two are kept: they may take
+    hundreds of megabytes.
+    """
+    short, long = lru_cache(maxsize=256)(derive), lru_cache(maxsize=2)(derive)
+
+    @wraps(derive)
+    def find(problem: PoolProblem, *rest: Any) -> Any:
+        return (short if sum(problem.output_size) <= _FEW_WINDOWS else long)(problem, *rest)
+
+    def clear() -> None:
+        short.cache_clear()
+        long.cache_clear()
+
+    find.cache_clear = clear  # type: ignore[attr-defined]
+    return find  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=64)

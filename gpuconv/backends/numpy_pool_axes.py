@@ -17,7 +17,7 @@ import numpy as np
 
 from ..problem import PoolProblem
 from ..shapes import adaptive_windows, effective_kernel, pool_window
-from .numpy_common import Box
+from .numpy_common import Box, kept
 
 __all__ = [
     "Axis",
@@ -202,7 +202,7 @@ class Ragged:
 Axis: TypeAlias = Regular | Ragged
 
 
-@lru_cache(maxsize=256)
+@kept
 def axes_of(problem: PoolProblem) -> tuple[Axis, ...]:
     """Return the windows of `problem`, one axis at a time."""
     if not problem.pool.startswith("adaptive"):
@@ -219,7 +219,7 @@ def axes_of(problem: PoolProblem) -> tuple[Axis, ...]:
     return tuple(axes)
 
 
-@lru_cache(maxsize=256)
+@kept
 def _counts(problem: PoolProblem) -> tuple[np.ndarray, ...]:
     """Return, per axis, by how many elements the sum of each window is divided; the divisor is their product."""
     counts = []
@@ -246,7 +246,7 @@ def counts_in(problem: PoolProblem, box: Box) -> list[np.ndarray]:
     return [count[start:stop] for count, (start, stop) in zip(_counts(problem), box)]
 
 
-@lru_cache(maxsize=256)
+@kept
 def divisor_of(problem: PoolProblem, box: Box) -> int | None:
     """Return what the sum of every window in `box` is divided by, or None if that differs."""
     if problem.divisor_override is not None:
@@ -275,7 +275,9 @@ def reduce_windows(op: np.ufunc, x: np.ndarray, axes: Sequence[Axis], out: np.nd
     if not work:
         np.copyto(out, x)
         return
-    if x.ndim == 1 + len(axes) and len(x) > 1 and any(axis.by_window for axis in axes):
+    # Maxima of one plane as those of many: which of the zeros, or of the NaNs, wins depends on the order.
+    by_row = x.ndim == 1 + len(axes) and (len(x) > 1 or (op is np.maximum and _whole(axes)))
+    if by_row and any(axis.by_window for axis in axes):
         _reduce_rows(op, x, axes, out, neutral)
         return
     for i in work:
@@ -285,6 +287,11 @@ def reduce_windows(op: np.ufunc, x: np.ndarray, axes: Sequence[Axis], out: np.nd
         x = y
 
 
+def _whole(axes: Sequence[Axis]) -> bool:
+    """Tell whether there is one window, which reads every element."""
+    return all(axis.out == 1 and axis.window(0) == slice(0, axis.size, 1) for axis in axes)
+
+
 def _reduce_rows(op: np.ufunc, x: np.ndarray, axes: Sequence[Axis], out: np.ndarray, neutral: object) -> None:
     """Reduce rows x *spatial with windows that are few and long: per window, a NumPy loop over W would be short.
 
@@ -292,7 +299,7 @@ def _reduce_rows(op: np.ufunc, x: np.ndarray, axes: Sequence[Axis], out: np.ndar
     others are turned so that the rows are innermost.
     """
     rows = len(x)
-    if all(axis.out == 1 and axis.window(0) == slice(0, axis.size, 1) for axis in axes):
+    if _whole(axes):
         planes = x.reshape(rows, -1)
         if op is np.add and x.dtype.kind == "f":
             np.matmul(planes, np.ones(planes.shape[1], x.dtype), out=out.reshape(rows))

@@ -6,19 +6,18 @@ An offset is the tap ``(t R + r) S + s`` of the window: with the first element o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 
 from ..arrays import CHANNELS_LAST
 from ..problem import PoolProblem
 from ..shapes import adaptive_windows
-from .numpy_common import Box
+from .numpy_common import Box, kept
 
 __all__ = ["first_elements", "to_offsets", "to_positions"]
 
 
-@lru_cache(maxsize=256)
+@kept
 def _firsts(problem: PoolProblem) -> tuple[np.ndarray, ...]:
     """Return, per axis, the first element of every window; it may lie in the padding."""
     if problem.pool.startswith("adaptive"):

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..arrays import CHANNELS_LAST, CONTIGUOUS
 from ..problem import PoolProblem
-from .numpy_common import Box, boxes, parts_per_axis
+from .numpy_common import Box, boxes, kept, parts_per_axis
 from .numpy_pool_axes import Axis, axes_of, slabs_in, slabs_out
 from .numpy_pool_products import way_of
 
@@ -102,7 +102,7 @@ def steps(problem: PoolProblem) -> Iterable[Step]:
     return first if len(first) <= _KEPT else _every_step(problem)
 
 
-@lru_cache(maxsize=256)
+@kept
 def _first_steps(problem: PoolProblem, tile: int) -> tuple[Step, ...]:
     return tuple(islice(_every_step(problem), _KEPT + 1))
 
