@@ -1,8 +1,8 @@
 """PyTorch's own samples (OpInfo) with gradients through our kernels; the run ends with the kernels of each pass.
 
 The gate takes a fifth of the samples of each dtype, other ones under another Triton, and leaves out those that take
-more than a few seconds; ``GPUCONV_TEST_FULL=1`` takes all of them. Samples come once more with every tensor, and the
-gradient of the result, apart in memory. OpInfo's inputs for references are its samples, with these operators.
+more than a few seconds; ``GPUCONV_TEST_FULL=1`` takes all of them. Samples (one in the gate) come once more with every
+tensor, and the gradient of the result, apart in memory. OpInfo's inputs for references are its samples, with these operators.
 """
 
 from __future__ import annotations
@@ -43,13 +43,12 @@ def test_samples_with_gradients(name, dtype, full, record_property):
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_apart_in_memory(name, dtype, full):
     torch.manual_seed(0)
-    chosen = (zlib.crc32(triton.__version__.encode()) + DTYPES.index(dtype) + 1) % PARTS
-    seen = 0
-    for number, (args, kwargs) in enumerate(samples(name, dtype)):
-        if full or (number % PARTS == chosen and interpreted_steps(name, args, kwargs) <= MOST_STEPS // 2):
-            check_with_gradients(name, args, kwargs, "triton", noncontiguous_like)
-            seen += 1
-    assert seen >= 1
+    found = list(samples(name, dtype))
+    if not full:
+        short = [each for each in found if interpreted_steps(name, *each) <= MOST_STEPS // 4]
+        found = [short[(zlib.crc32(triton.__version__.encode()) + DTYPES.index(dtype)) % len(short)]]
+    for args, kwargs in found:
+        check_with_gradients(name, args, kwargs, "triton", noncontiguous_like)
 
 
 def test_inputs_for_references_are_the_samples():

@@ -14,7 +14,7 @@ from operand_layouts import ODD, SIGNED, Placed, drawn, odd, place
 import gpuconv
 
 CALLS = calls()
-FEW = 40
+FEW = 20
 """Cases in the gate, other ones for each release of Triton; those of vectors and of NumPy's own come beside."""
 
 VECTORS = ("bias", "scale", "shift")

@@ -18,14 +18,14 @@ def as_torch(placed: Placed) -> torch.Tensor:
 @pytest.mark.parametrize("name", CALLS)
 def test_arrays_of_numpy(name, full):
     chosen = cases({name: CALLS[name]})
-    for _, operand, layout in chosen if full else drawn(chosen, 8, name):
+    for _, operand, layout in chosen if full else drawn(chosen, 5, name):
         assert check(CALLS[name], operand, layout, "float32", "numpy", Placed.view, np.asarray)
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_torch_tensors(name, full):
     chosen = [case for case in cases({name: CALLS[name]}) if case[2] not in SIGNED]
-    for _, operand, layout in chosen if full else drawn(chosen, 4, name):
+    for _, operand, layout in chosen if full else drawn(chosen, 3, name):
         assert check(CALLS[name], operand, layout, "float16", "numpy", as_torch, torch.Tensor.numpy)
 
 
