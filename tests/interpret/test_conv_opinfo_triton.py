@@ -2,7 +2,7 @@
 
 The gate takes a fifth of the samples of each dtype, other ones under another Triton, and leaves out those that take
 more than a few seconds; ``GPUCONV_TEST_FULL=1`` takes all of them. Samples (one in the gate) come once more with every
-tensor, and the gradient of the result, apart in memory. OpInfo's inputs for references are its samples, with these operators.
+tensor, and the gradient of the result, apart in memory. OpInfo's inputs for references are its samples here.
 """
 
 from __future__ import annotations
