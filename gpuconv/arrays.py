@@ -28,6 +28,7 @@ __all__ = [
     "kind_of",
     "register_kind",
     "unsqueezed_strides",
+    "with_memory",
 ]
 
 CONTIGUOUS = "contiguous"
@@ -157,6 +158,14 @@ def is_torch(array: object) -> bool:
     return torch is not None and isinstance(array, torch.Tensor)
 
 
+def with_memory(array: Any) -> Any:
+    """Return a torch tensor whose values are those in its memory: none to be negated or conjugated when read, and not
+    the zeros of autograd, which have none.
+    """
+    array = array.detach().resolve_conj().resolve_neg()
+    return sys.modules["torch"].zeros_like(array) if array._is_zerotensor() else array
+
+
 @lru_cache(maxsize=4096)
 def _new_strides(shape: tuple[int, ...], memory_format: str) -> tuple[int, ...]:
     return channels_last_strides(shape) if memory_format == CHANNELS_LAST else contiguous_strides(shape)
@@ -186,9 +195,7 @@ class _TorchKind(ArrayKind):
 
     def to_numpy(self, array: Any) -> np.ndarray:
         torch = sys.modules["torch"]
-        array = array.detach().resolve_conj().resolve_neg()
-        if array._is_zerotensor():  # the zeros of autograd that have no memory
-            array = torch.zeros_like(array)
+        array = with_memory(array)
         if array.dtype is torch.bfloat16:
             array = array.view(torch.uint16)
         view: np.ndarray = array.numpy()

@@ -37,8 +37,12 @@ _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 _ACTIVATIONS = (None, "relu", "relu6", "hardswish", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh")
 """In the order of the numbers that ``conv.cuh`` gives them."""
 
+_VECTORS = ("bias", "scale", "shift")
+"""What holds one number per channel of the result, in the order of their strides in the struct."""
+
 _FIVE = ("x_stride", "w_stride", "y_stride", "residual_stride")
-_THREE = ("size", "out", "kernel", "stride", "dilation", "pad_lo", "pad_hi", "step", "inverse", "images")
+_THREE = ("size", "out", "kernel", "stride", "dilation", "pad_lo", "pad_hi", "step", "inverse", "images",
+          "vector_stride")  # fmt: skip
 _LONGS = ("n", "c", "k", "per_split")
 _INTS = ("groups", "tiles_m", "tiles_n", "splits", "taps_inside", "padding_mode", "activation")
 
@@ -81,6 +85,7 @@ def conv_params(problem: ConvProblem, strides: Strides, dtype: np.dtype = PARAMS
     for name in _FIVE:
         steps = strides.get(name.removesuffix("_stride"))
         params[name] = 0 if steps is None else _five(steps)
+    params["vector_stride"] = [strides.get(name, (0,))[0] for name in _VECTORS]
     params["size"] = three(problem.input_size, 1)
     params["out"] = three(problem.output_size, 1)
     params["kernel"] = three(problem.kernel, 1)
@@ -115,6 +120,7 @@ def wide_index(problem: ConvProblem, strides: Strides, *counts: int) -> bool:
         "w": problem.w_shape,
         "y": (problem.n, problem.k, *extents),
         "residual": problem.result_shape,
+        **dict.fromkeys(_VECTORS, (max(problem.c, problem.k),)),
     }
     reaches = [
         sum(size * abs(stride) for size, stride in zip(sides[name], strides[name], strict=True))

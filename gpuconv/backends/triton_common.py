@@ -9,11 +9,14 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any
 
+import numpy as np
+
 from ..arrays import (
     CONTIGUOUS,
     TORCH,
     ArrayKind,
     is_cupy,
+    with_memory,
 )
 from ..config import launcher
 from ..problem import Call, ConvProblem, Problem, itemsize
@@ -131,6 +134,7 @@ def index64(problem: ConvProblem, strides: Strides, rows: int) -> bool:
     """Tell whether an offset, or a number below `rows`, may not fit in a signed 32-bit integer."""
     result = problem.result_shape
     shapes = {"x": problem.x_shape, "w": problem.w_shape, "y": problem.y_shape, "residual": result}
+    shapes |= dict.fromkeys(VECTORS, (_channels(problem),))
     return max(rows, *(reach(shapes[name], steps) for name, steps in strides.items())) >= 2**31
 
 
@@ -142,7 +146,8 @@ def conv_arguments(problem: ConvProblem, strides: Strides) -> dict[str, Any]:
     problem
         The problem; 1-D and 2-D get leading axes of size 1.
     strides
-        Strides in elements of ``x``, ``w``, ``y`` and, where the problem has one, ``residual``.
+        Strides in elements of ``x``, ``w``, ``y`` and, where the problem has one, ``residual``. Vectors of the epilogue
+        that have none here are contiguous.
     """
     arguments: dict[str, Any] = {
         "n": problem.n,
@@ -163,8 +168,19 @@ def conv_arguments(problem: ConvProblem, strides: Strides) -> dict[str, Any]:
     if problem.kind != "wgrad":
         of_residual = five(strides["residual"]) if problem.residual else (0,) * 5
         arguments |= zip((f"residual_stride_{axis}" for axis in axes[problem.result]), of_residual, strict=True)
+        arguments |= {f"{name}_stride": _vector_stride(problem, strides.get(name)) for name in VECTORS}
         arguments["ACTIVATION"] = problem.activation
     return arguments
+
+
+def _channels(problem: ConvProblem) -> int:
+    """Return how many channels the epilogue, or the gradient of a bias, has numbers for."""
+    return problem.k if problem.kind in ("fprop", "wgrad") else problem.c
+
+
+def _vector_stride(problem: ConvProblem, strides: Sequence[int] | None) -> int:
+    """Return the stride of a vector of the epilogue; 1, a constant of the compiler, where it is never used."""
+    return 1 if strides is None or _channels(problem) == 1 else strides[0]
 
 
 def _device_guard(problem: Problem) -> AbstractContextManager[object]:
@@ -179,12 +195,23 @@ def as_tensor(torch: Any, array: Any) -> Any:
     if array is None:
         return None
     if isinstance(array, torch.Tensor):
-        return array.resolve_neg()
+        return array.resolve_neg() if not array._is_zerotensor() else with_memory(array)
     if not is_cupy(array):
-        return torch.from_numpy(array)
+        return torch.from_numpy(_as_torch_takes(array))
+    if min(array.strides, default=0) < 0:  # which torch does not have
+        array = array.copy()
     if array.dtype.name == "bfloat16":  # DLPack of CuPy does not know it
         return torch.from_dlpack(array.view("int16")).view(torch.bfloat16)
     return torch.from_dlpack(array)
+
+
+def _as_torch_takes(array: np.ndarray) -> np.ndarray:
+    """Return a host array of the interpreter, or a copy where torch cannot show its memory, or warns before it does."""
+    flags, itemsize = array.flags, array.itemsize
+    plain = flags.writeable and flags.aligned and array.dtype.isnative
+    if plain and all(step >= 0 and step % itemsize == 0 for step in array.strides):
+        return array
+    return np.array(array, array.dtype.newbyteorder("="), order="C")
 
 
 def stream_of(kind: ArrayKind, problem: Problem) -> AbstractContextManager[object]:
@@ -316,7 +343,8 @@ def accumulator_type(problem: ConvProblem) -> Any:
 
 def strides_of(tensors: Mapping[str, Any]) -> Strides:
     """Return the strides of the tensors that are there and that strides describe."""
-    return {name: tensors[name].stride() for name in ("x", "w", "y", "residual") if tensors.get(name) is not None}
+    names = ("x", "w", "y", *VECTORS, "residual")
+    return {name: tensors[name].stride() for name in names if tensors.get(name) is not None}
 
 
 def launch_kernel(

@@ -172,8 +172,8 @@ def fprop_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
     problem
         The problem; 1-D and 2-D get leading axes of size 1.
     strides
-        Strides in elements of ``x``, ``w``, ``y`` and, where the problem has one, ``residual``. Packed weights and
-        partial sums, of more than one split, have strides of their own.
+        Strides in elements of ``x``, ``w``, ``y``, where the problem has one of ``residual``, and of the vectors of the
+        epilogue that are not contiguous. Packed weights and partial sums, of more than one split, have their own.
     config
         The tile and the steps, see :meth:`FpropImplicitGemm.plan`; ``INDEX64`` in it forces the 64-bit variant.
     """
@@ -183,7 +183,8 @@ def fprop_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
         strides["w"] = channels_last_strides(problem.w_shape)
     if splits > 1:
         strides["y"] = channels_last_strides(problem.y_shape)
-        strides.pop("residual", None)
+        for name in (*VECTORS, "residual"):
+            strides.pop(name, None)
         plain = replace(problem, residual=False, activation=None)
         partial = prod(problem.y_shape)
     tiles_m, tiles_n = _tiles(problem, config)
@@ -217,6 +218,7 @@ def fprop_pack_arguments(problem: ConvProblem, strides: Strides, config: Mapping
 def fprop_sum_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, int]) -> dict[str, Any]:
     """Return every argument of the kernel that adds the splits but its pointers, as :func:`fprop_arguments`."""
     used = ("o", "p", "q", *(f"{tensor}_stride_{axis}" for tensor in ("y", "residual") for axis in "nkopq"))
+    used += tuple(f"{name}_stride" for name in VECTORS)
     arguments = conv_arguments(problem, strides)
     elements = prod(problem.y_shape)
     wide = index64(problem, strides, config["splits"] * elements + _SUM_TILE["BLOCK_M"] * problem.k)

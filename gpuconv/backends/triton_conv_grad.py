@@ -88,7 +88,8 @@ def dgrad_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
     problem
         The problem, ``dgrad`` or ``transposed``; 1-D and 2-D get leading axes of size 1.
     strides
-        Strides in elements of ``x``, ``w``, ``y`` and, where the problem has one, ``residual``.
+        Strides in elements of ``x``, ``w``, ``y``, where the problem has one of ``residual``, and of the vectors of the
+        epilogue that are not contiguous.
     config
         The tile, see :meth:`DgradImplicitGemm.plan`; ``INDEX64`` in it forces the 64-bit variant.
     """

@@ -16,9 +16,10 @@ struct ConvParams {
     long long dilation[3];
     long long pad_lo[3];
     long long pad_hi[3];
-    long long step[3];     // dgrad: from one tap of a phase to its next, stride / gcd(stride, dilation)
-    long long inverse[3];  // dgrad: the inverse of dilation / gcd(stride, dilation) modulo step
-    long long images[3];   // dgrad: how many padded coordinates may show one position
+    long long step[3];           // dgrad: from one tap of a phase to its next, stride / gcd(stride, dilation)
+    long long inverse[3];        // dgrad: the inverse of dilation / gcd(stride, dilation) modulo step
+    long long images[3];         // dgrad: how many padded coordinates may show one position
+    long long vector_stride[3];  // of bias, scale and shift
     long long n;
     long long c;          // C/G
     long long k;          // K/G
@@ -114,13 +115,14 @@ struct Epilogue {
     const T* scale;
     const T* shift;
     const T* residual;
+    const long long (&vector_stride)[3];
     int activation;
 
     template <class I>
     __device__ __forceinline__ T finish(compute_t<T> sum, I channel, I residual_offset) const {
-        if (bias) sum += to_compute(bias[channel]);
-        if (scale) sum *= to_compute(scale[channel]);
-        if (shift) sum += to_compute(shift[channel]);
+        if (bias) sum += to_compute(bias[channel * static_cast<I>(vector_stride[0])]);
+        if (scale) sum *= to_compute(scale[channel * static_cast<I>(vector_stride[1])]);
+        if (shift) sum += to_compute(shift[channel * static_cast<I>(vector_stride[2])]);
         if (residual) sum += to_compute(residual[residual_offset]);
         return from_compute<T>(activate(sum, activation));
     }

@@ -80,6 +80,9 @@ def epilogue(
     bias_ptr,
     scale_ptr,
     shift_ptr,
+    bias_stride,
+    scale_stride,
+    shift_stride,
     residual_tile,
     channel,
     column_inside,
@@ -88,18 +91,18 @@ def epilogue(
 ):
     """Return activation((accumulator + bias) * scale + shift + residual) in the type of the accumulator.
 
-    Columns of the accumulator are channels, which bias, scale and shift have one number for; `residual_tile` holds a
-    pointer per element. Each of them may be None.
+    Columns of the accumulator are channels, which bias, scale and shift have one number for, each by a stride in
+    elements; `residual_tile` holds a pointer per element. Each of them may be None.
     """
     dtype = accumulator.dtype
     if bias_ptr is not None:
-        bias = tl.load(bias_ptr + channel, mask=column_inside, other=0.0).to(dtype)
+        bias = tl.load(bias_ptr + channel * bias_stride, mask=column_inside, other=0.0).to(dtype)
         accumulator = accumulator + bias[None, :]
     if scale_ptr is not None:
-        scale = tl.load(scale_ptr + channel, mask=column_inside, other=0.0).to(dtype)
+        scale = tl.load(scale_ptr + channel * scale_stride, mask=column_inside, other=0.0).to(dtype)
         accumulator = accumulator * scale[None, :]
     if shift_ptr is not None:
-        shift = tl.load(shift_ptr + channel, mask=column_inside, other=0.0).to(dtype)
+        shift = tl.load(shift_ptr + channel * shift_stride, mask=column_inside, other=0.0).to(dtype)
         accumulator = accumulator + shift[None, :]
     if residual_tile is not None:
         residual = tl.load(residual_tile, mask=written, other=0.0)

@@ -139,6 +139,9 @@ def _conv_dgrad_implicit_gemm_kernel(
     residual_stride_d,
     residual_stride_h,
     residual_stride_w,
+    bias_stride,
+    scale_stride,
+    shift_stride,
     pad_d,
     pad_h,
     pad_w,
@@ -183,8 +186,8 @@ def _conv_dgrad_implicit_gemm_kernel(
     padded coordinates that show it. For one image all rows of a phase have the same taps, and a tile none of whose rows
     have it skips it.
     Tensors: x and residual [N, C, D, H, W], w [K, C/G, T, R, S], y [N, K, O, P, Q], each by five strides in elements
-    (1-D and 2-D have leading axes of size 1); bias, scale, shift [C] or None. Dtypes: all of one floating type;
-    products are summed in ACC_DTYPE and rounded once, at the store.
+    (1-D and 2-D have leading axes of size 1); bias, scale, shift [C], each by one stride, or None. Dtypes: all of one
+    floating type; products are summed in ACC_DTYPE and rounded once, at the store.
     Grid: (STRIDE_D * STRIDE_H * STRIDE_W * groups * tiles_m * tiles_n,), the phases with most taps first, with tiles_m
     enough for the largest phase and tiles_n = cdiv(C/G, BLOCK_N). INDEX64 computes rows and offsets in 64 bits.
     `pad_*` are the low pads, `pad_high_*` the high ones; `images` is the number of images of a position, `images_h` and
@@ -331,8 +334,9 @@ def _conv_dgrad_implicit_gemm_kernel(
         )
         residual_tile = residual_ptr + (residual_row[:, None] + (channel * residual_stride_c)[None, :])
     accumulator = epilogue(
-        accumulator, bias_ptr, scale_ptr, shift_ptr, residual_tile, channel, column_inside, written, ACTIVATION
-    )
+        accumulator, bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride,
+        residual_tile, channel, column_inside, written, ACTIVATION,
+    )  # fmt: skip
 
     x_row = row_n * x_stride_n + row_d * x_stride_d + row_h * x_stride_h + row_w * x_stride_w
     x_tile = x_ptr + (x_row[:, None] + (channel * x_stride_c)[None, :])

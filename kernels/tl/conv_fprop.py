@@ -65,6 +65,9 @@ def _conv_fprop_implicit_gemm_kernel(
     residual_stride_o,
     residual_stride_p,
     residual_stride_q,
+    bias_stride,
+    scale_stride,
+    shift_stride,
     pad_d,
     pad_h,
     pad_w,
@@ -96,9 +99,9 @@ def _conv_fprop_implicit_gemm_kernel(
     one tap. All taps of a chunk of channels come before the next chunk: they read much the same of x, and a step is
     taken apart by constants. Splits are consecutive runs of `steps_per_split` steps.
     Tensors: x [N, C, D, H, W], w [K, C/G, T, R, S], y [splits, N, K, O, P, Q], residual [N, K, O, P, Q], each by
-    strides in elements (1-D and 2-D have leading axes of size 1); bias, scale, shift [K] or None. Dtypes: x, w and
-    vectors of one floating type; products are summed in ACC_DTYPE and rounded once, at the store, to the type of y,
-    which is ACC_DTYPE itself for partial sums.
+    strides in elements (1-D and 2-D have leading axes of size 1); bias, scale, shift [K], each by one stride, or None.
+    Dtypes: x, w and vectors of one floating type; products are summed in ACC_DTYPE and rounded once, at the store, to
+    the type of y, which is ACC_DTYPE itself for partial sums.
     Units: `c_per_group` and the strides of x and w, but not those along C, are given divided by UNIT_C, `k_per_group`
     and the strides of y and residual, but not those along K, divided by UNIT_K. The JIT looks for multiples of 16
     alone: a unit of 8 tells the compiler of channels that are multiples of 8.
@@ -208,8 +211,9 @@ def _conv_fprop_implicit_gemm_kernel(
         )
         residual_tile = residual_ptr + ((residual_row * UNIT_K)[:, None] + (channel * residual_stride_k)[None, :])
     accumulator = epilogue(
-        accumulator, bias_ptr, scale_ptr, shift_ptr, residual_tile, channel, column_inside, written, ACTIVATION
-    )
+        accumulator, bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride,
+        residual_tile, channel, column_inside, written, ACTIVATION,
+    )  # fmt: skip
 
     y_row = row_n * y_stride_n + row_o * y_stride_o + row_p * y_stride_p + row_q * y_stride_q + split * y_stride_split
     y_tile = y_ptr + ((y_row * UNIT_K)[:, None] + (channel * y_stride_k)[None, :])
@@ -299,6 +303,9 @@ def _conv_fprop_sum_kernel(
     residual_stride_o,
     residual_stride_p,
     residual_stride_q,
+    bias_stride,
+    scale_stride,
+    shift_stride,
     ACTIVATION: tl.constexpr,
     INDEX64: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -307,7 +314,7 @@ def _conv_fprop_sum_kernel(
     """Compute y = activation((partial.sum(0) + bias) * scale + shift + residual), adding the splits in their order.
 
     Tensors: partial [splits, N, O, P, Q, K], contiguous, of the type that sums are formed in; y and residual
-    [N, K, O, P, Q] by strides in elements; bias, scale, shift [K] or None; rounded once, at the store. `rows` is
+    [N, K, O, P, Q] and bias, scale, shift [K], or None, by strides in elements; rounded once, at the store. `rows` is
     N O P Q, `elements` is N O P Q K.
     Grid: (cdiv(rows, BLOCK_M) * cdiv(K, BLOCK_N),).
     """
@@ -343,7 +350,10 @@ def _conv_fprop_sum_kernel(
             + row_q * residual_stride_q
         )
         residual_tile = residual_ptr + (residual_row[:, None] + (channel * residual_stride_k)[None, :])
-    total = epilogue(total, bias_ptr, scale_ptr, shift_ptr, residual_tile, channel, channel_inside, inside, ACTIVATION)
+    total = epilogue(
+        total, bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride,
+        residual_tile, channel, channel_inside, inside, ACTIVATION,
+    )  # fmt: skip
     y_row = row_n * y_stride_n + row_o * y_stride_o + row_p * y_stride_p + row_q * y_stride_q
     y_tile = y_ptr + (y_row[:, None] + (channel * y_stride_k)[None, :])
     tl.store(y_tile, total.to(y_ptr.dtype.element_ty), mask=inside)

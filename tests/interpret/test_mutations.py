@@ -108,7 +108,7 @@ MUTANTS = {
     "second block of channels lost": ("conv_fprop.py", "c = pid % tiles_c * BLOCK_C", "c = pid % tiles_c * 0"),
     "sum misses the last split": ("conv_fprop.py", "range(0, splits)", "range(0, splits - 1)"),
     "sum reads one split only": ("conv_fprop.py", "partial += elements", "partial += 0"),
-    "sum forgets the epilogue": ("conv_fprop.py", "total = epilogue(total, bias_ptr", "epilogue(total, bias_ptr"),
+    "sum forgets the epilogue": ("conv_fprop.py", "    total = epilogue(\n", "    epilogue(\n"),
     "sum reads the residual elsewhere": (
         "conv_fprop.py",
         "        residual_tile = residual_ptr + (residual_row[:, None] +",
