@@ -22,6 +22,8 @@ __all__ = ["launches", "problems", "solvers"]
 KINDS = ("fprop", "dgrad", "wgrad", "transposed")
 LAYOUTS = (CONTIGUOUS, CHANNELS_LAST)
 SIZES = {1: (29,), 2: (12, 15), 3: (6, 9, 11)}
+WIDE = 2**25
+"""So many images that offsets take 64 bits."""
 LARGE = {1: (90,), 2: (40, 45), 3: (20, 22, 24)}
 
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
@@ -35,6 +37,8 @@ CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "odd": {"c": 13, "k": 7, "n": 1},
     "epilogue": {"activation": "gelu", "bias": True, "scale": True, "shift": True, "residual": True},
     "reflect": {"padding": 1, "padding_mode": "reflect"},
+    "64-bit": {"n": WIDE, "padding": 1},
+    "64-bit, strided": {"n": WIDE, "stride": 2, "padding": 1},
 }
 WINDOWS: dict[str, dict[str, Any]] = {
     "2": {"kernel": 2, "stride": 2},
@@ -44,6 +48,8 @@ WINDOWS: dict[str, dict[str, Any]] = {
     "ceil": {"kernel": 3, "stride": 2, "ceil_mode": True},
     "large": {"kernel": 7, "stride": 3, "pad": 3, "large": True},
     "of one image and channel": {"kernel": 2, "stride": 1, "n": 1, "c": 1},
+    "64-bit": {"kernel": 3, "stride": 2, "pad": 1, "n": WIDE},
+    "64-bit, large": {"kernel": 7, "stride": 3, "pad": 3, "large": True, "n": WIDE},
 }
 NORMS = (2.0, 1.0, 3.0, float("inf"), 1.5, 0.0, -1.0)
 
@@ -97,11 +103,11 @@ def pools(ndim: int, dtype: str, layout: str) -> Iterator[Problem]:
             yield pool("lp", kind, *common, **{k: v for k, v in plain.items() if k != "pad"}, norm_type=norm)
         if ndim == 2 and "ceil_mode" not in window:
             yield from (pool(name, "fprop", *common, **window) for name in ("unfold", "fold"))
-    for target, kind in product(((1,) * ndim, (5,) * ndim), ("fprop", "bwd")):
-        yield pool("adaptive_avg", kind, *common, kernel=8, output=target)
-        yield pool("adaptive_max", kind, *common, kernel=8, output=target, return_indices=kind == "fprop")
-        yield pool("fractional_max", kind, *common, kernel=2, output=target, return_indices=True)
-        yield pool("max_unpool", kind, *common, output=LARGE[ndim])
+    for target, kind, n in product(((1,) * ndim, (5,) * ndim), ("fprop", "bwd"), (2, WIDE)):
+        yield pool("adaptive_avg", kind, *common, kernel=8, output=target, n=n)
+        yield pool("adaptive_max", kind, *common, kernel=8, output=target, return_indices=kind == "fprop", n=n)
+        yield pool("fractional_max", kind, *common, kernel=2, output=target, return_indices=True, n=n)
+        yield pool("max_unpool", kind, *common, output=LARGE[ndim], n=n)
 
 
 def problems() -> Iterator[Problem]:

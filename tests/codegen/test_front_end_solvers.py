@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from collections import defaultdict
 from functools import cache
 
 import pytest
 import triton
 from forced import launches, problems, solvers
-from specialisations import refusal
+from specialisations import KERNELS, refusal
 
 pytestmark = pytest.mark.codegen
 
@@ -58,5 +59,9 @@ def test_front_end_takes_every_solver(part: int) -> None:
     assert not refused, f"{len(refused)} launches:\n" + "\n\n".join(refused)
 
 
-def test_every_solver_is_forced() -> None:
+def test_every_solver_is_forced_and_every_kernel_launched() -> None:
     assert {key[0] for key in classes()} == {solver.id for solver in solvers()}
+    defined = {
+        name for path in KERNELS.glob("*.py") for name in re.findall(r"^def (_\w+_kernel)\(", path.read_text(), re.M)
+    }
+    assert {key[2].rpartition(":")[2] for key in classes()} == defined
