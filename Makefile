@@ -17,7 +17,7 @@ TRITON_OLDEST := 3.6.0
 NVRTC := 'nvidia-cuda-nvrtc==13.5.37' 'nvidia-cuda-nvrtc-cu12==12.9.86'
 
 # A subset of the lanes: make test LANES="lint unit"
-LANES ?= lint unit packaging interpret interpret-triton36 cuda-on-cpu codegen codegen-triton36 gpu
+LANES ?= lint unit packaging interpret frontend interpret-triton36 frontend-triton36 cuda-on-cpu codegen codegen-triton36 gpu
 DEMO ?= build/demo
 
 # make gpu-report BUDGET=600 STAGES="parity benchmark" ARGS=--resume; with the Python that has torch for the GPU

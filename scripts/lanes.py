@@ -12,7 +12,7 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
@@ -130,8 +130,30 @@ def gpu_lane(lane: str) -> Result:
     return pytest_lane(lane, ["tests"], workers=1, marks="gpu")
 
 
+def launches_of(lane: str) -> Path:
+    """Return the folder for what an interpret lane launched."""
+    return BUILD / f"{lane}-launches"
+
+
 def interpret_lane(lane: str, venv: Path, env: dict[str, str]) -> Result:
-    return pytest_lane(lane, ["tests/interpret"], venv, marks="interpret", env={"TRITON_INTERPRET": "1", **env})
+    shutil.rmtree(launches_of(lane), ignore_errors=True)
+    launches_of(lane).mkdir(parents=True)
+    env = {"TRITON_INTERPRET": "1", "GPUCONV_LAUNCHES": str(launches_of(lane)), **env}
+    return pytest_lane(lane, ["tests/interpret"], venv, marks="interpret", env=env)
+
+
+def frontend_lane(lane: str, interpreted: str, venv: Path, env: dict[str, str]) -> Result:
+    """Build what the lane `interpreted` launched; where it ran and no launch was written down, that is a failure."""
+    folder = launches_of(interpreted)
+    if not folder.is_dir():
+        print(f"not run (no launches of the {interpreted} lane)")
+        return Result(lane, NOT_RUN, f"no launches of the {interpreted} lane")
+    if not any(path.read_text().count("\n") > 1 for path in folder.glob("*.jsonl")):  # the first line is a heading
+        return Result(lane, FAILED, f"the {interpreted} lane wrote down no launch")
+    result = pytest_lane(lane, ["tests/frontend"], venv, env={"GPUCONV_LAUNCHES": str(folder), **env})
+    if result.outcome == NOT_RUN:
+        return replace(result, note=f"the {interpreted} lane ran other kernels than these")
+    return replace(result, note=result.note.replace("tests", "specialisations"))
 
 
 LANES: dict[str, tuple[str, Callable[[str], Result]]] = {
@@ -153,6 +175,14 @@ LANES: dict[str, tuple[str, Callable[[str], Result]]] = {
     "interpret-triton36": (
         "Triton kernels interpreted on CPU, triton 3.6",
         lambda lane: interpret_lane(lane, VENV36, CHECKOUT_ENV),
+    ),
+    "frontend": (
+        "what the interpret lane launched, by the compiler's front end, latest triton",
+        lambda lane: frontend_lane(lane, "interpret", VENV, {}),
+    ),
+    "frontend-triton36": (
+        "what the interpret-triton36 lane launched, by the compiler's front end, triton 3.6",
+        lambda lane: frontend_lane(lane, "interpret-triton36", VENV36, CHECKOUT_ENV),
     ),
     "cuda-on-cpu": (
         "CUDA sources compiled by g++ and run on CPU",

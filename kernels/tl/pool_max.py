@@ -258,22 +258,22 @@ def _pool_max_bwd_general_kernel(
         t = 0
         inside_t = inside & (i_o >= 0) & (i_o < size_o)
         if POOLED_D:
-            t, has_tap = tap_of(i_d, i_o, pad_d, T, STRIDE_D, DILATION_D)
-            inside_t = inside_t & has_tap
+            t, reads_t = tap_of(i_d, i_o, pad_d, T, STRIDE_D, DILATION_D)
+            inside_t = inside_t & reads_t
         for k in range(0, WINDOWS_H):
             i_p = p_0 + k
             r = 0
             inside_r = inside_t & (i_p >= 0) & (i_p < size_p)
             if POOLED_H:
-                r, has_tap = tap_of(i_h, i_p, pad_h, R, STRIDE_H, DILATION_H)
-                inside_r = inside_r & has_tap
+                r, reads_r = tap_of(i_h, i_p, pad_h, R, STRIDE_H, DILATION_H)
+                inside_r = inside_r & reads_r
             for m in range(0, WINDOWS_W):
                 i_q = q_0 + m
                 s = 0
                 reads = inside_r & (i_q >= 0) & (i_q < q)
                 if POOLED_W:
-                    s, has_tap = tap_of(i_w, i_q, pad_w, S, STRIDE_W, DILATION_W)
-                    reads = reads & has_tap
+                    s, reads_s = tap_of(i_w, i_q, pad_w, S, STRIDE_W, DILATION_W)
+                    reads = reads & reads_s
                 offset = i_o * indices_stride_o + i_p * indices_stride_p + i_q * indices_stride_q
                 number = tl.load(indices_first + offset, mask=reads, other=-1)
                 offset = i_o * y_stride_o + i_p * y_stride_p + i_q * y_stride_q

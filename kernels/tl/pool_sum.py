@@ -313,20 +313,20 @@ def _pool_sum_bwd_general_kernel(
         i_o = o_0 + j
         inside_t = inside & (i_o >= 0) & (i_o < size_o)
         if POOLED_D:
-            _, has_tap = tap_of(i_d, i_o, pad_d, T, STRIDE_D, DILATION_D)
-            inside_t = inside_t & has_tap
+            _t, reads_t = tap_of(i_d, i_o, pad_d, T, STRIDE_D, DILATION_D)
+            inside_t = inside_t & reads_t
         for k in range(0, WINDOWS_H):
             i_p = p_0 + k
             inside_r = inside_t & (i_p >= 0) & (i_p < size_p)
             if POOLED_H:
-                _, has_tap = tap_of(i_h, i_p, pad_h, R, STRIDE_H, DILATION_H)
-                inside_r = inside_r & has_tap
+                _r, reads_r = tap_of(i_h, i_p, pad_h, R, STRIDE_H, DILATION_H)
+                inside_r = inside_r & reads_r
             for m in range(0, WINDOWS_W):
                 i_q = q_0 + m
                 reads = inside_r & (i_q >= 0) & (i_q < q)
                 if POOLED_W:
-                    _, has_tap = tap_of(i_w, i_q, pad_w, S, STRIDE_W, DILATION_W)
-                    reads = reads & has_tap
+                    _s, reads_s = tap_of(i_w, i_q, pad_w, S, STRIDE_W, DILATION_W)
+                    reads = reads & reads_s
                 offset = i_o * y_stride_o + i_p * y_stride_p + i_q * y_stride_q
                 grad = tl.load(y_first + offset, mask=reads, other=0.0).to(COMPUTE)
                 if DIVIDE:

@@ -8,6 +8,7 @@ import json
 import os
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -18,8 +19,12 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_*.py"]
 else:
     from quick import quicken
+    from specialisations import FOLDER, write_launches
+    from triton.runtime.interpreter import InterpretedFunction
 
     quicken()
+    if FOLDER in os.environ:
+        write_launches(InterpretedFunction, Path(os.environ[FOLDER]))
 
 PARTS = {
     "test_matches_reference": 25,
