@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-CONTENDERS = ("gpuconv", "torch_channels_last", "torch_contiguous", "inductor", "flag_gems", "tileops")
+CONTENDERS = ("gpuconv", "torch_channels_last", "torch_contiguous", "gpuconv_cupy", "inductor", "flag_gems", "tileops")
 
 
 def arguments() -> argparse.Namespace:

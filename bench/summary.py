@@ -21,7 +21,7 @@ from .store import write_atomically
 __all__ = ["Row", "network_totals", "report_text", "rows_of", "stage_counts", "summary_of", "write_summary"]
 
 TORCH = ("torch_channels_last", "torch_contiguous")
-OTHERS = ("inductor", "flag_gems", "tileops")
+OTHERS = ("gpuconv_cupy", "inductor", "flag_gems", "tileops")
 
 
 @dataclass(frozen=True, slots=True)
