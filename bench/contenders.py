@@ -225,9 +225,8 @@ class TileOps(Contender):
         return lambda: operation(*arguments)
 
 
-CONTENDERS: dict[str, Contender] = {
-    contender.name: contender
-    for contender in (
-        Gpuconv(), Torch(CHANNELS_LAST), Torch(CONTIGUOUS), GpuconvCupy(), Inductor(), FlagGems(), TileOps(),
-    )  # fmt: skip
-}
+_EVERYBODY = (
+    Gpuconv(), Torch(CHANNELS_LAST), Torch(CONTIGUOUS), GpuconvCupy(), Inductor(), FlagGems(), TileOps(),
+)  # fmt: skip
+
+CONTENDERS: dict[str, Contender] = {contender.name: contender for contender in _EVERYBODY}

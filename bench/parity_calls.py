@@ -248,13 +248,11 @@ FAMILIES = (_max_offsets, _lp, _fractional, _unpool, _columns)
 
 def drawer(device: str, number: str, layout: str, planes: tuple[int, int] = (4, 24)) -> Draw:
     """Return what draws images of a size, in one number format and memory format: `planes` are batch and channels."""
-    generator = None if device == "meta" else torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def draw(*size: int) -> torch.Tensor:
         values = torch.empty((*planes, *size), dtype=getattr(torch, number), device=device)
-        if generator is not None:
-            values.normal_(generator=generator)
-        return in_format(values, layout)
+        return in_format(values.normal_(generator=generator), layout)
 
     return draw
 
@@ -289,9 +287,9 @@ def judge_call(call: PlainCall, solver: str) -> dict[str, Any]:
     return fields | {"status": "ok" if good and fields["repeats"] else "wrong"}
 
 
-def solvers(call: PlainCall, device: str) -> list[str]:
-    """Return the ids of the solvers that take, on `device`, a call described by tensors without memory."""
-    problem = replace(gpuconv.explain(call.ours, call.tensors, None).problem, device=device)
+def solvers(call: PlainCall, device: str, batch: int) -> list[str]:
+    """Return the ids of the solvers that take, on `device` and with `batch` images, a call on tensors of the CPU."""
+    problem = replace(gpuconv.explain(call.ours, call.tensors, None).problem, device=device, n=batch)
     usable = [backend for backend in backends().values() if backend.missing() is None]
     return [
         solver.id
@@ -305,7 +303,7 @@ def solvers(call: PlainCall, device: str) -> list[str]:
 def parity_calls(device: str, few: bool = False) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Yield (key, run) for every solver that takes each call; with `few`, of some calls on small tensors.
 
-    Nothing is launched before an item runs: what the listing needs is described on tensors without memory.
+    Nothing is launched before an item runs: the listing draws one image of each call on the CPU.
     """
     rounds = [(number, layout) for number in ("float16", "bfloat16", "float32", "float64")
               for layout in (CHANNELS_LAST, CONTIGUOUS)]  # fmt: skip
@@ -314,11 +312,12 @@ def parity_calls(device: str, few: bool = False) -> Iterator[tuple[str, Callable
     for number, layout in rounds[4:5] if few else rounds:
         every = (entry for family in FAMILIES for entry in family())
         for key, build in islice(every, 0, None, 5 if few else 1):
-            for solver in solvers(build(drawer("meta", number, layout, planes)), target):
-                yield f"{solver} | {key} {number} {layout}", partial(_judge, build, device, number, layout, planes, solver)
+            for solver in solvers(build(drawer("cpu", number, layout, (1, planes[1]))), target, planes[0]):
+                yield (
+                    f"{solver} | {key} {number} {layout}",
+                    partial(_judge, build, device, number, layout, planes, solver),
+                )
 
 
-def _judge(
-    build: Build, device: str, number: str, layout: str, planes: tuple[int, int], solver: str
-) -> dict[str, Any]:
+def _judge(build: Build, device: str, number: str, layout: str, planes: tuple[int, int], solver: str) -> dict[str, Any]:
     return judge_call(build(drawer(device, number, layout, planes)), solver)
