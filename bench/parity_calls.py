@@ -23,7 +23,7 @@ from gpuconv.ops_pool_fake import AS_INPUT, Form
 from gpuconv.ops_pool_library import launch
 
 from .calls import in_format
-from .contenders import plain, settings
+from .contenders import settings
 from .parity import thrice
 from .referee import tolerance
 
@@ -120,7 +120,7 @@ def _max_offsets() -> Iterator[tuple[str, Build]]:
 
 
 def _max_backward(key: str, arguments: tuple[int, int, int], draw: Draw) -> PlainCall:
-    window, stride, padding = arguments
+    window = arguments[0]
     x = draw(29, 30)
     y, indices = F.max_pool2d(x, *arguments, return_indices=True)
     offsets = _offsets(indices, 30, arguments)

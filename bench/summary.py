@@ -137,7 +137,8 @@ def stage_counts(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, in
     """Return how many records each stage has, by status."""
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for record in records:
-        counts[record["stage"]][record.get("status", "ok")] += 1
+        if record["stage"] != "environment":
+            counts[record["stage"]][record.get("status", "ok")] += 1
     return {stage: dict(of) for stage, of in counts.items()}
 
 

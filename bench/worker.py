@@ -1,4 +1,4 @@
-"""A worker of `gpu_report.py`: does the items of some stages, one after the other, until they or the time are at an end.
+"""A worker of `gpu_report.py`: does the items of some stages, one after the other, as long as there is time.
 
 Whatever an item raises is its record, and then a synchronise tells whether the CUDA context has died of it: if so the
 process ends, and the next one goes on behind the item. After each item the GPU is waited for, so that what fails there
