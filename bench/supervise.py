@@ -59,8 +59,8 @@ class Budget:
 
     @property
     def grace(self) -> float:
-        """Seconds past the end of a phase after which its worker is killed."""
-        return self.kept_back * GRACE / (GRACE + SUMMARY)
+        """Seconds past the end of a phase after which its worker is killed, less what looking after it may take."""
+        return self.kept_back * GRACE / (GRACE + SUMMARY) - 0.5
 
     def plots_fit(self, cases: int, now: float) -> bool:
         """Tell whether there is time to draw: with matplotlib 300 cases took 7 s here; twice that is asked for."""
@@ -130,7 +130,7 @@ class Slot:
     def _kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         try:
-            self.process.wait(timeout=5)
+            self.process.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
             print("a killed worker does not end: the driver holds it", flush=True)
 
