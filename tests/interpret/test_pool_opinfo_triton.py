@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.testing._internal.common_methods_invocations import op_db
+from opinfo import op_db
 from triton.runtime import interpreter
 
 import gpuconv

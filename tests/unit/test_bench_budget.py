@@ -1,4 +1,4 @@
-"""The budget of a report is everything, its summary and workers that do not end included: told with a clock of its own."""
+"""A report stays within its budget, with its summary and with workers that do not end: told with a clock of its own."""
 
 from __future__ import annotations
 
@@ -131,7 +131,8 @@ def test_an_item_may_take_what_its_stage_allows(tmp_path, stage, limit):
 
 
 def test_plots_are_drawn_where_there_is_time(tmp_path, monkeypatch, capsys):
-    from test_bench_results import ABOUT, run as made
+    from test_bench_results import ABOUT
+    from test_bench_results import run as made
 
     cases, records = made.__wrapped__()
 

@@ -190,7 +190,7 @@ def test_resuming_brings_results_and_configs_from_another_machine(tmp_path):
     assert (out / "results.jsonl").read_bytes() == (brought / "results.jsonl").read_bytes()
     with pytest.raises(SystemExit, match="which one"):
         prepare(options)
-    with pytest.raises(SystemExit, match="no results.jsonl"):
+    with pytest.raises(SystemExit, match="has no results"):
         prepare(arguments(["--out", str(out), "--resume", str(tmp_path / "nowhere")]))
 
 

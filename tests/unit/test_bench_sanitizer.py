@@ -1,4 +1,4 @@
-"""The sanitizer's stage: a small odd problem for every solver, an end for the whole process tree, the first error kept."""
+"""The sanitizer's stage: a small odd problem for every solver, an end for all processes, the first error kept."""
 
 from __future__ import annotations
 
