@@ -27,7 +27,7 @@ GRACE = 10.0
 """Seconds past the end of a phase that the item in hand gets."""
 
 SUMMARY = 10.0
-"""Seconds that reading the records, the table and the summary get: about three times what they took here."""
+"""Seconds that reading the records, the table and the summary get: of 300 cases they took 4 s on two slow cores."""
 
 _LEAST = 5.0
 """Seconds that a phase must have: less would go into the start of its process."""
@@ -63,7 +63,7 @@ class Budget:
         return self.kept_back * GRACE / (GRACE + SUMMARY) - 0.5
 
     def plots_fit(self, cases: int, now: float) -> bool:
-        """Tell whether there is time to draw: with matplotlib 300 cases took 7 s here; twice that is asked for."""
+        """Tell whether there is time to draw: 300 cases took 13 s on two slow cores."""
         return self.end - now > 4 + 0.05 * cases
 
 
