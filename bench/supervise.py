@@ -132,7 +132,7 @@ class Slot:
         try:
             self.process.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
-            print("a killed worker does not end: the driver holds it", flush=True)
+            print("a killed worker has not ended yet: it is left behind", flush=True)
 
     def _at(self) -> dict[str, Any] | None:
         """Return what the worker has in hand."""
