@@ -89,13 +89,8 @@ def tuning_items(context: Context) -> Iterator[Item]:
     if find_spec("gpuconv.tuning.tune") is None:
         yield _not_run("gpuconv.tuning.tune is not in this version")
         return
-    if context.dry:
-        from .dry import tiny_convolutions
-
-        problems: list[Problem] = list(tiny_convolutions())[:2]
-    else:
-        problems = [case.problem for case in all_cases() if isinstance(case.problem, ConvProblem)]
-    for problem in problems:
+    problems: list[Problem] = [case.problem for case in context.cases() if isinstance(case.problem, ConvProblem)]
+    for problem in problems[:2] if context.dry else problems:
         yield problem_key(problem), partial(_tune, problem, context)
 
 

@@ -56,6 +56,10 @@ def _options(op: str, tensor: Tensor, extras: Extras) -> tuple[str | None, str |
     return effective_precision(op, extras.precision, dtype, device), forced_backend(extras.backend) or "auto"
 
 
+_MESSAGES_TRACED = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
+"""Whether Dynamo follows a message that is made of the arguments of a function; torch 2.11 breaks the graph at it."""
+
+
 def _shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
@@ -148,4 +152,7 @@ def weight_gradient(
 
 
 def _require(op: str, condition: Any, text: str) -> None:
+    if torch.compiler.is_compiling() and not _MESSAGES_TRACED:
+        torch._check(condition)
+        return
     torch._check(condition, lambda: f"{op}: {text}")

@@ -89,6 +89,11 @@ class PlanCache:
         for key, _ in ordered[:count]:
             del self._entries[key]
 
+    def entries(self) -> list[Prepared]:
+        """Return what is kept, in no order that means anything."""
+        with self._lock:
+            return list(self._entries.values())
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:

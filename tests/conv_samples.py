@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.testing._internal.common_methods_invocations import op_db
+from opinfo import op_db
 
 import gpuconv
 from gpuconv import numerics

@@ -16,7 +16,7 @@ import torch
 import triton
 from conv_samples import NAMES, check_with_gradients, interpreted_steps, op_info, samples
 from launches import convolution_kernels, recorded_launches, table, unlaunched
-from torch.testing._internal.common_utils import noncontiguous_like
+from opinfo import noncontiguous_like
 
 DTYPES = (torch.float32, torch.float64)
 PARTS = 5

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.testing._internal.common_methods_invocations import op_db
-from torch.testing._internal.common_utils import noncontiguous_like
+from opinfo import noncontiguous_like, op_db
 from triton.runtime import interpreter
 
 import gpuconv
