@@ -42,6 +42,8 @@ class Solver(ABC):
     """One way to solve a family of problems on one backend. Stateless; `id` never changes its meaning."""
 
     id: str
+    always_answers: bool = False
+    """Whether this solver runs, with a warning, where every one needs more workspace than the limit: a reference."""
 
     @abstractmethod
     def why_not(self, problem: Problem) -> str | None:
