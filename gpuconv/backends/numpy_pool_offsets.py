@@ -12,7 +12,7 @@ import numpy as np
 
 from ..arrays import CHANNELS_LAST
 from ..problem import PoolProblem
-from ..shapes import adaptive_windows
+from ..shapes import adaptive_window
 from .numpy_common import Box
 
 __all__ = ["first_elements", "to_offsets", "to_positions"]
@@ -23,7 +23,7 @@ def _firsts(problem: PoolProblem) -> tuple[np.ndarray, ...]:
     """Return, per axis, the first element of every window; it may lie in the padding."""
     if problem.pool.startswith("adaptive"):
         sizes = zip(problem.input_size, problem.output_size)
-        return tuple(np.array(adaptive_windows(n, o)[0] if o else (), np.int64) for n, o in sizes)
+        return tuple(adaptive_window(np.arange(o, dtype=np.int64), n, max(o, 1))[0] for n, o in sizes)
     axes = zip(problem.output_size, problem.stride, problem.pad_lo)
     return tuple(np.arange(out, dtype=np.int64) * stride - lo for out, stride, lo in axes)
 

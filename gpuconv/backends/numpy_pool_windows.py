@@ -15,6 +15,7 @@ from ..problem import Call, PoolProblem
 from .numpy_common import Box, compute_dtype, narrow, widen
 from .numpy_pool_axes import (
     Axis,
+    Ragged,
     Regular,
     axes_of,
     counts_in,
@@ -137,10 +138,11 @@ def _argmax_by_ragged_tap(
     """Return the positions for windows of an adaptive pool. Where one is shorter than others, its last tap repeats."""
     if fmt != CHANNELS_LAST:  # rows innermost, so that what a tap of every window reads is a few long rows
         x, best = (np.ascontiguousarray(np.moveaxis(values, 0, -1))[None] for values in (x, best))
-    parts = [[axis.window(o) for o in range(axis.out)] for axis in axes]
     elements = [
-        np.array([[min(part.start + t, part.stop - 1) for part in each] for t in range(axis.kernel)], np.int64)
-        for axis, each in zip(axes, parts)
+        np.minimum(axis.starts + np.arange(axis.kernel)[:, None], axis.ends - 1)
+        if isinstance(axis, Ragged)
+        else np.arange(axis.out) * axis.stride + np.arange(axis.kernel)[:, None]
+        for axis in axes
     ]  # per axis: taps x windows
     count = prod(axis.kernel for axis in axes)
     code_type = np.min_scalar_type(count)
