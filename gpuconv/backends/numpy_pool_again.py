@@ -17,7 +17,7 @@ from ..arrays import CONTIGUOUS
 from ..problem import Call
 from .numpy_pool_axes import divisor_of
 from .numpy_pool_products import WHOLE, ones
-from .numpy_pool_tiles import steps
+from .numpy_pool_tiles import read_at_once, steps
 
 __all__ = ["again"]
 
@@ -40,7 +40,7 @@ def again(call: Call) -> Repeat | None:
         return None
     parts = tuple(islice(steps(problem), 2))
     dense = x.flags.c_contiguous and problem.y_format == CONTIGUOUS and x.size > 0
-    if not dense or len(parts) != 1 or parts[0].way != WHOLE:
+    if not dense or len(parts) != 1 or parts[0].way != WHOLE or parts[0].size > read_at_once(problem):
         return None
     rows, plane = problem.n * problem.c, prod(problem.input_size)
     shape = problem.y_shape[1:] if call.unbatched else problem.y_shape

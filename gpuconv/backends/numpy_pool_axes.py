@@ -148,7 +148,7 @@ def _sorted_taps(axis: Regular) -> tuple[list[slice], list[tuple[slice, slice]]]
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """Windows of an adaptive pool of `whole` elements into `windows`: `out` of them from `first` on.
+    """Windows of an adaptive pool of `whole` elements into `windows`: `out` of them from `skipped` on.
 
     They are cut off to the `size` elements from `begin` on, and places count from there.
     """
@@ -157,7 +157,7 @@ class Ragged:
     out: int
     whole: int
     windows: int
-    first: int = 0
+    skipped: int = 0
     begin: int = 0
 
     @property
@@ -171,7 +171,7 @@ class Ragged:
         return np.clip(self._bounds()[1], 0, self.size)
 
     def _bounds(self) -> tuple[Any, Any]:
-        every = np.arange(self.first, self.first + self.out, dtype=np.int64)
+        every: Any = np.arange(self.skipped, self.skipped + self.out, dtype=np.int64)
         start, end = adaptive_window(every, self.whole, self.windows) if self.out else (every, every)
         return start - self.begin, end - self.begin
 
@@ -192,22 +192,22 @@ class Ragged:
 
     def window(self, o: int) -> slice:
         """Return the elements of window `o`."""
-        start, end = adaptive_window(self.first + o, self.whole, self.windows)
+        start, end = adaptive_window(self.skipped + o, self.whole, self.windows)
         return slice(max(start - self.begin, 0), min(end - self.begin, self.size), 1)
 
     def slab_out(self, begin: int, end: int) -> tuple[int, int, Ragged]:
         """Return the input range that windows `begin` to `end` read, and these windows relative to it."""
         a, b = self.window(begin).start, self.window(end - 1).stop
-        return a, b, Ragged(b - a, end - begin, self.whole, self.windows, self.first + begin, self.begin + a)
+        return a, b, Ragged(b - a, end - begin, self.whole, self.windows, self.skipped + begin, self.begin + a)
 
     def slab_in(self, begin: int, end: int) -> tuple[int, int, Ragged]:
         """Return the windows that may read elements `begin` to `end`, relative to that range."""
         # A window reads an element where the element, seen as a window of a pool of the windows, reads the window.
-        a = adaptive_window(self.begin + begin, self.windows, self.whole)[0] - self.first if self.out else 0
-        b = adaptive_window(self.begin + end - 1, self.windows, self.whole)[1] - self.first if self.out else 0
+        a = adaptive_window(self.begin + begin, self.windows, self.whole)[0] - self.skipped if self.out else 0
+        b = adaptive_window(self.begin + end - 1, self.windows, self.whole)[1] - self.skipped if self.out else 0
         a = min(max(a, 0), self.out)
         b = min(max(a, b), self.out)
-        return a, b, Ragged(end - begin, b - a, self.whole, self.windows, self.first + a, self.begin + begin)
+        return a, b, Ragged(end - begin, b - a, self.whole, self.windows, self.skipped + a, self.begin + begin)
 
     def reduce(self, op: np.ufunc, x: np.ndarray, axis: int, out: np.ndarray, neutral: object) -> None:
         """Write ``op`` over each window of `x` to `out`."""
@@ -238,7 +238,7 @@ class Ragged:
                 np.add(part, y[_at(axis, slice(o, o + 1))], out=part)
             return
         # The windows that read an element are next to one another: those of an adaptive pool of the windows.
-        turned = Ragged(self.out, self.size, self.windows, self.whole, self.begin, self.first)
+        turned = Ragged(self.out, self.size, self.windows, self.whole, self.begin, self.skipped)
         turned.reduce(np.add, y, axis, out, 0)
 
 

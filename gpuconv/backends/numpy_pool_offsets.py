@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,9 @@ def _firsts(problem: PoolProblem) -> tuple[np.ndarray, ...]:
     """Return, per axis, the first element of every window; it may lie in the padding."""
     if problem.pool.startswith("adaptive"):
         sizes = zip(problem.input_size, problem.output_size)
-        return tuple(adaptive_window(np.arange(o, dtype=np.int64), n, max(o, 1))[0] for n, o in sizes)
+        every: list[Any] = [np.arange(o, dtype=np.int64) for o in problem.output_size]
+        firsts: list[Any] = [adaptive_window(each, n, max(o, 1))[0] for each, (n, o) in zip(every, sizes)]
+        return tuple(firsts)
     axes = zip(problem.output_size, problem.stride, problem.pad_lo)
     return tuple(np.arange(out, dtype=np.int64) * stride - lo for out, stride, lo in axes)
 
