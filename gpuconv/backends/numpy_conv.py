@@ -24,6 +24,7 @@ from .base import Plan, Solver
 from .numpy_chunks import column_chunk, tap_chunk
 from .numpy_columns import Index, box_slices, columns_of, shown_boxes, source_of, tap_views
 from .numpy_common import Box, boxes, compute_dtype, narrow, widen
+from .numpy_costs import columns_us, taps_us
 from .numpy_epilogue import Epilogue
 from .numpy_workspace import BOUNDS, Chunk, result_domain
 
@@ -74,10 +75,6 @@ class _NumpyConv(Solver):
             return f"solves {' and '.join(self.kinds)}, not {problem.kind}"
         return self._refuse(problem)
 
-    def rank(self, problem: Problem) -> float:
-        """Return a rough estimate from 20 GFLOP/s and 5 GB/s, the magnitude of one CPU core. Only the order counts."""
-        return problem.flops / 20e3 + problem.min_bytes / 5e3
-
     def run(self, plan: Plan, call: Call) -> Any:
         problem, kind = call.problem, call.kind
         assert isinstance(problem, ConvProblem)
@@ -123,6 +120,11 @@ class _Columns(_NumpyConv):
 
     def _refuse(self, problem: ConvProblem) -> str | None:
         return None
+
+    def rank(self, problem: Problem) -> float:
+        """Return an estimate that counts columns and products, see :mod:`.numpy_costs`."""
+        assert isinstance(problem, ConvProblem)
+        return columns_us(_as_one_image(problem), workspace_limit())
 
     def compute(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
         folded = _as_one_image(problem)
@@ -330,8 +332,9 @@ class _Taps(_NumpyConv):
         return None if per_group == 1 else f"needs 1 input channel per group, the problem has {per_group}"
 
     def rank(self, problem: Problem) -> float:
-        """Return a rough estimate; always below that of the products, which waste BLAS on one row."""
-        return super().rank(problem) / 2
+        """Return an estimate that counts taps, see :mod:`.numpy_costs`."""
+        assert isinstance(problem, ConvProblem)
+        return taps_us(problem, workspace_limit())
 
     def plan(self, problem: Problem) -> Plan:
         assert isinstance(problem, ConvProblem)
