@@ -5,14 +5,15 @@ The constants are those of one core of a server of 2026. Only orders of magnitud
 
 from __future__ import annotations
 
-from math import prod
+from math import inf, isinf, prod
 
-from ..problem import ConvProblem
+from ..problem import ConvProblem, PoolProblem
 from .numpy_chunks import column_chunk, tap_chunk
 from .numpy_common import compute_dtype, parts_per_axis
+from .numpy_pool_tiles import tile_size
 from .numpy_workspace import Chunk, result_domain
 
-__all__ = ["columns_us", "taps_us"]
+__all__ = ["columns_us", "pool_us", "taps_us"]
 
 _BOX_US = 25.0
 """What a piece of work costs apart from its elements: views, slices, and the calls of NumPy on them."""
@@ -90,3 +91,62 @@ def taps_us(problem: ConvProblem, limit: int) -> float:
         pieces = _scattered(problem, chunk)
     multiplied = problem.flops / 2 / _MULTIPLIED_PER_US
     return _moved_us(problem) + images * pieces * (_BOX_US + taps * multiplier * _TAP_US) + multiplied
+
+
+_READ_PER_US = 1500.0
+"""Elements of windows that a pass over strided views reads, in the cache."""
+
+_PLACED_PER_US = 80.0
+"""Elements that are gathered from, or added to, places that an array says."""
+
+_COMPARED_PER_US = 300.0
+"""Elements of windows that are compared with the maxima, to find where those are."""
+
+_POWERED_PER_US = 60.0
+"""Powers and roots that are computed."""
+
+_CALL_US = 3.0
+"""What a call of NumPy on a view costs apart from its elements."""
+
+_POOL_US = 25.0
+"""What a pool costs apart from its elements."""
+
+_POSITIONS = ("max_unpool", "fractional_max")
+_COPIES = ("unfold", "fold")
+
+
+def pool_us(problem: PoolProblem) -> float:
+    """Return the microseconds of a pool."""
+    rows, tile = problem.n * problem.c, tile_size()
+    small, large = sorted((prod(problem.input_size), prod(problem.output_size)))
+    found = _POOL_US + problem.min_bytes / _MOVED_PER_US + rows * (small + large) / tile * _CALL_US
+    if problem.pool in _COPIES:
+        return found + prod(problem.kernel) * _TAP_US + problem.y_elements / _COPIED_PER_US
+    if problem.pool == "fractional_max" and problem.kind == "fprop":
+        return found + (100 + 5 * prod(problem.kernel)) * _CALL_US + problem.flops / _PLACED_PER_US
+    if problem.pool in _POSITIONS or (problem.kind == "bwd" and problem.pool.endswith("max")):
+        return found + rows * small / _PLACED_PER_US
+    found += _windows_us(problem, rows)
+    if problem.return_indices:
+        searches = min(prod(problem.kernel), prod(problem.output_size))  # by taps or by windows
+        found += (30 + 6 * searches) * _CALL_US + problem.flops / _COMPARED_PER_US
+    if problem.pool == "lp":
+        powers = prod(problem.x_shape) * (problem.norm_type not in (1, 2, 3, inf)) + prod(problem.y_shape)
+        found += powers / _POWERED_PER_US
+        if problem.kind == "bwd":
+            found += _windows_us(problem, rows) + prod(problem.x_shape) / _MOVED_PER_US
+            if isinf(problem.norm_type):
+                searches = min(prod(problem.kernel), prod(problem.output_size))
+                found += 6 * searches * _CALL_US + problem.flops / _COMPARED_PER_US
+    return found
+
+
+def _windows_us(problem: PoolProblem, rows: int) -> float:
+    """Return the time of the passes over the windows, one axis after the other."""
+    lengths, found = list(problem.input_size), 0.0
+    for axis, (kernel, out) in enumerate(zip(problem.kernel, problem.output_size)):
+        lengths[axis] = out
+        read = rows * prod(lengths) * kernel
+        calls = min(kernel, out) * max(1.0, rows * prod(problem.input_size) / tile_size())
+        found += read / _READ_PER_US + calls * _CALL_US
+    return found

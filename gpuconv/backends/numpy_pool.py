@@ -14,14 +14,11 @@ from ..shapes import effective_kernel
 from . import numpy_pool_scatter as scatter
 from . import numpy_pool_windows as windows
 from .base import Plan, Solver
+from .numpy_costs import pool_us
 from .numpy_pool_again import again
 from .numpy_pool_tiles import largest_tile, read_at_once, tile_size, weight
 
 __all__ = ["SOLVERS", "NumpyPool"]
-
-_BYTES_PER_US = 4000.0
-_TAPS_PER_US = 1500.0
-_CALL_US = 20.0
 
 
 def _lp_backward(call: Call) -> Any:
@@ -125,10 +122,9 @@ class NumpyPool(Solver):
         return None
 
     def rank(self, problem: Problem) -> float:
-        """Return a rough estimate: bytes at a core's memory speed, and taps at the rate of in-cache NumPy loops."""
+        """Return an estimate that counts elements and calls, see :mod:`.numpy_costs`."""
         assert isinstance(problem, PoolProblem)
-        taps = prod(problem.y_shape) * sum(problem.kernel)
-        return _CALL_US + problem.min_bytes / _BYTES_PER_US + taps / _TAPS_PER_US
+        return pool_us(problem)
 
     def plan(self, problem: Problem) -> Plan:
         assert isinstance(problem, PoolProblem)
