@@ -118,7 +118,7 @@ def ladders() -> Iterator[Ladder]:
         sizes: dict[str, tuple[tuple[int, ...], dict[str, int]]] = {
             "n": ((1, 8, 64, 256), {}), "c": ((1, 8, 64, 256), {}), "k": ((1, 8, 64, 256), {}),
             "size": (LONG[ndim], {}), "kernel": (kernels, {"size": {1: 2048, 2: 48, 3: 14}[ndim]}),
-            "groups": ((1, 8, 64, 256), {"c": 2, "k": 2}), "stride": ((1, 2, 4, 8), {"size": LONG[ndim][2]}),
+            "groups": ((1, 8, 64, 256), {"c": 2, "k": 2}), "stride": ((1, 2, 4, 8), {"size": LONG[ndim][2], "n": 16}),
             "dilation": ((1, 2, 4), {"size": SPATIAL[ndim] * 2}),
         }  # fmt: skip
         depthwise = {"groups": ((1, 8, 64, 512), {"c": 1, "k": 1}), "multiplier": ((1, 8, 64, 512), {"c": 1}),
@@ -145,7 +145,7 @@ def _pool_ladders(ndim: int, kernels: tuple[int, ...]) -> Iterator[Ladder]:
     for kind in ("max", "avg", "lp", "adaptive_avg", "adaptive_max"):
         sizes: dict[str, tuple[int, ...]] = {"n": (1, 8, 64, 256), "c": (1, 8, 64, 512), "size": LONG[ndim]}
         if kind.startswith("adaptive"):
-            sizes["outputs"] = {1: (1, 30, 700, 5000, 50000), 2: (1, 5, 30, 150), 3: (1, 3, 9, 30)}[ndim]
+            sizes["outputs"] = {1: (2, 30, 700, 5000, 50000), 2: (2, 5, 30, 150), 3: (2, 3, 9, 30)}[ndim]
         else:
             sizes |= {"kernel": kernels, "stride": (1, 2, 4)}
             if kind == "max":
@@ -153,6 +153,8 @@ def _pool_ladders(ndim: int, kernels: tuple[int, ...]) -> Iterator[Ladder]:
         for backward in (False, True):
             for size, values in sizes.items():
                 fixed = {"kernel": {"size": {1: 2048, 2: 48, 3: 14}[ndim], "stride": 1}}.get(size, {})
+                if size == "outputs":
+                    fixed = {"n": 4, "c": 16}
 
                 def bind(value: int, kind=kind, backward=backward, size=size, fixed=fixed) -> Bound:  # type: ignore[no-untyped-def]
                     return pooling(kind, backward, ndim, **{**fixed, size: value})

@@ -16,7 +16,7 @@ from . import numpy_pool_windows as windows
 from .base import Plan, Solver
 from .numpy_costs import pool_us
 from .numpy_pool_again import again
-from .numpy_pool_tiles import largest_tile, read_at_once, tile_size, weight
+from .numpy_pool_tiles import largest_tile, read_at_once, weight
 
 __all__ = ["SOLVERS", "NumpyPool"]
 
@@ -83,7 +83,7 @@ def _backward_bytes(problem: PoolProblem) -> int:
     extent = [effective_kernel(k, d) for k, d in zip(problem.kernel, problem.dilation)]
     power = problem.pool == "lp"
     around = min(rows * _slab(problem.input_size, extent, problem.stride, span), read_at_once(problem)) if power else 0
-    kept = tile_size() if power else 0
+    kept = read_at_once(problem) if power else 0
     return 8 * (rows * (2 * prod(span) + 2 * mixed + prod(lengths) + 6 * prod(span) * power) + 4 * around + kept)
 
 

@@ -221,11 +221,10 @@ class Ragged:
         for t in range(int(lengths.max(initial=0))):
             longer = lengths > t
             if longer.all():
-                seen = np.take(x, starts + t, axis)
                 if t:
-                    op(out, seen, out=out)
+                    op(out, np.take(x, starts + t, axis), out=out)
                 else:
-                    np.copyto(out, seen)
+                    np.take(x, starts, axis, out=out, mode="clip")  # which, other than "raise", needs no copy
                 continue
             where = _at(axis, np.flatnonzero(longer))
             out[where] = op(out[where], np.take(x, starts[longer] + t, axis))

@@ -27,7 +27,7 @@ from .numpy_pool_axes import (
 )
 from .numpy_pool_offsets import first_elements, to_offsets
 from .numpy_pool_products import PASSES, spread, sum_windows
-from .numpy_pool_tiles import Step, pieces, read_at_once, row_shape, steps, tile_size
+from .numpy_pool_tiles import Step, pieces, read_at_once, row_shape, steps
 
 __all__ = [
     "avg_backward",
@@ -395,7 +395,7 @@ def lp_backward(call: Call) -> Any:
     out = call.kind.empty(problem.x_shape, problem.dtype, problem.device, problem.x_format)
     dx = call.kind.to_numpy(out)
     dy, x = call.kind.to_numpy(call.arrays["y"]), call.kind.to_numpy(call.arrays["x"])
-    fmt, room = problem.x_format, tile_size()
+    fmt, room = problem.x_format, read_at_once(problem) // 4
     kept: dict[Any, np.ndarray] = {}  # of windows that many tiles share, as those of large pools
     for step in steps(problem):
         xs = row_shape(dx[step.target], fmt)

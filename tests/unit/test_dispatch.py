@@ -226,7 +226,8 @@ def test_forced_solver_runs() -> None:
     x, w = x_w(channels=1)
     with dispatch.record_plans() as plans:
         outputs = [gpuconv.conv2d(x, w, backend=solver) for solver in (IM2COL, TAPS, "numpy")]
-    assert [plan.solver.id for plan in plans] == [IM2COL, TAPS, TAPS]
+    fastest = min((IM2COL, TAPS), key=lambda id: dispatch.solver_of(id).rank(plans[0].problem))
+    assert [plan.solver.id for plan in plans] == [IM2COL, TAPS, fastest]
     assert all((output == 9).all() for output in outputs)
 
 
@@ -316,7 +317,8 @@ def test_argument_wins_over_context() -> None:
         gpuconv.conv2d(x, w)
         gpuconv.conv2d(x, w, backend=TAPS)
         gpuconv.conv2d(x, w, backend="auto")
-    assert [plan.solver.id for plan in plans] == [IM2COL, TAPS, TAPS]
+    fastest = min((IM2COL, TAPS), key=lambda id: dispatch.solver_of(id).rank(plans[0].problem))
+    assert [plan.solver.id for plan in plans] == [IM2COL, TAPS, fastest]
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
