@@ -3,9 +3,10 @@
     python bench/cliffs.py [--only conv2d] [--factor 4] [--seconds 0.05]
 
 Each row is a ladder: one function, one size that grows over decades, all others fixed. A unit of work is a
-multiplication or a comparison of the dense definition, or an element that must move, whichever are more. The row's
-growth is the largest ratio of the time per unit to that of any smaller rung. Times are CPU times of one thread, the
-least of several. Prints a table and writes nothing; the exit status is 1 where a row grows by more than the factor.
+multiplication or a comparison of the dense definition, or an element that must move, whichever are more (where strides
+grow, always an element). The row's growth is the largest ratio of the time per unit to that of any smaller rung. Times
+are CPU times of one thread, the least of several. Prints a table and writes nothing; the exit status is 1 where a row
+grows by more than the factor.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ import gpuconv  # noqa: E402
 from gpuconv.problem import itemsize  # noqa: E402
 
 Bound = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+BY_ELEMENT = ("stride",)
+"""Sizes that take multiplications away but leave what must be read: the unit of work is an element."""
+
 SPATIAL = {1: 1024, 2: 32, 3: 12}
 LONG = {1: (64, 1024, 16384, 262144), 2: (8, 32, 128, 512), 3: (4, 12, 32, 64)}
 RNG = np.random.default_rng(0)
@@ -162,11 +166,12 @@ def _pool_ladders(ndim: int, kernels: tuple[int, ...]) -> Iterator[Ladder]:
                 yield Ladder(f"{kind} pool {ndim}d{' gradient' if backward else ''}", size, values, bind)
 
 
-def units(bound: Bound) -> int:
-    """Return the units of work of a call."""
+def units(bound: Bound, size: str) -> int:
+    """Return the units of work of a call whose `size` grows."""
     fn, args, kwargs = bound
     problem = gpuconv.explain(fn, *args, **kwargs).problem
-    return max(problem.flops // 2, problem.min_bytes // itemsize(problem.dtype))
+    elements = problem.min_bytes // itemsize(problem.dtype)
+    return elements if size in BY_ELEMENT else max(problem.flops // 2, elements)
 
 
 def seconds(bound: Bound, spent: float) -> float:
@@ -188,7 +193,7 @@ def climb(ladder: Ladder, spent: float) -> tuple[float, list[float]]:
     rates = []
     for value in ladder.values:
         bound = ladder.bind(value)
-        rates.append(seconds(bound, spent) / units(bound) * 1e9)
+        rates.append(seconds(bound, spent) / units(bound, ladder.size) * 1e9)
     growth = max(rate / min(rates[: place + 1]) for place, rate in enumerate(rates))
     return growth, rates
 

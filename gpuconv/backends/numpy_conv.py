@@ -22,7 +22,7 @@ from ..config import workspace_limit
 from ..problem import Call, ConvProblem, Problem
 from .base import Plan, Solver
 from .numpy_chunks import column_chunk, tap_chunk
-from .numpy_columns import Index, box_slices, columns_of, shown_boxes, source_of, tap_views
+from .numpy_columns import Index, box_slices, columns_of, position_views, shown_boxes, source_of, tap_views
 from .numpy_common import Box, boxes, compute_dtype, narrow, widen
 from .numpy_costs import columns_us, taps_us
 from .numpy_epilogue import Epilogue
@@ -224,8 +224,13 @@ class Col2imDgrad(_Columns):
                 extent = dy.shape[1:]
                 columns = factor(of_x, of_y) @ dy.reshape(len(dy), -1)
                 columns = columns.reshape(len(target), *problem.kernel, *extent)
-                for tap, inside, write in tap_views(problem, positions, origin, target.shape[1:]):
-                    target[(slice(None), *write)] += columns[(slice(None), *tap, *inside)]
+                if prod(extent) < prod(problem.kernel):
+                    for place, taps, write in position_views(problem, positions, origin, target.shape[1:]):
+                        of_place: Index = (slice(None), *taps, *place)
+                        target[(slice(None), *write)] += columns[of_place]
+                else:
+                    for tap, inside, write in tap_views(problem, positions, origin, target.shape[1:]):
+                        target[(slice(None), *write)] += columns[(slice(None), *tap, *inside)]
                 del dy, columns
 
         parts = [(part, of_y) for of_x, of_y in _groups(problem) for part in _cut(of_x, chunk.c_parts)]
@@ -393,6 +398,15 @@ class TapsDgrad(_Taps):
             n: int, of_x: slice, of_y: slice, positions: Box, target: np.ndarray, origin: Sequence[int]
         ) -> None:
             dy = widen(arrays["y"][(n, of_y, *box_slices(positions))], problem.dtype)
+            if prod(dy.shape[1:]) < prod(problem.kernel):
+                for at, taps, write in position_views(problem, positions, origin, target.shape[1:]):
+                    for m in range(multiplier):
+                        each = slice(of_y.start + m, of_y.stop, multiplier)
+                        of_output: Index = (slice(m, None, multiplier), *at)
+                        share = _per_channel(dy[of_output], problem.ndim)
+                        of_taps: Index = (each, 0, *taps)
+                        target[(slice(None), *write)] += w[of_taps] * share
+                return
             for tap, inside, write in tap_views(problem, positions, origin, target.shape[1:]):
                 place: Index = (of_y, 0, *tap)
                 factors = w[place].reshape(-1, multiplier)

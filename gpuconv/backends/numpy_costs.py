@@ -68,7 +68,8 @@ def columns_us(problem: ConvProblem, limit: int) -> float:
             + (0.0 if pointwise else copied / _COPIED_PER_US)
         )
     boxes = _scattered(problem, chunk)
-    return found + images * boxes * (_BOX_US + taps * _TAP_US) + copied / _COPIED_PER_US
+    steps = min(taps, -(-outputs // boxes))  # a scatter goes by taps or by outputs
+    return found + images * boxes * (_BOX_US + steps * _TAP_US) + copied / _COPIED_PER_US
 
 
 def _scattered(problem: ConvProblem, chunk: Chunk) -> int:
@@ -86,11 +87,12 @@ def taps_us(problem: ConvProblem, limit: int) -> float:
         copied = problem.n * problem.c * taps * outputs / _COPIED_PER_US
         calls = images * pieces * _BOX_US + problem.n * problem.groups * pieces * _MATRIX_US
         return _moved_us(problem) + calls + copied + _product_us(problem, multiplier)
-    pieces = _pieces(problem.output_size, chunk.positions)
+    pieces, steps = _pieces(problem.output_size, chunk.positions), taps
     if problem.kind != "wgrad":
         pieces = _scattered(problem, chunk)
+        steps = min(taps, -(-outputs // pieces))
     multiplied = problem.flops / 2 / _MULTIPLIED_PER_US
-    return _moved_us(problem) + images * pieces * (_BOX_US + taps * multiplier * _TAP_US) + multiplied
+    return _moved_us(problem) + images * pieces * (_BOX_US + steps * multiplier * _TAP_US) + multiplied
 
 
 _READ_PER_US = 1500.0

@@ -45,6 +45,23 @@ def test_cut_weights_give_torchs_results(dtype: torch.dtype, groups: int, last: 
         torch.testing.assert_close(our.to(wide), their, **({} if wide == dtype else {"rtol": 2e-2, "atol": 2e-1}))
 
 
+@pytest.mark.parametrize("groups, multiplier", [(1, 5), (6, 1), (6, 2)])
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+def test_gradients_with_more_taps_than_outputs_are_torchs(groups: int, multiplier: int, mode: str) -> None:
+    """They are scattered output by output; every solver that takes the problem."""
+    c = 3 if groups == 1 else groups
+    x = torch.randn(2, c, 12, 13, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(groups * multiplier, c // groups, 5, 6, dtype=torch.float64)
+    padded = F.pad(x, (2, 2, 1, 1), mode="circular" if mode == "circular" else "constant")
+    y = F.conv2d(padded, w, stride=(3, 2), dilation=(2, 1), groups=groups)
+    dy = torch.randn_like(y)
+    (expected,) = torch.autograd.grad(y, x, dy)
+    geometry: dict[str, Any] = {"stride": (3, 2), "padding": (1, 2), "dilation": (2, 1), "groups": groups}
+    for solver in ("numpy.conv.dgrad.col2im", "numpy.conv.dgrad.taps")[: 1 + (c == groups)]:
+        found = gpuconv.conv2d_input_grad(x.shape, w, dy, padding_mode=mode, backend=solver, **geometry)
+        torch.testing.assert_close(found, expected)
+
+
 def test_filters_longer_than_the_limit_run_with_a_warning() -> None:
     from gpuconv import dispatch
 
