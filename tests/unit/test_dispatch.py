@@ -281,13 +281,13 @@ def test_use_backend_is_local_to_the_thread() -> None:
 
     thread = threading.Thread(target=other)
     thread.start()
-    with gpuconv.use_backend(IM2COL), dispatch.record_plans() as plans:
+    with gpuconv.use_backend(TAPS), dispatch.record_plans() as plans:
         inside.set()
         assert done.wait(10)
         gpuconv.conv2d(x, w)
     thread.join()
-    assert seen == {"other thread": TAPS}
-    assert [plan.solver.id for plan in plans] == [IM2COL]
+    assert seen == {"other thread": IM2COL}
+    assert [plan.solver.id for plan in plans] == [TAPS]
 
 
 def test_use_backend_is_local_to_the_task() -> None:
@@ -337,19 +337,19 @@ CODE = """
 import numpy as np, gpuconv
 x, w = np.ones((1, 1, 4)), np.ones((1, 1, 2))
 print(gpuconv.explain(gpuconv.conv1d, x, w).solver)
-with gpuconv.use_backend("numpy.conv.fprop.taps"):
+with gpuconv.use_backend("numpy.conv.fprop.im2col"):
     print(gpuconv.explain(gpuconv.conv1d, x, w).solver)
 gpuconv.conv1d(x, w)
 """
 
 
 def test_environment_variable_forces() -> None:
-    done = run_python(CODE, GPUCONV_BACKEND=IM2COL)
-    assert (done.returncode, done.stdout.split()) == (0, [IM2COL, TAPS]), done.stderr
+    done = run_python(CODE, GPUCONV_BACKEND=TAPS)
+    assert (done.returncode, done.stdout.split()) == (0, [TAPS, IM2COL]), done.stderr
     done = run_python(CODE, GPUCONV_BACKEND="auto")
-    assert (done.returncode, done.stdout.split()) == (0, [TAPS, TAPS]), done.stderr
+    assert (done.returncode, done.stdout.split()) == (0, [IM2COL, IM2COL]), done.stderr
     done = run_python(CODE, GPUCONV_BACKEND="cupy")
-    assert done.stdout.split() == ["None", TAPS]
+    assert done.stdout.split() == ["None", IM2COL]
     assert done.returncode == 1 and "NoSolverError" in done.stderr and "backend 'cupy'" in done.stderr
 
 
