@@ -41,7 +41,7 @@ smaller tiles cost more calls than they save misses."""
 
 def tile_size() -> int:
     """Return the elements of a tile under the workspace limit of this call, of which temporaries are many times."""
-    return max(1 << 13, min(TILE, workspace_limit() >> 7))
+    return min(TILE, max(1 << 13, workspace_limit() >> 7))
 
 
 Rows = tuple[slice, slice]
