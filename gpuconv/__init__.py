@@ -6,7 +6,7 @@ a call runs and why.
 
 from .config import use_backend, use_tuning
 from .dispatch import Explanation, explain, record_problems
-from .errors import NoSolverError
+from .errors import NoSolverError, WorkspaceWarning
 from .functional import *  # noqa: F403
 from .functional import __all__ as _functional
 from .gradients import *  # noqa: F403
@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Explanation",
     "NoSolverError",
+    "WorkspaceWarning",
     "explain",
     "record_problems",
     "use_backend",

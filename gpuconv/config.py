@@ -4,7 +4,8 @@
 Variable                   Default              Effect
 ========================== ==================== ===================================================================
 ``GPUCONV_BACKEND``        ``auto``             Backend (or solver id) forced for every call without ``backend=``.
-``GPUCONV_WORKSPACE``      ``268435456``        Largest workspace of one call, in bytes.
+``GPUCONV_WORKSPACE``      ``268435456``        Largest workspace of one call, in bytes. NumPy's solvers work in pieces
+                                                under it, and go over it with a warning where no piece is so small.
 ``GPUCONV_LAUNCHER``       ``auto``             What repeats a launch: ``native`` (a C extension, built at first use),
                                                 ``python`` (Triton's own launcher, without its look-up), ``triton``
                                                 (nothing is repeated), or ``auto``: ``native`` where that can be built,

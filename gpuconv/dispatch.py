@@ -6,6 +6,7 @@ Within the first backend that has a solver, the lowest estimate wins.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,7 +17,7 @@ from typing import Any
 from .arrays import ArrayKind
 from .backends.base import Backend, Plan, Solver
 from .config import BACKENDS, forced_backend, logger, tuning_mode, workspace_limit
-from .errors import NoSolverError
+from .errors import NoSolverError, WorkspaceWarning
 from .explaining import Candidate, Explanation, no_solver
 from .problem import Call, Problem
 
@@ -42,6 +43,7 @@ _explaining: ContextVar[bool] = ContextVar("gpuconv_explaining", default=False)
 _record: ContextVar[list[Plan] | None] = ContextVar("gpuconv_record", default=None)
 _recorders: list[dict[Problem, None]] = []
 _logged: set[tuple[str, str]] = set()
+_warned: set[str] = set()
 
 OBSERVERS: list[object] = []
 """One object for every explanation and recording under way, in any thread: they want each call."""
@@ -60,6 +62,8 @@ def backends() -> dict[str, Backend]:
 def candidates(problem: Problem, backend: str | None = None) -> list[Candidate]:
     """Return every solver for `problem`, the one that will run first, then by order of preference, refusals last.
 
+    A solver that needs more workspace than the limit is refused as the call would refuse it.
+
     Parameters
     ----------
     problem
@@ -67,6 +71,11 @@ def candidates(problem: Problem, backend: str | None = None) -> list[Candidate]:
     backend
         A backend or solver id that the user forced, or ``None``.
     """
+    return _settled(problem, backend, workspace_limit(), True)[0]
+
+
+def _ranked(problem: Problem, backend: str | None) -> list[Candidate]:
+    """Return every solver for `problem` by order of preference, refusals last; the workspace is not looked at."""
     forced_name = backend.partition(".")[0] if backend else None
     ranked: list[tuple[tuple[bool, int, float], Candidate]] = []
     for order, (name, found) in enumerate(backends().items()):
@@ -83,6 +92,38 @@ def candidates(problem: Problem, backend: str | None = None) -> list[Candidate]:
             ranked.append(((reason is not None, order, time or 0.0), Candidate(solver, name, reason, time, source)))
     ranked.sort(key=lambda entry: entry[0])
     return [candidate for _, candidate in ranked]
+
+
+def _settled(problem: Problem, backend: str | None, limit: int, every: bool) -> tuple[list[Candidate], Plan | None]:
+    """Return what :func:`candidates` does, and the plan that will run or ``None``.
+
+    Unless `every` is asked for, no solver is planned behind the one that will run. Where every solver needs more
+    workspace than `limit`, the first that must always answer goes over it.
+    """
+    within: list[Candidate] = []
+    over: list[tuple[Candidate, Plan]] = []
+    refused: list[Candidate] = []
+    chosen: Plan | None = None
+    for candidate in _ranked(problem, backend):
+        if candidate.reason is not None:
+            refused.append(candidate)
+            continue
+        plan = candidate.solver.plan(problem) if every or chosen is None else None
+        if plan is not None and plan.workspace > limit:
+            over.append((candidate, plan))
+            continue
+        within.append(candidate)
+        chosen = chosen or plan
+    if chosen is None:
+        for place, (candidate, plan) in enumerate(over):
+            if candidate.solver.always_answers:
+                within, chosen = [candidate], plan
+                del over[place]
+                break
+    for candidate, plan in over:
+        reason = f"needs {plan.workspace} B of workspace, the limit is {limit} B"
+        within.append(Candidate(candidate.solver, candidate.backend, reason, None))
+    return within + refused, chosen
 
 
 def solver_of(id: str) -> Solver:
@@ -106,20 +147,10 @@ def _no_solver(problem: Problem, backend: str | None, found: list[Candidate]) ->
 
 @lru_cache(maxsize=1024)
 def _plan(problem: Problem, backend: str | None, limit: int) -> Plan:
-    found = candidates(problem, backend)
-    for candidate in found:
-        if candidate.reason is not None:
-            break
-        plan = candidate.solver.plan(problem)
-        if plan.workspace <= limit:
-            return plan
-        found = [
-            Candidate(c.solver, c.backend, f"needs {plan.workspace} B of workspace, the limit is {limit} B", None)
-            if c is candidate
-            else c
-            for c in found
-        ]
-    raise _no_solver(problem, backend, found)
+    found, plan = _settled(problem, backend, limit, False)
+    if plan is None:
+        raise _no_solver(problem, backend, found)
+    return plan
 
 
 def select(problem: Problem, backend: str | None = None) -> Plan:
@@ -129,10 +160,33 @@ def select(problem: Problem, backend: str | None = None) -> Plan:
     ------
     NoSolverError
         If no solver can; the message says why, and what would help.
+
+    Warns
+    -----
+    WorkspaceWarning
+        If the plan needs more workspace than the limit, as the reference does where it cannot do with less; once per
+        operation and process.
     """
     if tuning_mode() == "on" and not explaining():
         import_module(".tuning.tune", __package__).consider(problem)
-    return _plan(problem, backend, workspace_limit())
+    limit = workspace_limit()
+    plan = _plan(problem, backend, limit)
+    if plan.workspace > limit and not explaining():
+        _warn_of_workspace(plan, limit)
+    return plan
+
+
+def _warn_of_workspace(plan: Plan, limit: int) -> None:
+    op = plan.problem.op
+    if op in _warned:
+        return
+    _warned.add(op)
+    warnings.warn(
+        f"{op}: {plan.solver.id} needs {plan.workspace} B of workspace, the limit is {limit} B (GPUCONV_WORKSPACE); "
+        "it runs all the same, as it is the reference. Further calls of this operation do not warn",
+        WorkspaceWarning,
+        stacklevel=2,
+    )
 
 
 def explaining() -> bool:

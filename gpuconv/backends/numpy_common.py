@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, wraps
-from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -102,11 +101,17 @@ def boxes(sizes: Sequence[int], positions: int) -> Iterator[Box]:
 
     An axis is cut into nearly equal parts. Yields nothing when an axis is empty.
     """
-    cuts = [
-        [(part * size // parts, (part + 1) * size // parts) for part in range(parts)]
-        for size, parts in zip(sizes, parts_per_axis(sizes, positions), strict=True)
-    ]
-    yield from product(*cuts)
+    yield from _boxes(sizes, parts_per_axis(sizes, positions))
+
+
+def _boxes(sizes: Sequence[int], parts: Sequence[int]) -> Iterator[Box]:
+    if not sizes:
+        yield ()
+        return
+    for part in range(parts[0]):
+        first = part * sizes[0] // parts[0], (part + 1) * sizes[0] // parts[0]
+        for rest in _boxes(sizes[1:], parts[1:]):
+            yield (first, *rest)
 
 
 def shown_runs(size: int, start: int, stop: int, mode: str) -> Iterator[tuple[slice, slice]]:

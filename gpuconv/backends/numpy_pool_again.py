@@ -17,7 +17,7 @@ from ..arrays import CONTIGUOUS
 from ..problem import Call
 from .numpy_pool_axes import divisor_of
 from .numpy_pool_products import MOST_ONES, WHOLE, ones, sum_rows
-from .numpy_pool_tiles import Step, steps
+from .numpy_pool_tiles import Step, read_at_once, steps
 
 __all__ = ["again"]
 
@@ -43,7 +43,7 @@ def again(call: Call) -> Repeat | None:
         return None
     parts = tuple(islice(steps(problem), 2))
     dense = x.flags.c_contiguous and problem.y_format == CONTIGUOUS and x.size > 0
-    if not dense or len(parts) != 1 or not _is_whole(parts[0], problem):
+    if not dense or len(parts) != 1 or not _is_whole(parts[0], problem) or parts[0].size > read_at_once(problem):
         return None
     rows, plane = problem.n * problem.c, prod(problem.input_size)
     shape = problem.y_shape[1:] if call.unbatched else problem.y_shape

@@ -6,12 +6,13 @@ An offset is the tap ``(t R + r) S + s`` of the window: with the first element o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ..arrays import CHANNELS_LAST
 from ..problem import PoolProblem
-from ..shapes import adaptive_windows
+from ..shapes import adaptive_window
 from .numpy_common import Box, kept
 
 __all__ = ["first_elements", "to_offsets", "to_positions"]
@@ -22,7 +23,9 @@ def _firsts(problem: PoolProblem) -> tuple[np.ndarray, ...]:
     """Return, per axis, the first element of every window; it may lie in the padding."""
     if problem.pool.startswith("adaptive"):
         sizes = zip(problem.input_size, problem.output_size)
-        return tuple(np.array(adaptive_windows(n, o)[0] if o else (), np.int64) for n, o in sizes)
+        every: list[Any] = [np.arange(o, dtype=np.int64) for o in problem.output_size]
+        firsts: list[Any] = [adaptive_window(each, n, max(o, 1))[0] for each, (n, o) in zip(every, sizes)]
+        return tuple(firsts)
     axes = zip(problem.output_size, problem.stride, problem.pad_lo)
     return tuple(np.arange(out, dtype=np.int64) * stride - lo for out, stride, lo in axes)
 
