@@ -162,6 +162,23 @@ def _new_strides(shape: tuple[int, ...], memory_format: str) -> tuple[int, ...]:
     return channels_last_strides(shape) if memory_format == CHANNELS_LAST else contiguous_strides(shape)
 
 
+class _Memory:
+    """What NumPy makes an array of, without a copy: a tensor's memory, and the tensor itself to keep it alive."""
+
+    __slots__ = ("__array_interface__", "tensor")
+    __array_interface__: dict[str, Any]
+    tensor: Any
+
+
+@lru_cache(maxsize=4096)
+def _interface(shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any) -> dict[str, Any]:
+    """Return NumPy's description of a tensor but for its address; bfloat16 appears as its bits, in ``uint16``."""
+    name = str(dtype).removeprefix("torch.")
+    found = np.dtype("uint16" if name == "bfloat16" else name)
+    in_bytes = tuple(stride * found.itemsize for stride in strides)
+    return {"version": 3, "shape": tuple(shape), "strides": in_bytes, "typestr": found.str}
+
+
 class _TorchKind(ArrayKind):
     name = "torch"
 
@@ -185,13 +202,22 @@ class _TorchKind(ArrayKind):
         )
 
     def to_numpy(self, array: Any) -> np.ndarray:
-        torch = sys.modules["torch"]
-        array = array.detach().resolve_conj().resolve_neg()
-        if array._is_zerotensor():  # the zeros of autograd that have no memory
-            array = torch.zeros_like(array)
-        if array.dtype is torch.bfloat16:
-            array = array.view(torch.uint16)
-        view: np.ndarray = array.numpy()
+        # Not by Tensor.numpy(), which for ever forbids to resize the storage: FSDP frees parameters by resizing.
+        if not array.is_cpu:
+            raise TypeError(f"a tensor on {array.device} lies outside of the memory that NumPy reads")
+        if array.is_neg() or array.is_conj():
+            array = array.detach().clone()
+        address = array.data_ptr()
+        if not address and array.numel():
+            if not array._is_zerotensor():
+                raise RuntimeError("the memory of a tensor was freed, by resizing its storage")
+            array = sys.modules["torch"].zeros_like(array)  # zeros of autograd, that have no memory
+            address = array.data_ptr()
+        memory = _Memory()
+        memory.__array_interface__ = _interface(array.shape, array.stride(), array.dtype).copy()
+        memory.__array_interface__["data"] = (address, False)
+        memory.tensor = array
+        view: np.ndarray = np.asarray(memory)
         return view
 
 
