@@ -177,8 +177,9 @@ def reached(grad: Tensor, size: Sequence[int], kernel: Sequence[int], geometry: 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Derivatives compute in the types of the forward pass, also where backward is called under autocast."""
     device: str = tensor.device.type
-    autocast: AbstractContextManager[object] = torch.amp.autocast(device, enabled=False)
-    return autocast if torch.is_autocast_enabled(device) else nullcontext()
+    if not torch._C._is_any_autocast_enabled() or tensor.is_meta or not torch.is_autocast_enabled(device):
+        return nullcontext()  # "meta" has no autocast to ask for
+    return torch.amp.autocast(device, enabled=False)
 
 
 def autocast(*tensors: Tensor | None, dtype: Any = None) -> tuple[Tensor | None, ...]:

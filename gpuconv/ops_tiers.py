@@ -43,8 +43,8 @@ def tier_of(*tensors: Tensor | None) -> int:
 
 
 def autocasts(input: Tensor) -> bool:
-    """Tell whether autocast is on for the device of a tensor."""
-    return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type)
+    """Tell whether autocast is on for the device of a tensor; "meta" has none, and cannot be asked."""
+    return torch._C._is_any_autocast_enabled() and not input.is_meta and torch.is_autocast_enabled(input.device.type)
 
 
 def on_gpu(tensor: Tensor) -> bool:
