@@ -112,6 +112,9 @@ class ArrayKind(ABC):
     def to_numpy(self, array: Any) -> np.ndarray:
         """Show a host array as NumPy without a copy. bfloat16 appears as its bits, in ``uint16``."""
 
+    def check(self, op: str, argument: str, array: Any) -> None:  # noqa: B027
+        """Refuse an array of this library whose elements do not lie at strides in memory."""
+
     def shape(self, array: Any) -> tuple[int, ...]:
         """Return the shape."""
         return tuple(array.shape)
@@ -184,6 +187,18 @@ class _TorchKind(ArrayKind):
 
     def owns(self, array: object) -> bool:
         return is_torch(array)
+
+    def check(self, op: str, argument: str, array: Any) -> None:
+        """Raise torch's class for sparse, nested and oneDNN's tensors."""
+        torch = sys.modules["torch"]
+        if array.layout is torch.strided and not array.is_nested:
+            return
+        found, way = f"one of layout {array.layout}", "Tensor.to_dense()"
+        if array.is_nested:
+            found, way = "a nested tensor", "torch.nested.to_padded_tensor()"
+        convolves = op.startswith("conv") and not array.is_nested  # torch says there that types differ
+        text = f"{op}: {argument} must be a dense strided tensor, but got {found}; {way} makes one"
+        raise (RuntimeError if convolves else NotImplementedError)(text)
 
     def dtype(self, array: Any) -> str:
         return str(array.dtype).removeprefix("torch.")
@@ -282,6 +297,8 @@ def common_kind(op: str, named: dict[str, Any], required: Sequence[str] = ()) ->
     ------
     TypeError
         If a value is not an array that gpuconv knows, or if two values are of different kinds.
+    RuntimeError, NotImplementedError
+        If a tensor is sparse, nested, or of another layout that has no strides.
     """
     kind: ArrayKind | None = None
     first = ""
@@ -292,6 +309,7 @@ def common_kind(op: str, named: dict[str, Any], required: Sequence[str] = ()) ->
         if found is None:
             known = ", ".join(k.name for k in _KINDS)
             raise TypeError(f"{op}: {argument} must be an array ({known}), but got {type(array).__name__}")
+        found.check(op, argument, array)
         if kind is not None and found is not kind:
             raise TypeError(
                 f"{op}: {argument} must be a {kind.name} array like {first}, but got a {found.name} array; "
