@@ -250,7 +250,11 @@ def windows_of(
     pairs = _pads(source, padding, kernel, steps, rate)
     pad_lo, pad_hi = tuple(lo for lo, _ in pairs), tuple(hi for _, hi in pairs)
     theirs = not isinstance(padding, str) and pad_pairs(op, "padding", padding, ndim) is None
-    if fits and theirs and any(size < extent for size, extent in zip(source.size, map_axes(effective_kernel, kernel, rate))):
+    if (
+        fits
+        and theirs
+        and any(size < extent for size, extent in zip(source.size, map_axes(effective_kernel, kernel, rate)))
+    ):
         raise invalid(op, "kernel_size", kernel_size, f"no larger than the input, which is {source.size}")
     ceil = (ceil_mode,) * ndim
     output = map_axes(output_size_of, source.size, kernel, steps, pad_lo, pad_hi, rate, ceil)

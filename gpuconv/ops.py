@@ -75,9 +75,7 @@ def _in_complex64(
     """Run a convolution of complex numbers of 32 bits, which no kernel has, in those of 64: no product rounds."""
     wide = [None if tensor is None else tensor.to(torch.complex64) for tensor in tensors]
     input, weight, bias, scale, shift, residual = wide
-    result = run(
-        op, ndim, input, weight, bias, *geometry, extras._replace(scale=scale, shift=shift, residual=residual)
-    )
+    result = run(op, ndim, input, weight, bias, *geometry, extras._replace(scale=scale, shift=shift, residual=residual))
     return result.to(torch.complex32) if isinstance(result, torch.Tensor) else result
 
 

@@ -28,7 +28,7 @@ from .normalize_conv import (
     formats_of,
 )
 
-__all__ = ["fake_dgrad", "fake_fprop", "fake_wgrad"]
+__all__ = ["fake_dgrad", "fake_fprop", "fake_wgrad", "is_zero"]
 
 Tensor = Any
 Sizes = Sequence[int]

@@ -123,7 +123,9 @@ def _reading_windows(form: Form, size: tuple[int, ...], output: tuple[int, ...],
     lines = [[pool_reads(i, *axis) for i in range(out)] for out, *axis in axes]
     if all(map(all, lines)):
         return None
-    return reduce(torch.logical_and, torch.meshgrid([torch.tensor(line, device=device) for line in lines], indexing="ij"))
+    return reduce(
+        torch.logical_and, torch.meshgrid([torch.tensor(line, device=device) for line in lines], indexing="ij")
+    )
 
 
 def _gather(x: Tensor, indices: Any, samples: Tensor | None, form: Form) -> Tensor:

@@ -44,7 +44,9 @@ def reading_windows(problem: PoolProblem) -> np.ndarray | None:
     """
     if problem.pool != "max" or max(problem.dilation) == 1:
         return None
-    axes = zip(problem.output_size, problem.input_size, problem.kernel, problem.stride, problem.pad_lo, problem.dilation)
+    axes = zip(
+        problem.output_size, problem.input_size, problem.kernel, problem.stride, problem.pad_lo, problem.dilation
+    )
     lines = [[pool_reads(i, *axis) for i in range(out)] for out, *axis in axes]
     return None if all(map(all, lines)) else reduce(np.multiply.outer, [np.array(line) for line in lines])
 
