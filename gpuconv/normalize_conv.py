@@ -166,7 +166,7 @@ def check_dtypes(op: str, kind: ArrayKind, named: dict[str, Any], allowed: tuple
 
 def bias_may_differ(dtype: str, bias: str) -> bool:
     """Tell whether torch adds a bias of another type to the empty result of a transposed convolution."""
-    return dtype in FLOATS[:4] and "complex" not in bias or dtype == "int64" and ("int" in bias or bias == "bool")
+    return (dtype in FLOATS[:4] and "complex" not in bias) or (dtype == "int64" and ("int" in bias or bias == "bool"))
 
 
 def _check_weight(op: str, w_shape: tuple[int, ...], groups: int) -> None:

@@ -1,4 +1,4 @@
-"""Data parallel training of gpuconv's modules over gloo, two processes: DDP, and FSDP2, which frees and fills storages."""
+"""Data parallel training of gpuconv's modules over gloo, two processes: DDP, and FSDP2, which resizes storages."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_functionalize_of_a_recorded_gradient():
     x, w = (torch.randn(1, 2, 5, 5, requires_grad=True), torch.randn(2, 2, 3, 3))
     for call in (lambda m: m.conv2d(x, w), lambda m: m.max_pool2d(x, 2)):
         theirs, ours = (
-            functionalize(lambda g, m=m: torch.autograd.grad(call(m), x, g)[0])(torch.ones_like(call(m)))
+            functionalize(lambda g, m=m, call=call: torch.autograd.grad(call(m), x, g)[0])(torch.ones_like(call(m)))
             for m in (F, gpuconv)
         )
         close(ours, theirs)

@@ -18,7 +18,7 @@ def test_index_is_an_element_and_takes_no_gradient(ndim):
         np.testing.assert_array_equal(y, case.y)
         reads = case.reads.numpy()
         np.testing.assert_array_equal(indices[reads], case.indices.numpy()[reads])
-        assert 0 <= indices.min() and indices.max() < case.x[0, 0].numel()
+        assert indices.min() >= 0 and indices.max() < case.x[0, 0].numel()
         backward = getattr(gpuconv, f"{case.name}_with_indices_backward")
         held = [harness.on_device(values, kind) for values, kind in ((np.ones(y.shape), "float64"), (indices, "int64"))]
         ran = harness.run(backward, held[0], x, *case.args, held[1], solver="cupy.pool.max.bwd.gather")

@@ -15,7 +15,7 @@ def in_plane(case, indices):
     """Check the indices: torch's where torch has one, and elsewhere an element of the plane."""
     indices = torch.as_tensor(indices)
     assert torch.equal(indices[case.reads], case.indices[case.reads])
-    assert 0 <= int(indices.min()) and int(indices.max()) < case.x[0, 0].numel()
+    assert int(indices.min()) >= 0 and int(indices.max()) < case.x[0, 0].numel()
 
 
 @pytest.mark.parametrize("ndim", (1, 2, 3))
