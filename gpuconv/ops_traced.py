@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from . import ops_library
+from .arrays import TORCH
 from .config import forced_backend
 from .errors import invalid
 from .normalize_conv import (
@@ -38,6 +39,8 @@ def _check_tensors(op: str, named: dict[str, Any], required: tuple[str, ...]) ->
     for argument, tensor in named.items():
         if not isinstance(tensor, torch.Tensor) and (tensor is not None or argument in required):
             raise TypeError(f"{op}: {argument} must be a torch array, but got {type(tensor).__name__}")
+        if tensor is not None:
+            TORCH.check(op, argument, tensor)
 
 
 def _options(op: str, tensor: Tensor, extras: Extras) -> tuple[str | None, str | None]:

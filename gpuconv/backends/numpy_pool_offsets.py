@@ -6,16 +6,17 @@ An offset is the tap ``(t R + r) S + s`` of the window: with the first element o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
 
 from ..arrays import CHANNELS_LAST
 from ..problem import PoolProblem
-from ..shapes import adaptive_window
+from ..shapes import adaptive_window, pool_reads
 from .numpy_common import Box, kept
 
-__all__ = ["first_elements", "to_offsets", "to_positions"]
+__all__ = ["first_elements", "reading_windows", "to_offsets", "to_positions"]
 
 
 @kept
@@ -38,6 +39,21 @@ def first_elements(problem: PoolProblem, box: Box, fmt: str) -> list[np.ndarray]
     return [first[start:stop].reshape(shape) for first, (start, stop), shape in firsts]
 
 
+@lru_cache(maxsize=256)
+def reading_windows(problem: PoolProblem) -> np.ndarray | None:
+    """Return which windows read an element, and not padding alone, as a dilation can make them; ``None``: all of them.
+
+    The position of the maximum of a window of padding is some element of the plane, which gets no gradient of it.
+    """
+    if problem.pool != "max" or max(problem.dilation) == 1:
+        return None
+    axes = zip(
+        problem.output_size, problem.input_size, problem.kernel, problem.stride, problem.pad_lo, problem.dilation
+    )
+    lines = [[pool_reads(i, *axis) for i in range(out)] for out, *axis in axes]
+    return None if all(map(all, lines)) else reduce(np.multiply.outer, [np.array(line) for line in lines])
+
+
 def to_offsets(problem: PoolProblem, positions: np.ndarray, firsts: Sequence[np.ndarray]) -> np.ndarray:
     """Return the in-window offsets of positions; `firsts` are the first elements of their windows, per axis.
 
@@ -47,7 +63,7 @@ def to_offsets(problem: PoolProblem, positions: np.ndarray, firsts: Sequence[np.
     for axis in range(problem.ndim - 1, -1, -1):
         left, at = np.divmod(left, problem.input_size[axis])
         at -= firsts[axis]
-        if problem.dilation[axis] != 1:
+        if max(problem.dilation) > 1:  # of any axis: positions beyond the end of one count on in the next
             at = np.clip(at // problem.dilation[axis], 0, problem.kernel[axis] - 1)
         offsets += at * pitch
         pitch *= problem.kernel[axis]

@@ -76,6 +76,8 @@ def max_forward(call: Call) -> Any:
         if where is not None:
             if problem.offsets:
                 at = to_offsets(problem, at, first_elements(problem, step.box, fmt))
+            elif max(problem.dilation) > 1:  # windows of padding alone: some element of the plane
+                at = np.minimum(at, prod(problem.input_size) - 1)
             row_shape(where[step.target], fmt)[...] = at
     return out if indices is None else (out, indices)
 
