@@ -8,6 +8,7 @@ forward pass; the batch sizes of inference and of training stand in it too. Trai
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,7 +22,19 @@ from gpuconv.problem import ConvProblem, PoolProblem, Problem
 from .calls import as_called
 from .pool_cases import CASES as POOL_CASES
 
-__all__ = ["DTYPES", "PHASES", "WORKLOADS", "Case", "Use", "all_cases", "layer_problems", "networks", "problem_key"]
+__all__ = [
+    "DTYPES",
+    "PHASES",
+    "WORKLOADS",
+    "Case",
+    "Use",
+    "all_cases",
+    "family",
+    "in_turns",
+    "layer_problems",
+    "networks",
+    "problem_key",
+]
 
 WORKLOADS = Path(__file__).parent / "workloads"
 PHASES = ("inference", "training")
@@ -192,6 +205,37 @@ _TIERS = (("inference", "float16"), ("training", "bfloat16"), ("inference", "bfl
 """Phase and number format in the order in which they are worth measuring; what is not here comes after."""
 
 
+_TURNS = (
+    "fprop", "dgrad", "fprop", "wgrad", "pool fprop", "depthwise fprop", "fprop", "pool bwd", "transposed", "3-D fprop",
+    "dgrad", "depthwise dgrad", "1-D fprop", "wgrad", "grouped fprop", "3-D dgrad", "depthwise wgrad", "3-D wgrad",
+    "1-D dgrad", "1-D wgrad",
+)  # fmt: skip
+"""Families in the order in which they take turns: what most networks run most often comes more than once."""
+
+
+def family(problem: Problem) -> str:
+    """Return the family of a problem: its pass, and what it is where kernels or torch are at their best or worst."""
+    if isinstance(problem, PoolProblem):
+        return f"pool {problem.kind}"
+    if problem.kind == "transposed":
+        return problem.kind
+    if problem.groups > 1:
+        return f"{'depthwise' if problem.groups == problem.c else 'grouped'} {problem.kind}"
+    return problem.kind if problem.ndim == 2 else f"{problem.ndim}-D {problem.kind}"
+
+
+def in_turns(cases: Iterable[Case]) -> list[Case]:
+    """Return `cases` with families taking turns, each in the order given, so that a short run has seen all of them."""
+    queues: dict[str, deque[Case]] = {}
+    for case in cases:
+        queues.setdefault(family(case.problem), deque()).append(case)
+    turns = [*_TURNS, *sorted(set(queues) - set(_TURNS))]
+    found = []
+    while any(queues.values()):
+        found += [queues[name].popleft() for name in turns if queues.get(name)]
+    return found
+
+
 def all_cases(
     names: Iterable[str] | None = None,
     numbers: Iterable[str] = ("float16", "bfloat16", "tf32"),
@@ -200,7 +244,8 @@ def all_cases(
 ) -> list[Case]:
     """Return every distinct problem, the most valuable first.
 
-    Networks take turns, each with its costliest layers first, so that a run that ends early has seen all of them.
+    Families of problems take turns, and in each of them networks do, with their costliest layers first: a run that
+    ends early has seen all of them.
 
     Parameters
     ----------
@@ -225,4 +270,4 @@ def all_cases(
                 uses.setdefault(problem, []).append(Use(name, phase, batch, count))
                 order[problem] = min(order.get(problem, (tier, place)), (tier, place))
     cases = [Case(problem, tuple(of), order[problem]) for problem, of in uses.items()]
-    return sorted(cases, key=lambda case: (case.order, case.key))
+    return in_turns(sorted(cases, key=lambda case: (case.order, case.key)))

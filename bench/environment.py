@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import torch
 import gpuconv
 
 from .contenders import version_of
+from .store import Store
 
-__all__ = ["environment", "fingerprint", "gpu_name", "gpu_state"]
+__all__ = ["environment", "fingerprint", "gpu_name", "gpu_state", "note", "noted"]
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -48,16 +50,10 @@ def gpu_state() -> dict[str, str]:
     return dict(zip(_SMI_FIELDS, done.stdout.splitlines()[0].split(", ")))
 
 
-def _source_hash() -> str:
-    digest = hashlib.sha256()
-    for folder in ("gpuconv", "kernels"):
-        for path in sorted((REPO / folder).rglob("*")):
-            if path.suffix in (".py", ".cu", ".cuh", ".c", ".json") and "__pycache__" not in path.parts:
-                digest.update(str(path.relative_to(REPO)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def _commit() -> str | None:
+    """Return the commit: what ``GPUCONV_COMMIT`` says, since a tree may travel without its history, else git's."""
+    if os.environ.get("GPUCONV_COMMIT"):
+        return os.environ["GPUCONV_COMMIT"]
     command = ["git", "-C", str(REPO), "rev-parse", "--short", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
@@ -66,15 +62,14 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Describe hardware and software. Dry runs say so."""
+def environment(device: str, whole: bool = True) -> dict[str, Any]:
+    """Describe hardware and software, dry runs say so; what :func:`fingerprint` reads alone if it need not be whole."""
     about: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "dry_run": device != "cuda",
         "gpu": "none (dry run in the interpreter)",
         "gpuconv": gpuconv.__version__,
-        "sources": _source_hash(),
-        "commit": _commit(),
+        "commit": _commit() if whole else None,
         "method": METHOD,
         "python": platform.python_version(),
         "host": f"{platform.machine()}, {os.cpu_count()} logical processors, {platform.release()}",
@@ -91,12 +86,37 @@ def environment(device: str) -> dict[str, Any]:
         p = torch.cuda.get_device_properties()
         about |= {
             "gpu": p.name, "capability": f"{p.major}.{p.minor}", "multiprocessors": p.multi_processor_count,
-            "memory_mib": p.total_memory >> 20, "l2_mib": p.L2_cache_size / 2**20, "state": gpu_state(),
+            "memory_mib": p.total_memory >> 20, "l2_mib": p.L2_cache_size / 2**20,
+            "state": gpu_state() if whole else {},
         }  # fmt: skip
     return about
 
 
-def fingerprint(about: dict[str, Any]) -> str:
-    """Return the identity of a run: results of another GPU, library version or source are not its results."""
-    names = ("gpu", "sources", "method", "torch", "triton", "cupy", "cudnn", "dry_run")
+def fingerprint(about: Mapping[str, Any]) -> str:
+    """Return the identity of a run: results of another GPU, library version or method are not its results.
+
+    The sources are not in it: each record says which ones it depends on.
+    """
+    names = ("gpu", "method", "torch", "triton", "cupy", "cudnn", "dry_run")
     return hashlib.sha256(repr([about.get(name) for name in names]).encode()).hexdigest()[:10]
+
+
+def note(store: Store, about: Callable[[], Mapping[str, Any]]) -> None:
+    """Record where, and of what sources, the records that follow are, unless the last such record says so."""
+    key = store.known.get("gpuconv", "")
+    noted = [record for record in store.records if record["stage"] == "environment"]
+    if not noted or (noted[-1]["key"], noted[-1]["run"]) != (key, store.fingerprint):
+        store.forget("environment", key)
+        store.add("environment", key, about=dict(about()), known=dict(store.known))
+
+
+def noted(folder: Path) -> tuple[dict[str, Any], Store] | None:
+    """Return the last environment in a folder of results, and its records: those of the sources that it had."""
+    records = Store(folder, "")
+    records.close()
+    last = next((record for record in reversed(records.records) if record["stage"] == "environment"), None)
+    if last is None:
+        return None
+    store = Store(folder, last["run"], last["known"])
+    of_run = [record for record in store.records if record["stage"] == "environment" and record["run"] == last["run"]]
+    return {**last["about"], "commits": [record["about"]["commit"] for record in of_run]}, store

@@ -1,13 +1,27 @@
 """Everything that a GPU can tell about gpuconv, in one command, under a time budget.
 
-    python bench/gpu_report.py [--budget 1500] [--stage parity --stage benchmark] [--out DIR] [--resume [DIR]]
+    python bench/gpu_report.py [--budget 530] [--stage parity=170 benchmark] [--out DIR] [--resume [DIR]]
     python bench/gpu_report.py --dry-run     # every stage on the CPU, in Triton's interpreter, on tiny problems
 
-Stages run in order, each on its share of the time that is left, most valuable problems first: ceilings, parity, compile
-(fills Triton's cache), benchmark, micro, host, tune, sanitizer, fit. A record is on disk as soon as it is made. Worker
-processes do the work, several of them where nothing is timed: one that crashes, or hangs, loses the item in hand, which
-is recorded as such, and the next worker goes on behind it. A run that was killed goes on with ``--resume``. Outputs are
-at most 8 files, each under 16 MiB; they land in --out, by default $OUT, else bench/results/<gpu>/<date>.
+Stages run in order, each on its share of the time that is left or on the seconds it is given, most valuable problems
+first: ceilings, parity, compile (fills Triton's cache), benchmark, micro, host, tune, sanitizer, fit. A record is on
+disk as soon as it is made. Worker processes do the work, several of them where nothing is timed: one that crashes, or
+hangs, loses the item in hand, which is recorded as such, and the next worker goes on behind it.
+
+On a rented card, whose commands end after 600 seconds, whose tree comes without git, and which brings 8 files back:
+
+    GPUCONV_COMMIT=abc1234 python bench/gpu_report.py --budget 330 --stage ceilings parity=170 compile benchmark
+    # fix what it showed, off the card; copy its folder into the tree; then, on another machine with the same GPU:
+    python bench/gpu_report.py --resume FOLDER --budget 60 --stage parity compile benchmark --only failed --out $OUT
+    python bench/gpu_report.py --resume --budget 200 --stage sanitizer=90 compile benchmark --kind dgrad wgrad bwd
+
+The budget is everything, from the start of the process to the written summary; the sum of the budgets of one command
+must stay below its limit: 530 of 600 seconds. A resumed run keeps the records of the same GPU and libraries whose
+solver, its kernels among it, has the same sources (see bench/sources.py), and measures the others again; ``--only
+failed`` does what was wrong, failed or crashed and nothing else. Outputs are at most 7 files, each under 16 MiB:
+results.jsonl, tuned.json, summary.json, summary.txt, layers.csv and, where there is time, layers.png and roofline.png,
+which ``bench/run.py --from FOLDER`` draws anywhere. They land in --out, by default $OUT, else
+bench/results/<gpu>/<date>. Write no log beside them.
 """
 
 from __future__ import annotations
@@ -16,43 +30,62 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+STARTED = time.time()
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
+from bench.supervise import Budget, supervise  # noqa: E402
+from bench.worker import Worker  # noqa: E402
+
 STAGE_NAMES = ("ceilings", "parity", "compile", "benchmark", "micro", "host", "tune", "sanitizer", "fit")
-CONTEXT_LOST = 75
-"""Exit status of a worker whose CUDA context is of no use any more."""
-
-MOST_WORKERS = 30
-_GRACE = 30.0
-"""Seconds past the budget that the last item gets."""
+KINDS = ("fprop", "dgrad", "wgrad", "transposed", "bwd")
+OUTPUTS = ("results.jsonl", "tuned.json", "summary.json", "summary.txt", "layers.csv", "layers.png", "roofline.png")
 
 
-def arguments() -> argparse.Namespace:
+def _stage(text: str) -> tuple[str, float | None]:
+    name, _, seconds = text.partition("=")
+    if name not in STAGE_NAMES:
+        raise argparse.ArgumentTypeError(f"{name!r} is no stage; there are {', '.join(STAGE_NAMES)}")
+    try:
+        return name, float(seconds) if seconds else None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{seconds!r} are no seconds for {name}") from None
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=1500.0, help="seconds, start of the process included")
-    parser.add_argument("--stage", action="append", choices=STAGE_NAMES, help="repeat for several; default: all")
+    parser.add_argument("--budget", type=float, default=530.0, help="seconds for everything (default: %(default)g)")
+    parser.add_argument(
+        "--stage", nargs="+", action="extend", type=_stage, metavar="NAME[=SECONDS]",
+        help=f"of {', '.join(STAGE_NAMES)}; default: all",
+    )  # fmt: skip
+    parser.add_argument("--kind", nargs="+", action="extend", choices=KINDS, help="passes to benchmark, compile, tune")
     parser.add_argument("--out", type=Path, help="folder of the outputs")
     parser.add_argument("--resume", nargs="?", type=Path, const=Path(), help="go on with the run in --out, or in DIR")
+    parser.add_argument("--only", choices=("failed",), help="what was wrong, failed or crashed in the resumed run")
+    parser.add_argument("--no-plots", action="store_true", help="draw nothing, however much time is left")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, in the interpreter, tiny problems")
-    parser.add_argument("--item-limit", type=float, default=150.0, help="seconds after which one item counts as hung")
-    parser.add_argument(
-        "--workers", type=int, help="processes of stages that time nothing; default: half the processors"
-    )
+    parser.add_argument("--item-limit", type=float, help="seconds after which an item hangs; default: by stage")
+    parser.add_argument("--workers", type=int, help="processes of stages that time nothing; default: processors less 1")
     parser.add_argument("--list", action="store_true", help="print stage and key of every record, and run nothing")
     parser.add_argument("--worker", type=float, help=argparse.SUPPRESS)  # the deadline, on the clock of time.time
     parser.add_argument("--part", default="0/1", help=argparse.SUPPRESS)  # of the items of parallel stages
-    parser.add_argument("--watched", type=int, help=argparse.SUPPRESS)  # that many parity problems, for a sanitizer
-    options = parser.parse_args()
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)  # for what supervisor and workers say
+    parser.add_argument("--watched", action="store_true", help=argparse.SUPPRESS)  # under a sanitizer
+    options = parser.parse_args(words)
+    if options.only and options.resume is None:
+        parser.error("--only failed needs --resume: which run?")
+    options.stage = dict(options.stage or [(name, None) for name in STAGE_NAMES])
     if options.workers is None:
-        options.workers = 1 if options.dry_run else max(1, min(8, (os.cpu_count() or 1) // 2))
+        options.workers = 1 if options.dry_run else max(1, min(15, (os.cpu_count() or 1) - 1))
     return options
 
 
@@ -70,225 +103,29 @@ def default_folder(dry: bool) -> Path:
     return REPO / "bench" / "results" / gpu / time.strftime("%Y-%m-%d-%H%M", time.gmtime())
 
 
-class Worker:
-    """Does items until the stages or the time are at an end."""
+def finish(options: argparse.Namespace, budget: Budget) -> None:
+    """Write the summary, the table and, if there is time, the plots of what is recorded."""
+    from bench.environment import noted
+    from bench.summary import report_text, rows_of, write_summary
 
-    def __init__(self, options: argparse.Namespace, deadline: float) -> None:
-        from bench.environment import environment, fingerprint
-        from bench.stages import Context
-        from bench.store import Store, write_atomically
-        from bench.timing import clock_for
-
-        self.options, self.deadline = options, deadline
-        device = "cpu" if options.dry_run else "cuda"
-        self.about = environment(device)
-        self.run = fingerprint(self.about)
-        self.out: Path = options.out
-        self.store = Store(self.out, self.run)
-        self.context = Context(clock_for(device), self.store, self.out, lambda: self.deadline - time.time())
-        self.parent = os.getppid()
-        write_atomically(self.out / "environment.json", json.dumps(self.about, indent=1) + "\n")
-
-    def stages(self) -> list[Any]:
-        from bench.stages import STAGES
-
-        wanted = self.options.stage or STAGE_NAMES
-        return [stage for name, stage in STAGES.items() if name in wanted]
-
-    def work(self) -> None:
-        from bench.store import ResultsFullError
-
-        stages = self.stages()
-        for place, stage in enumerate(stages):
-            remaining = self.deadline - time.time()
-            share = stage.share / sum(other.share for other in stages[place:])
-            try:
-                self._stage(stage, time.time() + remaining * share)
-            except ResultsFullError as error:
-                print(f"{error}: no more is measured", flush=True)
-                return
-
-    def _stage(self, stage: Any, deadline: float) -> None:
-        from bench.progress import Progress
-
-        items = list(stage.items(self.context))
-        if stage.parallel:
-            part, parts = map(int, self.options.part.split("/"))
-            items = items[part::parts]
-        left = [item for item in items if not all(self.store.done(stage.name, key) for key in item.keys)]
-        print(f"{stage.name}: {len(items)} items, {len(items) - len(left)} of them done", flush=True)
-        progress = Progress(stage.name, len(left), time.monotonic() + deadline - time.time())
-        for item in left:
-            if time.time() > deadline:
-                print(f"{stage.name}: out of time, {progress.total - progress.count} items not run", flush=True)
-                break
-            self._item(stage, item)
-            progress.step(item.keys[0])
-        progress.close()
-
-    def _item(self, of: Any, item: Any) -> None:
-        """Record what an item yields; an error of one is its record, a lost CUDA context the end of this worker."""
-        if os.getppid() != self.parent:
-            sys.exit("the parent is gone")
-        stage = of.name
-        missing = [key for key in item.keys if not self.store.done(stage, key)]
-        results = iter(item.run(missing))
-        for key in missing:
-            self._mark(stage, key)
-            start = time.perf_counter()
-            try:
-                fields = dict(next(results))
-            except Exception as error:
-                text = f"{type(error).__name__}: {str(error)[:400]}"
-                lost = "CUDA error" in text or "illegal memory access" in text
-                self.store.add(stage, key, status="crashed" if lost else "error", why=text)
-                if lost:
-                    sys.exit(CONTEXT_LOST)
-                results = iter(item.run(missing[missing.index(key) + 1 :]))
-                continue
-            if not of.silent:
-                self.store.add(stage, key, **fields, seconds=round(time.perf_counter() - start, 3))
-        (self.out / in_hand(self.options.part)).unlink(missing_ok=True)
-
-    def _mark(self, stage: str, key: str) -> None:
-        from bench.store import write_atomically
-
-        mark = {"stage": stage, "key": key, "run": self.run}
-        write_atomically(self.out / in_hand(self.options.part), json.dumps(mark))
-
-
-class Slot:
-    """A place for one worker after the other, until one ends by itself."""
-
-    def __init__(self, options: argparse.Namespace, command: list[str], part: str, deadline: float) -> None:
-        self.options, self.command, self.deadline = options, command, deadline
-        self.mark = options.out / in_hand(part)
-        self.mark.unlink(missing_ok=True)
-        self.failures = self.workers = 0
-        self.status: int | None = None
-        self.process = subprocess.Popen(self.command)
-
-    def busy(self) -> bool:
-        """Look after the worker; return whether there still is one."""
-        if self.status is not None:
-            return False
-        why = self._why()
-        if why is None:
-            return self.status is None
-        print(why, flush=True)
-        # Two workers in a row that die with nothing in hand would go on dying.
-        self.failures = 0 if self._record_loss(why) or "context" in why else self.failures + 1
-        self.workers += 1
-        if self.failures == 2 or self.workers == MOST_WORKERS:
-            self.status = 1
-            return False
-        self.process = subprocess.Popen(self.command)
-        return True
-
-    def _why(self) -> str | None:
-        """Return why the worker died or had to, ``None`` while it works or where it ended by itself."""
-        limit = self.options.item_limit
-        if self.process.poll() is None:
-            hung = self.mark.exists() and time.time() - _changed(self.mark) > limit
-            late = time.time() > self.deadline + min(_GRACE, limit)
-            if not hung and not late:
-                return None
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
-            if late:
-                print("out of time: the item in hand is left for another run", flush=True)
-                self.mark.unlink(missing_ok=True)
-                self.status = 0
-            return None if late else f"hung for more than {limit:.0f} s, killed"
-        status = self.process.returncode
-        if status == 0:
-            self.status = 0
-            return None
-        if status == CONTEXT_LOST:
-            return "the CUDA context was lost"
-        return f"the worker died by signal {-status}" if status < 0 else f"the worker exited with status {status}"
-
-    def _record_loss(self, why: str) -> bool:
-        """Record the item that the worker had in hand, unless it did so itself; return whether there was one."""
-        from bench.store import Store
-
-        if not self.mark.exists():
-            return False
-        mark = json.loads(self.mark.read_text())
-        store = Store(self.options.out, mark["run"])
-        if not store.done(mark["stage"], mark["key"]):
-            store.add(mark["stage"], mark["key"], status="crashed", why=why)
-        store.close()
-        self.mark.unlink()
-        return True
-
-
-def worker_command(options: argparse.Namespace, stages: list[str], part: str, deadline: float) -> list[str]:
-    """Return the command line of a worker."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--worker", str(deadline), "--part", part]
-    command += ["--out", str(options.out), *(word for stage in stages for word in ("--stage", stage))]
-    return command + ["--dry-run"] * options.dry_run
-
-
-def in_hand(part: str) -> str:
-    """Return the name of the file that says what the worker of a part is at."""
-    return f".in-hand-{part.replace('/', '-')}.json"
-
-
-def _changed(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return time.time()
-
-
-def phases(stages: list[Any]) -> list[list[Any]]:
-    """Return the stages in runs of those that several workers share, and of those that one has to itself."""
-    found: list[list[Any]] = []
-    for stage in stages:
-        if found and found[-1][-1].parallel == stage.parallel:
-            found[-1].append(stage)
-        else:
-            found.append([stage])
-    return found
-
-
-def supervise(options: argparse.Namespace, deadline: float) -> int:
-    """Run the phases one after the other, each until its share of the time is over or its workers are done."""
-    from bench.stages import STAGES
-
-    chosen = [stage for name, stage in STAGES.items() if name in (options.stage or STAGE_NAMES)]
-    left = phases(chosen)
-    worst = 0
-    while left:
-        phase, *left = left
-        share = sum(stage.share for stage in phase)
-        rest = share + sum(stage.share for later in left for stage in later)
-        until = time.time() + (deadline - time.time()) * share / rest
-        parts = [f"{part}/{options.workers}" for part in range(options.workers)] if phase[0].parallel else ["0/1"]
-        names = [stage.name for stage in phase]
-        slots = [Slot(options, worker_command(options, names, part, until), part, until) for part in parts]
-        while any([slot.busy() for slot in slots]):
-            time.sleep(0.05 if options.dry_run else 0.25)
-        worst = max(worst, *(slot.status or 0 for slot in slots))
-    return worst
-
-
-def finish(options: argparse.Namespace) -> None:
-    """Write the summary, the table and the plots of what is recorded."""
-    from bench.store import Store
-    from bench.summary import report_text, write_summary
-
-    about = json.loads((options.out / "environment.json").read_text())
-    from bench.environment import fingerprint
-
-    store = Store(options.out, fingerprint(about))
+    found = noted(options.out)
+    if found is None:
+        print("nothing was recorded")
+        return
+    about, store = found
     records, cases = store.current(), report_cases(options.dry_run)
-    store.close()
-    write_summary(options.out, about, records, cases)
+    timed = len(rows_of(records, cases))
+    plots = not options.no_plots and budget.plots_fit(timed, time.time())
+    write_summary(options.out, about, records, cases, plots)
     print(report_text(about, records, cases)[-6000:])
-    files = sorted(path for path in options.out.iterdir() if path.is_file())
-    print(f"{len(files)} files in {options.out}: " + ", ".join(path.name for path in files))
+    if store.stale():
+        print(f"{len(store.stale())} records are of sources that have changed since, and not in the summary")
+    store.close()
+    if not plots:
+        print(f"plots: not drawn; python bench/run.py --from {options.out} draws them anywhere")
+    files = sorted(path.name for path in options.out.iterdir() if path.is_file())
+    print(f"{len(files)} files in {options.out}: {', '.join(files)}")
+    print(f"{time.time() - budget.start:.0f} s of {budget.seconds:.0f} s")
 
 
 def report_cases(dry: bool) -> list[Any]:
@@ -302,65 +139,115 @@ def report_cases(dry: bool) -> list[Any]:
     return all_cases()
 
 
-def watched(count: int) -> int:
-    """Run the first parity problems, for compute-sanitizer around this process."""
-    from bench.parity import parity_items
+def print_order(most: int = 60) -> None:
+    """Print the cases that a run on a GPU measures first."""
+    from collections import Counter
 
-    for number, (key, run) in enumerate(parity_items("cuda")):
-        if number == count:
-            break
-        fields = run()
-        print(key, fields["status"], flush=True)
-    return 0
+    from bench.cases import all_cases, family
+
+    first = all_cases()[:most]
+    print(f"on a GPU the first {most} cases are:")
+    for number, case in enumerate(first, 1):
+        print(f"{number:>4} {family(case.problem):<16} {case.key}")
+    counts = Counter(family(case.problem) for case in first)
+    print(", ".join(f"{count} {name}" for name, count in counts.items()), flush=True)
 
 
 def prepare(options: argparse.Namespace) -> None:
     """Make the folder, and bring in the results that a resumed run goes on with."""
     options.out = (options.out or default_folder(options.dry_run)).resolve()
     options.out.mkdir(parents=True, exist_ok=True)
+    for left_over in options.out.glob("*.tmp"):
+        left_over.unlink()
     results = options.out / "results.jsonl"
+    there = results.exists() and results.stat().st_size > 0
     if options.resume is None:
-        if results.exists() and results.stat().st_size:
+        if there:
             sys.exit(f"{results} exists: --resume goes on with it, --out names another folder")
         return
-    source = options.resume / "results.jsonl"
-    if options.resume != Path() and source.resolve() != results:
-        if results.exists() and results.stat().st_size:
-            sys.exit(f"both {source} and {results} exist: which one?")
-        shutil.copyfile(source, results)
-    for mark in options.out.glob(".in-hand-*"):
-        mark.unlink()
+    source = options.resume.resolve() if options.resume != Path() else options.out
+    if source == options.out:
+        return
+    if not (source / "results.jsonl").exists():
+        sys.exit(f"{source} has no results.jsonl to go on with")
+    if there:
+        sys.exit(f"both {source / 'results.jsonl'} and {results} exist: which one?")
+    for name in ("results.jsonl", "tuned.json"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, options.out / name)
+
+
+def caches_to_write() -> None:
+    """Give Triton and CuPy a folder for what they compile where the home folder cannot be written."""
+    if os.access(Path.home(), os.W_OK):
+        return
+    folder = Path(tempfile.gettempdir()) / "gpuconv-report-cache"
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+    os.environ.setdefault("CUPY_CACHE_DIR", str(folder / "cupy"))
+
+
+def share_state(options: argparse.Namespace) -> None:
+    """Tell workers of which sources, and of which command, their records are."""
+    from bench.sources import snapshot
+
+    options.known, options.session = snapshot(), time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+    state = {"known": options.known, "session": options.session}
+    (options.scratch / "state.json").write_text(json.dumps(state))
+
+
+def work(options: argparse.Namespace) -> int:
+    """Be a worker."""
+    if options.dry_run:
+        import torch
+
+        torch.set_num_threads(1)  # tiny problems: more threads would only wait for each other
+    state = json.loads((options.scratch / "state.json").read_text())
+    options.known, options.session = state["known"], state["session"]
+    Worker(options, options.worker).work()
+    return 0
+
+
+def list_all(options: argparse.Namespace) -> None:
+    """Print stage and key of what is left to record, a line of JSON each."""
+    from bench.stages import STAGES
+
+    worker = Worker(options, time.time() + options.budget)
+    for name in STAGES:
+        if name in options.stage and not STAGES[name].silent:
+            for item in worker.items(STAGES[name]):
+                for key in item.keys:
+                    print(json.dumps([name, key]))
 
 
 def main() -> int:
     options = arguments()
-    start = time.time()
     if options.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
-    if options.watched is not None:
-        return watched(options.watched)
-    if options.worker is not None:
-        if options.dry_run:
-            import torch
+    if options.watched:
+        from bench.sanitizer import watch
 
-            torch.set_num_threads(1)  # tiny problems: more threads would only wait for each other
-        Worker(options, options.worker).work()
-        return 0
+        return 1 if watch() else 0
+    if options.worker is not None:
+        return work(options)
     import torch
 
     if not options.dry_run and not torch.cuda.is_available():
         print("not run: no CUDA device (--dry-run walks every stage on the CPU)")
         return 0
     prepare(options)
-    if options.list:
-        worker = Worker(options, start + options.budget)
-        for stage in worker.stages():
-            for item in () if stage.silent else stage.items(worker.context):
-                for key in item.keys:
-                    print(json.dumps([stage.name, key]))
-        return 0
-    status = supervise(options, start + options.budget)
-    finish(options)
+    caches_to_write()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of many workers
+    with tempfile.TemporaryDirectory(prefix="gpuconv-report-") as scratch:
+        options.scratch = Path(scratch)
+        share_state(options)
+        if options.list:
+            list_all(options)
+            return 0
+        if options.dry_run:
+            print_order()
+        budget = Budget(STARTED, options.budget)
+        status = supervise(options, budget)
+        finish(options, budget)
     return status
 
 

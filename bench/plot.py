@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpuconv.problem import ConvProblem
 
 from .measure import number_format
-
-if TYPE_CHECKING:
-    from .summary import Row
+from .rows import Row
 
 __all__ = ["write_plots"]
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils._mode_utils import no_dispatch
 
 from gpuconv import numerics
-from gpuconv.arrays import TORCH
 from gpuconv.problem import ConvProblem, PoolProblem, Problem
 
 from .calls import Tensors, aten_call, output_padding
 
-__all__ = ["Verdict", "poisoned", "reference", "tolerance", "verdict"]
+__all__ = ["Referee", "Verdict", "poisoned", "reference", "replayed", "tolerance", "verdict"]
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu, "silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
@@ -32,7 +32,7 @@ _STEEPEST = 1.5
 """Largest slope of an activation (hardswish): it passes errors on enlarged by as much."""
 
 _CHUNK_BYTES = 4 << 30
-"""Bytes of float64 tensors that the referee holds at a time; larger problems are judged some images at a time."""
+"""Bytes of float64 tensors that the referee computes with at a time, some images of larger problems, and may keep."""
 
 
 class Verdict(dict[str, Any]):
@@ -113,50 +113,99 @@ def _chunks(problem: Problem, tensors: Tensors) -> list[slice]:
     return [slice(start, min(start + size, problem.n)) for start in range(0, problem.n, size)]
 
 
-def verdict(problem: Problem, tensors: Tensors, result: Any) -> Verdict:
-    """Judge `result`, the output (or its first, the values before indices) of a call on `tensors`."""
-    values = result[0] if isinstance(result, tuple) else result
-    if tuple(values.shape) != tuple(problem.result_shape):
-        return Verdict(ok=False, why=f"shape {tuple(values.shape)}, expected {tuple(problem.result_shape)}")
-    worst, squares, wrong = 0.0, 0.0, 0
-    for part in _chunks(problem, tensors):
-        whole = problem.kind == "wgrad"
+class Referee:
+    """Judges results of calls on the same tensors: what PyTorch computes in float64 is computed once, if it fits."""
+
+    def __init__(self, problem: Problem, tensors: Tensors) -> None:
+        self.problem, self.tensors = problem, tensors
+        self.whole = problem.kind == "wgrad"
+        self.parts = _chunks(problem, tensors)
+        self.keeps = 2 * 8 * prod(problem.result_shape) <= _CHUNK_BYTES
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _expected(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the expected values of a part of the batch, and the tolerance."""
+        if place in self._kept:
+            return self._kept[place]
+        problem, part = self.problem, self.parts[place]
         batched = {
-            name: tensor if whole or name in ("w", "bias", "scale", "shift") else tensor[part]
-            for name, tensor in tensors.items()
+            name: tensor if self.whole or name in ("w", "bias", "scale", "shift") else tensor[part]
+            for name, tensor in self.tensors.items()
         }
-        expected, magnitude = reference(problem if whole else replace(problem, n=part.stop - part.start), batched)
-        got = (values if whole else values[part]).double()
+        of_part = problem if self.whole else replace(problem, n=part.stop - part.start)
+        expected, magnitude = reference(of_part, batched)
         precision = getattr(problem, "precision", "ieee")
-        allowed = tolerance(expected, magnitude, problem.dtype, problem.reduction_length, precision)
-        ratio = (got - expected).abs() / allowed
-        # What is no number stays out of reach of every comparison.
-        ratio = torch.where(torch.isfinite(got), ratio, torch.inf)
-        worst = max(worst, float(ratio.max()) if ratio.numel() else 0.0)
-        squares += float(ratio.square().sum())
-        wrong += int((ratio > 1).sum())
-    rms = (squares / max(values.numel(), 1)) ** 0.5
-    ok = wrong == 0 and rms <= numerics.RMS_LIMIT
-    found: dict[str, Any] = {"ok": ok, "worst": round(min(worst, 1e30), 4), "rms": round(min(rms, 1e30), 4)}
-    if not ok:
-        found["why"] = f"{wrong} of {values.numel()} elements out of tolerance, error/tolerance {worst:.4g}"
-    return Verdict(found)
+        found = expected, tolerance(expected, magnitude, problem.dtype, problem.reduction_length, precision)
+        if self.keeps:
+            self._kept[place] = found
+        return found
+
+    def verdict(self, result: Any) -> Verdict:
+        """Judge `result`, the output (or its first, the values before indices) of a call on the tensors."""
+        problem = self.problem
+        values = result[0] if isinstance(result, tuple) else result
+        if tuple(values.shape) != tuple(problem.result_shape):
+            return Verdict(ok=False, why=f"shape {tuple(values.shape)}, expected {tuple(problem.result_shape)}")
+        worst, squares, wrong = 0.0, 0.0, 0
+        for place, part in enumerate(self.parts):
+            expected, allowed = self._expected(place)
+            got = (values if self.whole else values[part]).double()
+            ratio = (got - expected).abs() / allowed
+            # What is no number stays out of reach of every comparison.
+            ratio = torch.where(torch.isfinite(got), ratio, torch.inf)
+            worst = max(worst, float(ratio.max()) if ratio.numel() else 0.0)
+            squares += float(ratio.square().sum())
+            wrong += int((ratio > 1).sum())
+        rms = (squares / max(values.numel(), 1)) ** 0.5
+        ok = wrong == 0 and rms <= numerics.RMS_LIMIT
+        found: dict[str, Any] = {"ok": ok, "worst": round(min(worst, 1e30), 4), "rms": round(min(rms, 1e30), 4)}
+        if not ok:
+            found["why"] = f"{wrong} of {values.numel()} elements out of tolerance, error/tolerance {worst:.4g}"
+        return Verdict(found)
+
+
+def verdict(problem: Problem, tensors: Tensors, result: Any) -> Verdict:
+    """Judge one result of a call on `tensors`."""
+    return Referee(problem, tensors).verdict(result)
 
 
 @contextmanager
 def poisoned() -> Any:
-    """Fill every result and workspace that the library allocates for torch with NaN, or the largest integer."""
-    allocate, scratch = TORCH.empty, torch.empty
+    """Fill every result and workspace that the library allocates for torch with NaN, or the largest integer.
 
-    def filled(array: torch.Tensor) -> torch.Tensor:
-        if array.dtype is torch.bool:
+    Repeated calls allocate here, too: a first call is recorded without what fills, and its replay goes on filling. So
+    the plan cache is empty at the start, where older replays would not fill, and at the end, where clocks begin.
+    """
+    from gpuconv.dispatch.plan_cache import CACHE
+
+    whole, strided = torch.empty, torch.empty_strided
+
+    def filling(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def filled(*arguments: Any, **options: Any) -> torch.Tensor:
+            array = allocate(*arguments, **options)
+            if array.dtype is torch.bool or array.is_meta:
+                return array
+            with no_dispatch():  # a recording would take it for a part of the call, and refuse
+                array.fill_(float("nan") if array.is_floating_point() else torch.iinfo(array.dtype).max)
             return array
-        return array.fill_(float("nan") if array.is_floating_point() else torch.iinfo(array.dtype).max)
 
-    TORCH.empty = lambda *arguments: filled(allocate(*arguments))  # type: ignore[method-assign]
-    torch.empty = lambda *arguments, **options: filled(scratch(*arguments, **options))
+        return filled
+
+    CACHE.clear()
+    torch.empty, torch.empty_strided = filling(whole), filling(strided)
     try:
         yield
     finally:
-        del TORCH.empty  # the class's own again
-        torch.empty = scratch
+        torch.empty, torch.empty_strided = whole, strided
+        CACHE.clear()
+
+
+def replayed() -> bool | None:
+    """Tell whether the last call went, or would go on, by a replay; ``None`` where nobody asked for one.
+
+    Solvers of CuPy and NumPy have none, and nor has what runs on the CPU.
+    """
+    from gpuconv.dispatch.plan_cache import CACHE
+
+    last = max(CACHE.entries(), key=lambda entry: entry.used, default=None)
+    return None if last is None or last.replay is None else bool(last.replay)

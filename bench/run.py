@@ -15,7 +15,6 @@ Outputs: results.jsonl, layers.csv, summary.json, summary.txt and, with matplotl
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-CONTENDERS = ("gpuconv", "torch_channels_last", "torch_contiguous", "inductor", "flag_gems", "tileops")
+CONTENDERS = ("gpuconv", "torch_channels_last", "torch_contiguous", "gpuconv_cupy", "inductor", "flag_gems", "tileops")
 
 
 def arguments() -> argparse.Namespace:
@@ -62,7 +61,7 @@ def measure_all(options: argparse.Namespace, cases: list[Any], store: Any, clock
         if not store.done("ceilings", key):
             store.add("ceilings", key, **run())
     items = list(benchmark_items(cases, clock, options.contender))
-    progress = Progress("benchmark", len(items))
+    progress = Progress("benchmark", total=len(items))
     for item in items:
         missing = [key for key in item.keys if not store.done("benchmark", key)]
         for key, fields in zip(missing, item.run(missing)):
@@ -77,25 +76,30 @@ def main() -> int:
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
     import torch
 
-    from bench.environment import environment, fingerprint
-    from bench.store import Store, write_atomically
+    from bench.environment import environment, fingerprint, note, noted
+    from bench.sources import snapshot
+    from bench.store import Store
     from bench.summary import report_text, write_summary
     from bench.timing import clock_for
 
     if options.source:
-        options.out = options.source
-        about = json.loads((options.source / "environment.json").read_text())
+        found = noted(options.source)
+        if found is None:
+            print(f"{options.source} has no results")
+            return 1
+        (about, store), options.out = found, options.source
         options.dry_run = about["dry_run"]
+        cases = chosen_cases(options)
     elif not options.dry_run and not torch.cuda.is_available():
         print("not run (no CUDA device)")
         return 0
     else:
-        about = environment("cpu" if options.dry_run else "cuda")
-    cases = chosen_cases(options)
-    store = Store(options.out, fingerprint(about))
-    if not options.source:
-        write_atomically(options.out / "environment.json", json.dumps(about, indent=1) + "\n")
-        measure_all(options, cases, store, clock_for("cpu" if options.dry_run else "cuda"))
+        device = "cpu" if options.dry_run else "cuda"
+        about = environment(device)
+        cases = chosen_cases(options)
+        store = Store(options.out, fingerprint(about), snapshot())
+        note(store, lambda: about)
+        measure_all(options, cases, store, clock_for(device))
     records = store.current()
     store.close()
     print(report_text(about, records, cases))

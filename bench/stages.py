@@ -2,61 +2,40 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
+from gpuconv.problem import Problem
+
 from .calls import make_tensors
-from .cases import Case, all_cases
-from .contenders import CONTENDERS
+from .cases import Case
+from .contenders import CONTENDERS, Gpuconv
+from .items import Context, Item
 from .measure import PRIMARY, measure, record_key
 from .micro import ceiling_items, host_items, micro_items
 from .parity import parity_items
 from .parity_calls import parity_calls
-from .store import Store
 from .timing import Clock
 
-__all__ = ["STAGES", "Context", "Item", "Stage", "benchmark_items"]
+__all__ = ["STAGES", "Stage", "allotted", "benchmark_items", "listed"]
 
 SECONDARY = (("inductor",), ("flag_gems", "tileops"))
 
-_SANITIZED = 12
-"""Problems that compute-sanitizer watches: it slows kernels down by a factor of ten and more."""
+_COMPILED = 300
+"""Cases whose kernels are compiled ahead: more than a run of ten minutes times."""
 
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """Work that yields one record, or several, in the order of `keys`. Records that exist are not made again."""
-
-    keys: tuple[str, ...]
-    run: Callable[[Sequence[str]], Iterable[Mapping[str, Any]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What stages may need: the clock, earlier results, where outputs go, and how long there is."""
-
-    clock: Clock
-    store: Store
-    out: Path
-    seconds_left: Callable[[], float]
-
-    @property
-    def dry(self) -> bool:
-        return self.clock.device == "cpu"
+_INDUCTOR_SECONDS = 150.0
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
     """A part of the report. `share` is the part of the time that remains, among the stages that remain.
 
-    Several processes work on a `parallel` stage, which times nothing. A `silent` one leaves no records but of crashes.
+    Several processes work on a `parallel` stage, which times nothing. A `silent` one leaves no records but of failures.
+    `least` is how many seconds it gets at least, and `item_limit` after how many an item counts as hung.
     """
 
     name: str
@@ -64,6 +43,19 @@ class Stage:
     items: Callable[[Context], Iterator[Item]]
     parallel: bool = False
     silent: bool = False
+    least: float = 0.0
+    item_limit: float = 60.0
+
+
+def allotted(stages: Sequence[Stage], asked: Mapping[str, float | None], left: float) -> float:
+    """Return the seconds of the first of the stages that remain, of the `left` ones: those asked for, or its share."""
+    first, left = stages[0], max(left, 0.0)
+    given = asked.get(first.name)
+    if given is not None:
+        return min(given, left)
+    free = [stage for stage in stages if asked.get(stage.name) is None]
+    shared = left - sum(asked.get(stage.name) or 0.0 for stage in stages)
+    return min(left, max(first.least, shared * first.share / sum(stage.share for stage in free)))
 
 
 def _single(key: str, run: Callable[[], Mapping[str, Any]]) -> Item:
@@ -73,23 +65,43 @@ def _single(key: str, run: Callable[[], Mapping[str, Any]]) -> Item:
     return Item((key,), record)
 
 
+def listed(what: str, items: Callable[[], Iterable[Item]]) -> Iterator[Item]:
+    """Yield `items`; what listing them raises is raised by an item that stands for the rest, and so is recorded."""
+    try:
+        yield from items()
+    except Exception as error:
+        yield _single(f"gpuconv: the list of {what} ends here", partial(_raise, error))
+
+
+def _raise(error: Exception) -> Mapping[str, Any]:
+    raise error
+
+
+def _singles(found: Iterable[tuple[str, Callable[[], Mapping[str, Any]]]]) -> Iterator[Item]:
+    return (_single(*item) for item in found)
+
+
 def _ceilings(context: Context) -> Iterator[Item]:
-    yield from (_single(*item) for item in ceiling_items(context.clock))
+    yield from _singles(ceiling_items(context.clock))
 
 
 def _parity(context: Context) -> Iterator[Item]:
-    problems = None
-    if context.dry:
-        from .dry import tiny_problems
-
-        problems = tiny_problems()
     device = context.clock.device
-    yield from (_single(*item) for item in parity_items(device, problems))
-    yield from (_single(*item) for item in parity_calls(device, few=context.dry))
+
+    def problems() -> Iterator[Item]:
+        tiny = None
+        if context.dry:
+            from .dry import tiny_problems
+
+            tiny = tiny_problems()
+        return _singles(parity_items(device, tiny))
+
+    yield from listed("problems", problems)
+    yield from listed("calls", lambda: _singles(parity_calls(device, few=context.dry)))
 
 
 def _compile(context: Context) -> Iterator[Item]:
-    """Run every case of the benchmark once, so that its kernels are in Triton's cache on disk when they are timed.
+    """Run the cases that are measured next once, so that their kernels are in Triton's cache when they are timed.
 
     Compilation is most of what a problem takes, and needs processors alone: several of these stages run side by side.
     """
@@ -103,8 +115,10 @@ def _compile(context: Context) -> Iterator[Item]:
             CONTENDERS["gpuconv"].call(problem, make_tensors(problem, context.clock.device))()
         return {"status": "ok"}
 
-    for case in all_cases():
-        yield _single(case.key, partial(run, case))
+    left = (case for case in context.cases() if not context.store.done("benchmark", record_key("gpuconv", case.key)))
+    for case in islice(left, _COMPILED):
+        item = _single(case.key, partial(run, case))
+        yield replace(item, serves=("benchmark", record_key("gpuconv", case.key)))
 
 
 def benchmark_items(cases: Sequence[Case], clock: Clock, contenders: Sequence[str] | None = None) -> Iterator[Item]:
@@ -119,82 +133,67 @@ def benchmark_items(cases: Sequence[Case], clock: Clock, contenders: Sequence[st
             continue
         for case in cases:
             keys = {record_key(name, case.key): name for name in names}
+            problem = replace(case.problem, device="cpu" if clock.device == "cpu" else "cuda:0")
 
-            def run(missing: Sequence[str], case: Case = case, keys: dict[str, str] = keys) -> Iterator[dict[str, Any]]:
-                problem = replace(case.problem, device="cpu" if clock.device == "cpu" else "cuda:0")
-                chosen = [keys[key] for key in missing]
-                for record in measure(problem, chosen, clock):
+            def run(
+                missing: Sequence[str], case: Case = case, keys: dict[str, str] = keys, problem: Problem = problem
+            ) -> Iterator[dict[str, Any]]:
+                for record in measure(problem, [keys[key] for key in missing], clock):
                     yield {"problem": case.key, **record}
 
-            yield Item(tuple(keys), run)
+            limit = _INDUCTOR_SECONDS if "inductor" in names else None
+            yield Item(tuple(keys), run, partial(_stands, problem), limit=limit)
+
+
+def _stands(problem: Problem, record: Mapping[str, Any]) -> bool:
+    """Tell whether a record of the benchmark is still of what a call runs."""
+    contender = CONTENDERS[record["contender"]] if "contender" in record else None
+    if not isinstance(contender, Gpuconv) or "solver" not in record:
+        return True
+    return contender.stands(problem, record)
 
 
 def _benchmark(context: Context) -> Iterator[Item]:
-    if context.dry:
-        from .dry import tiny_cases
-
-        yield from benchmark_items(tiny_cases(), context.clock)
-    else:
-        yield from benchmark_items(all_cases(), context.clock)
+    yield from listed("cases", lambda: benchmark_items(context.cases(), context.clock))
 
 
 def _micro(context: Context) -> Iterator[Item]:
-    items = micro_items(context.clock, 1 if context.dry else 6)
-    yield from (_single(*item) for item in items)
+    yield from listed("sweeps", lambda: _singles(micro_items(context.clock, 1 if context.dry else 6)))
 
 
 def _host(context: Context) -> Iterator[Item]:
-    yield from (_single(*item) for item in host_items(context.clock))
-
-
-def _sanitize(tool: str, path: str, context: Context) -> dict[str, Any]:
-    """Run a few problems of the parity stage in a process of their own, under one tool of compute-sanitizer."""
-    script = Path(__file__).with_name("gpu_report.py")
-    command = [path, "--tool", tool, "--error-exitcode", "9", sys.executable, str(script), "--watched", str(_SANITIZED)]
-    limit = max(30.0, min(120.0, context.seconds_left()))
-    # Without the cache of torch's allocator every tensor is an allocation of its own, whose ends the tool watches.
-    env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=env, check=False)
-    except subprocess.TimeoutExpired:
-        return {"status": "not run", "why": f"not finished after {limit:.0f} s"}
-    tail = (done.stdout + done.stderr)[-1500:]
-    return {"status": "ok" if done.returncode == 0 else "wrong", "returncode": done.returncode, "output": tail}
+    yield from _singles(host_items(context.clock))
 
 
 def _sanitizer(context: Context) -> Iterator[Item]:
-    path = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-    for tool in ("memcheck", "racecheck"):
-        if context.dry or path is None:
-            why = "a dry run has no GPU" if context.dry else "compute-sanitizer is not installed"
-            yield _single(tool, partial(dict, status="not run", why=why))
-        else:
-            yield _single(tool, partial(_sanitize, tool, path, context))
+    from .sanitizer import sanitizer_items
+
+    yield from _singles(sanitizer_items(context.dry, context.seconds_left))
 
 
 def _tune(context: Context) -> Iterator[Item]:
     from .tuning import tuning_items
 
-    yield from (_single(*item) for item in tuning_items(context))
+    yield from listed("problems", lambda: _singles(tuning_items(context)))
 
 
 def _fit(context: Context) -> Iterator[Item]:
     from .tuning import fit_items
 
-    yield from (_single(*item) for item in fit_items(context))
+    yield from listed("samples", lambda: _singles(fit_items(context)))
 
 
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("ceilings", 0.02, _ceilings),
-        Stage("parity", 0.16, _parity, parallel=True),
-        Stage("compile", 0.08, _compile, parallel=True, silent=True),
-        Stage("benchmark", 0.36, _benchmark),
-        Stage("micro", 0.18, _micro),
+        Stage("ceilings", 0.02, _ceilings, least=30.0),
+        Stage("parity", 0.16, _parity, parallel=True, item_limit=45.0),
+        Stage("compile", 0.08, _compile, parallel=True, silent=True, item_limit=45.0),
+        Stage("benchmark", 0.36, _benchmark, item_limit=45.0),
+        Stage("micro", 0.18, _micro, item_limit=45.0),
         Stage("host", 0.02, _host),
-        Stage("tune", 0.12, _tune),
-        Stage("sanitizer", 0.06, _sanitizer),
+        Stage("tune", 0.12, _tune, item_limit=100.0),
+        Stage("sanitizer", 0.06, _sanitizer, item_limit=150.0),
         Stage("fit", 0.02, _fit),
     )
 }

@@ -7,7 +7,6 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +15,11 @@ from gpuconv.problem import ConvProblem
 from .cases import DTYPES, Case
 from .contenders import CONTENDERS
 from .measure import ceilings, figures
-from .store import write_atomically
+from .plot import write_plots
+from .rows import OTHERS, TORCH, Row
+from .store import FAILED, write_atomically
 
-__all__ = ["Row", "network_totals", "report_text", "rows_of", "stage_counts", "summary_of", "write_summary"]
-
-TORCH = ("torch_channels_last", "torch_contiguous")
-OTHERS = ("inductor", "flag_gems", "tileops")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One problem: our record, the better of torch's two, the others', and what follows from them."""
-
-    case: Case
-    ours: Mapping[str, Any]
-    torch: Mapping[str, Any] | None
-    others: Mapping[str, Mapping[str, Any]]
-    figures: Mapping[str, float | None]
-
-    @property
-    def us(self) -> float | None:
-        """Our kernel time, the median in microseconds, if the gate passed."""
-        return self.ours["kernel"]["p50"] if "kernel" in self.ours else None
-
-    @property
-    def torch_us(self) -> float | None:
-        """The better of torch's."""
-        return None if self.torch is None else self.torch["kernel"]["p50"]
-
-    @property
-    def speedup(self) -> float | None:
-        """Torch's time over ours: above 1 we are faster."""
-        return None if self.us is None or self.torch_us is None else self.torch_us / self.us
+__all__ = ["network_totals", "report_text", "rows_of", "stage_counts", "summary_of", "write_summary"]
 
 
 def rows_of(records: Sequence[Mapping[str, Any]], cases: Sequence[Case]) -> list[Row]:
@@ -137,7 +109,8 @@ def stage_counts(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, in
     """Return how many records each stage has, by status."""
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for record in records:
-        counts[record["stage"]][record.get("status", "ok")] += 1
+        if record["stage"] != "environment":
+            counts[record["stage"]][record.get("status", "ok")] += 1
     return {stage: dict(of) for stage, of in counts.items()}
 
 
@@ -162,11 +135,20 @@ def report_text(about: Mapping[str, Any], records: Sequence[Mapping[str, Any]], 
     limits = ceilings(records)
     units = {name: "TB/s" if name == "copy" else "TFLOP/s" for name in limits}
     lines += ["ceilings: " + ", ".join(f"{name} {limits[name] / 1e6:.3g} {units[name]}" for name in limits), ""]
-    bad = [record for record in records if record.get("status") in ("wrong", "error", "crashed")]
+    bad = [record for record in records if record.get("status") in FAILED]
     lines.append(f"wrong, failed or crashed: {len(bad)}")
     for record in bad:
         why = record.get("why") or record.get("gate", {}).get("why") or "see its record"
         lines.append(f"  {record['stage']}: {record['key']}: {why}")
+    slow = sorted({str(record.get("solver", record["key"].partition(" | ")[0])) for record in records
+                   if record.get("replayed") is False})  # fmt: skip
+    lines.append(f"repeated calls that were not replayed, by solver: {', '.join(slow) or 'none'}")
+    faster = [row for row in rows if row.us and "kernel" in row.others.get("gpuconv_cupy", {})
+              and row.others["gpuconv_cupy"]["kernel"]["p50"] < row.us]  # fmt: skip
+    lines += ["", f"faster on CuPy's kernels than on those that ran: {len(faster)}"]
+    for row in faster:
+        other = row.others["gpuconv_cupy"]
+        lines.append(f"  {row.us:.2f} us, {other['kernel']['p50']:.2f} us on {other.get('solver')}: {row.case.key}")
     compared = sorted((row for row in rows if row.speedup is not None), key=lambda row: row.speedup or 0.0)
     losses = [row for row in compared if (row.speedup or 0.0) < 1]
     lines += ["", f"slower than torch (the better of its two memory formats): {len(losses)} of {len(compared)}"]
@@ -198,16 +180,20 @@ def summary_of(about: Mapping[str, Any], records: Sequence[Mapping[str, Any]], c
 
 
 def write_summary(
-    folder: Path, about: Mapping[str, Any], records: Sequence[Mapping[str, Any]], cases: Sequence[Case]
+    folder: Path,
+    about: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    cases: Sequence[Case],
+    plots: bool = True,
 ) -> list[Path]:
     """Write ``summary.txt``, ``summary.json``, ``layers.csv`` and, with matplotlib, the plots; return their paths."""
-    from .plot import write_plots
-
     rows = rows_of(records, cases)
     write_atomically(folder / "summary.json", json.dumps(summary_of(about, records, cases), indent=1) + "\n")
     write_atomically(folder / "summary.txt", report_text(about, records, cases))
     write_atomically(folder / "layers.csv", _csv(rows))
     written = [folder / name for name in ("summary.json", "summary.txt", "layers.csv")]
+    if not plots:
+        return written
     return written + write_plots(folder, rows, ceilings(records), str(about["gpu"]))
 
 

@@ -10,15 +10,13 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpuconv.problem import ConvProblem, Problem
 
 from .cases import all_cases, problem_key
+from .items import Context
 from .store import write_atomically
-
-if TYPE_CHECKING:
-    from .stages import Context
 
 __all__ = ["fit_items", "samples_of", "tuning_items"]
 
@@ -89,13 +87,8 @@ def tuning_items(context: Context) -> Iterator[Item]:
     if find_spec("gpuconv.tuning.search") is None:
         yield _not_run("gpuconv.tuning.search is not in this version")
         return
-    if context.dry:
-        from .dry import tiny_convolutions
-
-        problems: list[Problem] = list(tiny_convolutions())[:2]
-    else:
-        problems = [case.problem for case in all_cases() if isinstance(case.problem, ConvProblem)]
-    for problem in problems:
+    problems: list[Problem] = [case.problem for case in context.cases() if isinstance(case.problem, ConvProblem)]
+    for problem in problems[:2] if context.dry else problems:
         yield problem_key(problem), partial(_tune, problem, context)
 
 

@@ -14,7 +14,7 @@ from . import functional
 from .config import VERSION, use_backend, use_tuning
 from .dispatch import Explanation, explain, record_problems
 from .dispatch.selection import TUNERS
-from .errors import NoSolverError
+from .errors import NoSolverError, WorkspaceWarning
 from .functional import *  # noqa: F403
 from .problem import Problem
 from .solvers import register_solver
@@ -26,6 +26,7 @@ _ROOMS = ("nn", "shapes", "solvers", "tuning")
 __all__ = [
     "Explanation",
     "NoSolverError",
+    "WorkspaceWarning",
     "explain",
     "record_problems",
     "register_solver",

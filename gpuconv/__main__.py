@@ -2,18 +2,59 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
+
+_NEEDS = ("typer", "rich", "click")
+_COMMANDS = {
+    "explain": "say which solver a call would run and why",
+    "tune": "time configs of recorded problems on this GPU",
+    "demo": "run a photograph through convolutions and poolings",
+}
 
 
 def main() -> None:
-    """Run the command line; needs the ``cli`` extra."""
+    """Run the command line. Without typer and rich there is `info`, and the rest says what to install."""
     try:
         from .cli.main import app
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich", "click"):
+        if error.name is None or error.name.partition(".")[0] not in _NEEDS:
             raise
-        sys.exit(f"gpuconv: the command line needs {error.name!r}; install it with: pip install 'gpuconv[cli]'")
-    app()
+        sys.exit(_plain(sys.argv[1:]))
+    app(prog_name="gpuconv")
+
+
+def _plain(arguments: Sequence[str]) -> int:
+    from .cli.info import info_json, info_text
+    from .config import VERSION
+
+    install = "pip install typer rich"
+    parser = argparse.ArgumentParser(
+        prog="gpuconv",
+        description="Convolution and pooling for PyTorch, CuPy and NumPy arrays.",
+        epilog=f"Only info runs here; the other commands need two packages: {install}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # or the command to type would be wrapped
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gpuconv {VERSION}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    about = "say what is installed, which GPUs there are, and which backends can run"
+    info = commands.add_parser("info", help=about, description=about)
+    info.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    for name, help in _COMMANDS.items():
+        commands.add_parser(name, help=f"{help} (needs typer and rich)", add_help=False)
+    given, rest = parser.parse_known_args(arguments)
+    if given.command in _COMMANDS:
+        print(f"gpuconv: {given.command} needs typer and rich, which are not installed: {install}", file=sys.stderr)
+        return 2
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if given.command is None:
+        parser.print_help()
+        return 2
+    print(info_json() if given.json else info_text())
+    return 0
 
 
 if __name__ == "__main__":

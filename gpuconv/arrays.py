@@ -28,6 +28,7 @@ __all__ = [
     "kind_of",
     "register_kind",
     "unsqueezed_strides",
+    "with_memory",
 ]
 
 CONTIGUOUS = "contiguous"
@@ -112,6 +113,9 @@ class ArrayKind(ABC):
     def to_numpy(self, array: Any) -> np.ndarray:
         """Show a host array as NumPy without a copy. bfloat16 appears as its bits, in ``uint16``."""
 
+    def check(self, op: str, argument: str, array: Any) -> None:  # noqa: B027
+        """Refuse an array of this library whose elements do not lie at strides in memory."""
+
     def shape(self, array: Any) -> tuple[int, ...]:
         """Return the shape."""
         return tuple(array.shape)
@@ -157,9 +161,34 @@ def is_torch(array: object) -> bool:
     return torch is not None and isinstance(array, torch.Tensor)
 
 
+def with_memory(array: Any) -> Any:
+    """Return a torch tensor whose values are those in its memory: none to be negated or conjugated when read, and not
+    the zeros of autograd, which have none.
+    """
+    array = array.detach().resolve_conj().resolve_neg()
+    return sys.modules["torch"].zeros_like(array) if array._is_zerotensor() else array
+
+
 @lru_cache(maxsize=4096)
 def _new_strides(shape: tuple[int, ...], memory_format: str) -> tuple[int, ...]:
     return channels_last_strides(shape) if memory_format == CHANNELS_LAST else contiguous_strides(shape)
+
+
+class _Memory:
+    """What NumPy makes an array of, without a copy: a tensor's memory, and the tensor itself to keep it alive."""
+
+    __slots__ = ("__array_interface__", "tensor")
+    __array_interface__: dict[str, Any]
+    tensor: Any
+
+
+@lru_cache(maxsize=4096)
+def _interface(shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any) -> dict[str, Any]:
+    """Return NumPy's description of a tensor but for its address; bfloat16 appears as its bits, in ``uint16``."""
+    name = str(dtype).removeprefix("torch.")
+    found = np.dtype("uint16" if name == "bfloat16" else name)
+    in_bytes = tuple(stride * found.itemsize for stride in strides)
+    return {"version": 3, "shape": tuple(shape), "strides": in_bytes, "typestr": found.str}
 
 
 class _TorchKind(ArrayKind):
@@ -167,6 +196,18 @@ class _TorchKind(ArrayKind):
 
     def owns(self, array: object) -> bool:
         return is_torch(array)
+
+    def check(self, op: str, argument: str, array: Any) -> None:
+        """Raise torch's class for sparse, nested and oneDNN's tensors."""
+        torch = sys.modules["torch"]
+        if array.layout is torch.strided and not array.is_nested:
+            return
+        found, way = f"one of layout {array.layout}", "Tensor.to_dense()"
+        if array.is_nested:
+            found, way = "a nested tensor", "torch.nested.to_padded_tensor()"
+        convolves = op.startswith("conv") and not array.is_nested  # torch says there that types differ
+        text = f"{op}: {argument} must be a dense strided tensor, but got {found}; {way} makes one"
+        raise (RuntimeError if convolves else NotImplementedError)(text)
 
     def dtype(self, array: Any) -> str:
         return str(array.dtype).removeprefix("torch.")
@@ -185,13 +226,22 @@ class _TorchKind(ArrayKind):
         )
 
     def to_numpy(self, array: Any) -> np.ndarray:
-        torch = sys.modules["torch"]
-        array = array.detach().resolve_conj().resolve_neg()
-        if array._is_zerotensor():  # the zeros of autograd that have no memory
-            array = torch.zeros_like(array)
-        if array.dtype is torch.bfloat16:
-            array = array.view(torch.uint16)
-        view: np.ndarray = array.numpy()
+        # Not by Tensor.numpy(), which for ever forbids to resize the storage: FSDP frees parameters by resizing.
+        if not array.is_cpu:
+            raise TypeError(f"a tensor on {array.device} lies outside of the memory that NumPy reads")
+        if array.is_neg() or array.is_conj():
+            array = array.detach().clone()
+        address = array.data_ptr()
+        if not address and array.numel():
+            if not array._is_zerotensor():
+                raise RuntimeError("the memory of a tensor was freed, by resizing its storage")
+            array = sys.modules["torch"].zeros_like(array)  # zeros of autograd, that have no memory
+            address = array.data_ptr()
+        memory = _Memory()
+        memory.__array_interface__ = _interface(array.shape, array.stride(), array.dtype).copy()
+        memory.__array_interface__["data"] = (address, False)
+        memory.tensor = array
+        view: np.ndarray = np.asarray(memory)
         return view
 
 
@@ -256,6 +306,8 @@ def common_kind(op: str, named: dict[str, Any], required: Sequence[str] = ()) ->
     ------
     TypeError
         If a value is not an array that gpuconv knows, or if two values are of different kinds.
+    RuntimeError, NotImplementedError
+        If a tensor is sparse, nested, or of another layout that has no strides.
     """
     kind: ArrayKind | None = None
     first = ""
@@ -266,6 +318,7 @@ def common_kind(op: str, named: dict[str, Any], required: Sequence[str] = ()) ->
         if found is None:
             known = ", ".join(k.name for k in _KINDS)
             raise TypeError(f"{op}: {argument} must be an array ({known}), but got {type(array).__name__}")
+        found.check(op, argument, array)
         if kind is not None and found is not kind:
             raise TypeError(
                 f"{op}: {argument} must be a {kind.name} array like {first}, but got a {found.name} array; "

@@ -4,7 +4,8 @@
 Variable                   Default              Effect
 ========================== ==================== ===================================================================
 ``GPUCONV_BACKEND``        ``auto``             Backend (or solver id) forced for every call without ``backend=``.
-``GPUCONV_WORKSPACE``      ``268435456``        Largest workspace of one call, in bytes.
+``GPUCONV_WORKSPACE``      ``268435456``        Largest workspace of one call, in bytes. NumPy's solvers work in pieces
+                                                under it, and go over it with a warning where no piece is so small.
 ``GPUCONV_LAUNCHER``       ``auto``             What repeats a launch: ``native`` (a C extension, built at first use),
                                                 ``python`` (Triton's own launcher, without its look-up), ``triton``
                                                 (nothing is repeated), or ``auto``: ``native`` where that can be built,
@@ -27,6 +28,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ __all__ = [
     "VERSION",
     "cache_directory",
     "forced_backend",
+    "forced_by",
     "interpreting",
     "launcher",
     "logger",
@@ -86,7 +89,12 @@ def validate_backend(name: str, source: str) -> str | None:
         return None
     if name.partition(".")[0] not in BACKENDS:
         choices = ", ".join(repr(choice) for choice in ("auto", *BACKENDS))
-        raise ValueError(f"{source} must be one of {choices}, or a solver id that starts with one; but got {name!r}")
+        word, dot, rest = name.partition(".")
+        near = get_close_matches(word.strip().lower(), BACKENDS if dot else ("auto", *BACKENDS), 1)
+        meant = "".join(f" (did you mean {best + dot + rest!r}?)" for best in near)
+        raise ValueError(
+            f"{source} must be one of {choices}, or a solver id that starts with one; but got {name!r}{meant}"
+        )
     return name
 
 
@@ -106,6 +114,15 @@ def forced_backend(argument: str | None = None) -> str | None:
     if chosen is not None:
         return validate_backend(chosen, "use_backend")
     return _parse_backend_variable(os.environ.get("GPUCONV_BACKEND") or "auto")
+
+
+def forced_by(name: str) -> str:
+    """Say for an error what forces a backend or solver: the variable, the context, or else the argument."""
+    if _backend.get() == name:
+        return f"use_backend({name!r})"
+    if os.environ.get("GPUCONV_BACKEND") == name:
+        return f"GPUCONV_BACKEND={name}"
+    return f"backend={name!r}"
 
 
 @contextmanager

@@ -6,11 +6,15 @@ User errors carry the class that PyTorch raises for the same mistake (``RuntimeE
 
 from __future__ import annotations
 
-__all__ = ["NoSolverError", "invalid"]
+__all__ = ["NoSolverError", "WorkspaceWarning", "invalid"]
 
 
 class NoSolverError(RuntimeError):
-    """No solver can run a problem; the message lists every candidate with its reason."""
+    """No solver can run a problem; the message says why, what to do, and what each solver of the operation lacks."""
+
+
+class WorkspaceWarning(UserWarning):
+    """The reference needs more workspace than the limit, and runs all the same; said once per operation."""
 
 
 def invalid(

@@ -53,6 +53,7 @@ __all__ = [
     "pad_same_upper",
     "pad_valid",
     "pool_output_size",
+    "pool_reads",
     "pool_window",
     "receptive_field",
 ]
@@ -230,6 +231,19 @@ def pool_window(
     start = index * stride - pad_lo
     end = start + effective_kernel(kernel, dilation)
     return start, min(end, size + pad_hi)
+
+
+def pool_reads(index: Size, size: Size, kernel: Size, stride: Size, pad_lo: Size, dilation: Size = 1) -> bool:
+    """Whether one pooling window reads an element: a dilated one may have all of its taps in the padding.
+
+    Examples
+    --------
+    >>> pool_reads(0, 1, 2, 1, 1, 2), pool_reads(0, 2, 2, 1, 1, 2)
+    (False, True)
+    """
+    start = index * stride - pad_lo
+    first = start if start >= 0 else start % dilation
+    return first < size and first <= start + (kernel - 1) * dilation
 
 
 def adaptive_window(index: Size, size: Size, output: Size) -> tuple[Size, Size]:

@@ -12,13 +12,15 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
 BUILD = REPO / "build" / "lanes"
 VENV = REPO / ".venv"
 VENV36 = REPO / ".venv-triton36"
+VENV_IMAGE = REPO / ".venv-gpu-image"
+VENV_NUMPY = REPO / ".venv-numpy"
 
 PASSED, FAILED, NOT_RUN = "passed", "FAILED", "not run"
 NO_TESTS_COLLECTED = 5  # pytest's exit status
@@ -30,6 +32,14 @@ CHECKOUT_ENV = {"PYTHONPATH": str(REPO)}
 NO_GPU = "not gpu and not multi_gpu"
 # What NVRTC makes of the CUDA sources does not depend on Triton: once is enough.
 NO_NVRTC = ("--ignore=tests/codegen/test_nvrtc.py",)
+MOST_FILES = 7  # of a report: a rented machine may bring 8 back
+WITHOUT_TORCH = (
+    "tests/unit/test_numpy_alone.py",
+    "tests/unit/test_config.py",
+    "tests/unit/test_numerics.py",
+    "tests/unit/test_numpy_padding.py",
+    "tests/unit/test_teaching.py",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,7 @@ def pytest_lane(
     options: tuple[str, ...] = (),
 ) -> Result:
     """Run the tests under `folders` that match `marks`; the outcome comes from pytest's exit status and its report."""
-    present = [folder for folder in folders if (REPO / folder).is_dir()]
+    present = [folder for folder in folders if (REPO / folder).exists()]
     if not present:
         print("not run (no tests)")
         return Result(lane, NOT_RUN, "no tests")
@@ -128,11 +138,76 @@ def gpu_lane(lane: str) -> Result:
         return Result(lane, NOT_RUN, "no CUDA device")
     if status != 0:
         return Result(lane, FAILED, f"the probe for a CUDA device exited with {status}")
-    return pytest_lane(lane, ["tests"], workers=1, marks="gpu")
+    # Most of a test is the compiler's work, which the processors share.
+    workers = max(1, min(14, (os.cpu_count() or 1) - 2))
+    return pytest_lane(lane, ["tests"], workers=workers, marks="gpu")
+
+
+def absent(venv: Path) -> str | None:
+    """Return why an environment that need not be had everywhere is not there, as `stacks.py` left word."""
+    if (venv / ".stamp").is_file():
+        return None
+    why = venv / ".why-not"
+    return why.read_text().strip() if why.is_file() else f"no {venv.name}: make test LANES=... sets it up"
+
+
+def gpu_image_lane(lane: str) -> Result:
+    """Run what needs no GPU in the stack of a machine with one, and the report from end to end."""
+    why = absent(VENV_IMAGE)
+    if why is not None:
+        print(f"not run ({why})")
+        return Result(lane, NOT_RUN, why)
+    marks = f"{NO_GPU} and not interpret"
+    # tests/gpu has nothing to run here, but must be collected without what such a machine lacks. The stub driver of
+    # tests/launch stays out of the way of others.
+    parts = [
+        pytest_lane(lane, folders, VENV_IMAGE, marks=marks, env=CHECKOUT_ENV)
+        for folders in (["tests/unit", "tests/gpu"], ["tests/launch"])
+    ]
+    notes = "; ".join(part.note for part in parts)
+    out = BUILD / "gpu-image-report"
+    shutil.rmtree(out, ignore_errors=True)
+    command = [str(VENV_IMAGE / "bin" / "python"), str(REPO / "bench" / "gpu_report.py"), "--dry-run"]
+    status = run([*command, "--budget", "500", "--out", str(out)], env={**TEST_ENV, **CHECKOUT_ENV})
+    files = len(list(out.iterdir())) if out.is_dir() else 0
+    if status != 0 or not 0 < files <= MOST_FILES:
+        return Result(lane, FAILED, f"{notes}; dry run of the report: exit status {status}, {files} files")
+    outcome = PASSED if all(part.outcome == PASSED for part in parts) else FAILED
+    return Result(lane, outcome, f"{notes}; dry run of the report: {files} files")
+
+
+def numpy_alone_lane(lane: str) -> Result:
+    why = absent(VENV_NUMPY)
+    if why is not None:
+        print(f"not run ({why})")
+        return Result(lane, NOT_RUN, why)
+    return pytest_lane(lane, list(WITHOUT_TORCH), VENV_NUMPY, workers=1, env=CHECKOUT_ENV)
+
+
+def launches_of(lane: str) -> Path:
+    """Return the folder for what an interpret lane launched."""
+    return BUILD / f"{lane}-launches"
 
 
 def interpret_lane(lane: str, venv: Path, env: dict[str, str]) -> Result:
-    return pytest_lane(lane, ["tests/interpret"], venv, marks="interpret", env={"TRITON_INTERPRET": "1", **env})
+    shutil.rmtree(launches_of(lane), ignore_errors=True)
+    launches_of(lane).mkdir(parents=True)
+    env = {"TRITON_INTERPRET": "1", "GPUCONV_LAUNCHES": str(launches_of(lane)), **env}
+    return pytest_lane(lane, ["tests/interpret"], venv, marks="interpret", env=env)
+
+
+def frontend_lane(lane: str, interpreted: str, venv: Path, env: dict[str, str]) -> Result:
+    """Build what the lane `interpreted` launched; where it ran and no launch was written down, that is a failure."""
+    folder = launches_of(interpreted)
+    if not folder.is_dir():
+        print(f"not run (no launches of the {interpreted} lane)")
+        return Result(lane, NOT_RUN, f"no launches of the {interpreted} lane")
+    if not any(path.read_text().count("\n") > 1 for path in folder.glob("*.jsonl")):  # the first line is a heading
+        return Result(lane, FAILED, f"the {interpreted} lane wrote down no launch")
+    result = pytest_lane(lane, ["tests/frontend"], venv, env={"GPUCONV_LAUNCHES": str(folder), **env})
+    if result.outcome == NOT_RUN:
+        return replace(result, note=f"the {interpreted} lane ran other kernels than these")
+    return replace(result, note=result.note.replace("tests", "specialisations"))
 
 
 LANES: dict[str, tuple[str, Callable[[str], Result]]] = {
@@ -155,6 +230,14 @@ LANES: dict[str, tuple[str, Callable[[str], Result]]] = {
         "Triton kernels interpreted on CPU, triton 3.6",
         lambda lane: interpret_lane(lane, VENV36, CHECKOUT_ENV),
     ),
+    "frontend": (
+        "what the interpret lane launched, by the compiler's front end, latest triton",
+        lambda lane: frontend_lane(lane, "interpret", VENV, {}),
+    ),
+    "frontend-triton36": (
+        "what the interpret-triton36 lane launched, by the compiler's front end, triton 3.6",
+        lambda lane: frontend_lane(lane, "interpret-triton36", VENV36, CHECKOUT_ENV),
+    ),
     "cuda-on-cpu": (
         "CUDA sources compiled by g++ and run on CPU",
         lambda lane: pytest_lane(lane, ["tests/cuda_on_cpu"], marks="cuda_on_cpu", env={"GPUCONV_CUDA_ON_CPU": "1"}),
@@ -167,6 +250,8 @@ LANES: dict[str, tuple[str, Callable[[str], Result]]] = {
         "kernels compiled ahead of time, and launched against a stub of the driver, triton 3.6",
         lambda lane: pytest_lane(lane, ["tests/codegen", "tests/launch"], VENV36, env=CHECKOUT_ENV, options=NO_NVRTC),
     ),
+    "stack-gpu-image": ("the stack of a GPU machine: unit, launch, and a dry run of the report", gpu_image_lane),
+    "numpy-alone": ("the newest Python with NumPy and nothing else", numpy_alone_lane),
     "gpu": ("tests that need a CUDA device", gpu_lane),
 }
 

@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.testing._internal.common_methods_invocations import op_db
+from opinfo import op_db
 
 import gpuconv
 from gpuconv import numerics
@@ -85,14 +85,22 @@ def _with_gradients(
     return [y.detach(), *torch.autograd.grad(y, inputs, change(seed))]
 
 
-def check_with_gradients(name: str, args: Sequence[Any], kwargs: dict[str, Any], backend: str, **extra: Any) -> None:
+def check_with_gradients(
+    name: str,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    backend: str,
+    lay: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
+    **extra: Any,
+) -> None:
     """Check the result and its gradients by every tensor against torch's own in float64, by the tolerance rule.
 
-    Ours run on `backend` and nothing else, with every aten convolution forbidden.
+    Ours run on `backend` and nothing else, with every aten convolution forbidden, on operands and a gradient of the
+    result as `lay` lays them in memory.
     """
     ours = getattr(gpuconv, name)
     with forbid_aten(), record_plans() as plans:
-        found = _with_gradients(ours, args, {**kwargs, **extra, "backend": backend}, torch.clone)
+        found = _with_gradients(ours, args, {**kwargs, **extra, "backend": backend}, lay)
     lengths = {plan.problem.kind: plan.problem.reduction_length for plan in plans}
     forward, by_input = ("transposed", "fprop") if "transpose" in name else ("fprop", "dgrad")
     assert set(lengths) == {forward, by_input, "wgrad"}

@@ -42,6 +42,12 @@ class Solver(ABC):
     """One way to solve a family of problems on one backend. Stateless; `id` never changes its meaning."""
 
     id: str
+    always_answers: bool = False
+    """Whether this solver runs, with a warning, where every one needs more workspace than the limit: a reference."""
+
+    def serves(self, problem: Problem) -> bool:
+        """Tell whether this solver is for the operation and the pass of `problem`, whatever else speaks against it."""
+        return True
 
     @abstractmethod
     def why_not(self, problem: Problem) -> str | None:

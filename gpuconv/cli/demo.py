@@ -224,12 +224,17 @@ def _compare(step: Step, x: Array, result: Array) -> tuple[float, str]:
     return float(np.abs(result - expected).max() / np.abs(expected).max()), referee
 
 
+def _sentence(refusal: NoSolverError) -> str:
+    """Return the first line, which says why and what would help."""
+    return str(refusal).partition("\n")[0]
+
+
 def _run(step: Step, x: Array) -> Outcome:
     try:
         with record_plans() as plans:
             result, milliseconds = timed(lambda: _ours(step, x))
     except NoSolverError as refusal:
-        return Outcome(step, None, str(refusal).partition("\n")[0], 0.0, None, "not compared")
+        return Outcome(step, None, _sentence(refusal), 0.0, None, "not compared")
     error, referee = _compare(step, x, result)
     return Outcome(step, result, plans[-1].solver.id, milliseconds, error, referee)
 
@@ -242,7 +247,13 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
     for outcome in outcomes:
         error = "not measured" if outcome.error is None else f"{outcome.error:.1e}"
         operation = f"{outcome.step.title}\n[dim]{outcome.step.note}[/dim]"
-        table.add_row(operation, outcome.solver, f"{outcome.milliseconds:.2f}", error, outcome.referee)
+        table.add_row(
+            operation,
+            outcome.solver if outcome.result is not None else "none, see below",
+            f"{outcome.milliseconds:.2f}",
+            error,
+            outcome.referee,
+        )
     return table
 
 
@@ -286,6 +297,8 @@ def run_demo(output: Path, quick: bool, console: Console) -> bool:
         if x is not None:
             outcomes.append(_run(step, x))
     console.print(_table(outcomes))
+    for refused in (o.solver for o in outcomes if o.result is None):
+        console.print(refused, markup=False, highlight=False)
     picture = output / "demo.png"
     _draw(picture, photo, outcomes)
     console.print(f"Picture: {picture}")
@@ -294,7 +307,13 @@ def run_demo(output: Path, quick: bool, console: Console) -> bool:
         if find_spec("torch") is None:
             console.print("ResNet-50: not run, because it is compared with torch, which is not installed")
         else:
-            errors.append(run_resnet(photo, console))
+            try:
+                errors.append(run_resnet(photo, console))
+            except NoSolverError as refusal:
+                console.print(f"ResNet-50: not run: {_sentence(refusal)}", markup=False, highlight=False)
+    if not errors:
+        console.print("Nothing ran, so nothing was compared.")
+        return False
     agree = max(errors) <= AGREE
     verdict = "All results agree with the referee" if agree else "RESULTS DIFFER from the referee"
     console.print(f"{verdict}: largest error {max(errors):.1e} of the largest value (at most {AGREE:g}).")

@@ -7,6 +7,7 @@ as they are read, so that the library's own checks and messages are what the use
 from __future__ import annotations
 
 import inspect
+import json
 import mmap
 import re
 import sys
@@ -19,13 +20,13 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from .. import functional
 from ..arrays import channels_last_strides, contiguous_strides
-from ..config import logger
+from ..config import BACKENDS, logger
 from ..dispatch import Explanation, explain
+from ..normalize.conv import ACTIVATIONS, CONV_DTYPES, PADDING_MODES, PRECISIONS
 
 __all__ = ["explain_app", "new_console", "parse_shape", "parse_value"]
 
@@ -47,7 +48,10 @@ _HELP = {
     "weight_size": "Shape of the convolution's weight.",
     "padding": "1, or one per axis 1,2, or pairs lo:hi 1:0,2:1, or a word: same, same_upper, same_lower, causal.",
     "output_size": "Size of the result; none keeps an adaptive pool's axis.",
-    "backend": "Force a backend or a solver id.",
+    "backend": f"Force a backend ({', '.join(BACKENDS)}) or a solver id.",
+    "activation": f"One of {', '.join(ACTIVATIONS)}.",
+    "padding_mode": f"One of {', '.join(PADDING_MODES)}.",
+    "precision": f"Products of float32 on a GPU: one of {', '.join(PRECISIONS)}.",
     "bias": "With a bias.",
     "residual": "With a residual, added before the activation.",
     "scale": "With a scale per channel.",
@@ -111,23 +115,30 @@ def _option(parameter: inspect.Parameter) -> inspect.Parameter:
         kind, default = bool, False
     elif parameter.annotation in ("bool", bool):
         kind, names = bool, [f"--{_dashed(name)}/--no-{_dashed(name)}"]
-    shown = False if required or name in _FLAGGED or parameter.default is None else str(parameter.default)
-    option = typer.Option(*names, help=_HELP.get(name), show_default=shown)
+    help = _HELP.get(name, "")
+    if not required and name not in _FLAGGED and parameter.default is not None:
+        help = f"{help} Default: {parameter.default}.".strip()
+    option = typer.Option(*names, help=help, show_default=False)
     annotation: Any = Annotated[kind, option] if default is not None else Annotated[kind | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-_DTYPE = Annotated[str, typer.Option(help="Element type.")]
+_OF_TORCH = ("bfloat16", "complex32")
+_DTYPES = (*CONV_DTYPES, "complex32", "bool")
+
+_DTYPE = Annotated[str, typer.Option(help=f"Element type: {', '.join(_DTYPES)}.")]
 _DEVICE = Annotated[str, typer.Option(help="cpu, or a CUDA device such as cuda or cuda:1.")]
 _ARRAY = Annotated[str, typer.Option(help="numpy or torch; auto takes torch for CUDA and bfloat16, numpy otherwise.")]
 _LAST = Annotated[bool, typer.Option("--channels-last", help="All arrays with channels innermost (NHWC).")]
-_ALL = Annotated[bool, typer.Option("--all", help="List the solvers of other operations too.")]
+_ALL = Annotated[bool, typer.Option("--all", help="List the solvers of other operations and passes too.")]
+_JSON = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 _COMMON = {
     "dtype": (_DTYPE, "float32"),
     "device": (_DEVICE, "cpu"),
     "array": (_ARRAY, "auto"),
     "channels_last": (_LAST, False),
     "all": (_ALL, False),
+    "as_json": (_JSON, False),
 }
 
 
@@ -143,20 +154,22 @@ class _Maker:
         self.dtype, self.device, self.channels_last = dtype, device, channels_last
         if array not in ("auto", "numpy", "torch"):
             raise _OptionError(f"--array must be auto, numpy or torch, but got {array!r}")
+        if dtype not in _DTYPES:
+            raise _OptionError(f"--dtype must be one of {', '.join(_DTYPES)}, but got {dtype!r}")
         if array == "auto":
-            array = "numpy" if device == "cpu" and dtype not in ("bfloat16", "complex32") else "torch"
+            array = "numpy" if device == "cpu" and dtype not in _OF_TORCH else "torch"
         self.torch: Any = None
         if array == "numpy":
             if device != "cpu":
                 raise _OptionError(f"--device must be cpu for numpy arrays, but got {device!r}")
+            if dtype in _OF_TORCH:
+                raise _OptionError(f"--array must be torch for {dtype}, which NumPy does not have")
             return
         if find_spec("torch") is None:
             raise _OptionError(f"--dtype {dtype} on {device} needs torch, which is not installed")
         self.torch = import_module("torch")
         if device.startswith("cuda") and not self.torch.cuda.is_available():
             raise _OptionError(f"--device must be cpu here, but got {device!r}: torch finds no CUDA device")
-        if not isinstance(getattr(self.torch, dtype, None), self.torch.dtype):
-            raise _OptionError(f"--dtype must be an element type, but got {dtype!r}")
 
     def __call__(self, shape: tuple[int, ...], dtype: str | None = None, unbatched: bool = False) -> Any:
         """Return an array of `shape`, channels-last where that was asked for and there are spatial axes."""
@@ -213,29 +226,12 @@ def _arguments(fn: Callable[..., Any], given: dict[str, Any], make: _Maker) -> d
 
 def _show(explanation: Explanation, everything: bool) -> None:
     console = new_console()
-    facts = Table(show_header=False, title=explanation.problem.op, title_justify="left")
-    for name, text in explanation.facts():
-        facts.add_row(name, Text(text))
-    console.print(facts)
-    table = Table("", title="Solvers, best first", title_justify="left")
-    table.add_column("solver", no_wrap=True)
-    table.add_column("estimate", no_wrap=True, justify="right")
-    table.add_column("why not here", overflow="fold")
-    hidden = 0
-    for place, candidate in enumerate(explanation.candidates, 1):
-        if not everything and candidate.reason is not None and not explanation.concerns(candidate):
-            hidden += 1
-            continue
-        runs = candidate.solver.id == explanation.solver
-        estimate = "" if candidate.estimate is None else f"{candidate.estimate:,.0f} us ({candidate.source})"
-        style = "bold green" if runs else "dim" if candidate.reason else None
-        reason = Text(candidate.reason or ("(runs)" if runs else ""))
-        table.add_row("->" if runs else str(place), candidate.solver.id, estimate, reason, style=style)
-    console.print(table)
-    if hidden:
-        console.print(f"{hidden} solvers of other operations are left out; --all lists them.")
-    if explanation.solver is None:
-        console.print("No solver can run this problem; the call would raise NoSolverError.")
+    width = console.width if console.is_terminal else None  # a pipe gets whole lines
+    text = explanation.render(everything, width)
+    shown = Text(text)
+    if explanation.solver is not None:
+        shown.highlight_regex(rf"\b{re.escape(explanation.solver)}\b", "bold green")
+    console.print(shown, soft_wrap=True)
 
 
 def _command(fn: Callable[..., Any]) -> Callable[..., None]:
@@ -244,13 +240,16 @@ def _command(fn: Callable[..., Any]) -> Callable[..., None]:
     def command(**options: Any) -> None:
         common = {key: options.pop(key) for key in _COMMON}
         try:
-            everything = common.pop("all")
+            everything, as_json = common.pop("all"), common.pop("as_json")
             explanation = explain(fn, **_arguments(fn, options, _Maker(**common)))
         except (RuntimeError, TypeError, ValueError, MemoryError, OSError) as error:
             logger.debug("explain failed", exc_info=True)
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
-        _show(explanation, everything)
+        if as_json:
+            typer.echo(json.dumps(explanation.to_json(), indent=2))
+        else:
+            _show(explanation, everything)
 
     parameters = [_option(p) for p in inspect.signature(fn).parameters.values() if p.name not in _HIDDEN]
     parameters += [

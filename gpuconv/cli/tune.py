@@ -13,8 +13,8 @@ from rich.table import Table
 from ..config import logger
 from ..costs import measured as cache
 from ..costs.constants import Constants, Gpu, constants_of_gpu, gpu_of, user_constants_path
-from ..problem import Problem
 from ..dispatch.problems import from_json
+from ..problem import Problem
 from .explain import new_console
 
 __all__ = ["tune_command"]

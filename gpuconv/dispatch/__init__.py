@@ -1,8 +1,9 @@
 """From a call to a plan that runs: solvers ranked, plans kept, explained; entered by functional, ops and tuning."""
 
 from .execution import record_plans, record_problems, run
-from .explainer import Explanation, explain
-from .selection import Candidate, backends, candidates, register_solver, select, solver_of, unregister_solver
+from .explainer import explain
+from .explanation import Candidate, Explanation
+from .selection import backends, candidates, register_solver, select, solver_of, unregister_solver
 
 __all__ = [
     "Candidate",

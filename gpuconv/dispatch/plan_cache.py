@@ -90,6 +90,11 @@ class PlanCache:
         for key, _ in ordered[:count]:
             del self._entries[key]
 
+    def entries(self) -> list[Prepared]:
+        """Return what is kept, in no order that means anything."""
+        with self._lock:
+            return list(self._entries.values())
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
@@ -216,9 +221,8 @@ def conv_key(
     if first is None:
         raise UnkeyedError
     mode, activation, _, _, _, precision, backend = extras
-    if precision is None:
-        precision = _precision(first)
-    return op, _exactly(settings), mode, activation, precision, backend, signed, current_settings()
+    setting = _precision(first) if precision is None else None  # "none" is a setting, and an error as an argument
+    return op, _exactly(settings), mode, activation, precision, setting, backend, signed, current_settings()
 
 
 def _found_key(op: str, arrays: tuple[Any, ...], settings: tuple[Any, ...], extras: Extras) -> tuple[Any, ...] | None:
@@ -259,12 +263,15 @@ def _call(
 
 
 def prepared(call: Call) -> Call:
-    """Return `call`, whose problem is known already, with what is remembered of such calls."""
+    """Return `call`, whose problem is known already, with what is remembered of such calls.
+
+    The names of its arrays count: callers list them in different orders, in which a replay takes their addresses.
+    """
     try:
         arrays, _ = signatures(call.arrays.values())
     except (UnkeyedError, RuntimeError):
         return call
-    key = (call.problem, call.backend, arrays, current_settings())
+    key = (call.problem, call.backend, tuple(call.arrays), arrays, current_settings())
     entry = CACHE.find(key)
     if entry is None:
         entry = CACHE.keep(key, Prepared(call.problem, call.kind, call.unbatched, call.backend or "auto"))

@@ -6,15 +6,16 @@ Within the first backend that has a solver, the lowest estimate wins.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 
 from ..backends.base import Backend, Plan, Solver
 from ..config import BACKENDS, tuning_mode, workspace_limit
-from ..errors import NoSolverError
+from ..errors import NoSolverError, WorkspaceWarning
 from ..problem import Problem
+from .explanation import Candidate, no_solver
 
 __all__ = [
     "FORGETTERS",
@@ -43,6 +44,7 @@ def backends() -> dict[str, Backend]:
     return {name: import_module(f"..backends.{name}", __package__).BACKEND for name in BACKENDS}
 
 
+_warned: set[str] = set()
 _registered: dict[str, list[Solver]] = {name: [] for name in BACKENDS}
 
 
@@ -121,22 +123,10 @@ def _forget_plans() -> None:
         forget()
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A solver in the race for a problem: either its estimate in microseconds or the reason why it cannot run.
-
-    `source` says where the estimate comes from, see :class:`.backends.base.Estimate`.
-    """
-
-    solver: Solver
-    backend: str
-    reason: str | None
-    estimate: float | None
-    source: str | None = None
-
-
 def candidates(problem: Problem, backend: str | None = None) -> list[Candidate]:
     """Return every solver for `problem`, the one that will run first, then by order of preference, refusals last.
+
+    A solver that needs more workspace than the limit is refused as the call would refuse it.
 
     Parameters
     ----------
@@ -145,6 +135,11 @@ def candidates(problem: Problem, backend: str | None = None) -> list[Candidate]:
     backend
         A backend or solver id that the user forced, or ``None``.
     """
+    return _settled(problem, backend, workspace_limit(), True)[0]
+
+
+def _ranked(problem: Problem, backend: str | None) -> list[Candidate]:
+    """Return every solver for `problem` by order of preference, refusals last; the workspace is not looked at."""
     forced_name = backend.partition(".")[0] if backend else None
     ranked: list[tuple[tuple[bool, int, float], Candidate]] = []
     for order, (name, found) in enumerate(backends().items()):
@@ -163,6 +158,38 @@ def candidates(problem: Problem, backend: str | None = None) -> list[Candidate]:
     return [candidate for _, candidate in ranked]
 
 
+def _settled(problem: Problem, backend: str | None, limit: int, every: bool) -> tuple[list[Candidate], Plan | None]:
+    """Return what :func:`candidates` does, and the plan that will run or ``None``.
+
+    Unless `every` is asked for, no solver is planned behind the one that will run. Where every solver needs more
+    workspace than `limit`, the first that must always answer goes over it.
+    """
+    within: list[Candidate] = []
+    over: list[tuple[Candidate, Plan]] = []
+    refused: list[Candidate] = []
+    chosen: Plan | None = None
+    for candidate in _ranked(problem, backend):
+        if candidate.reason is not None:
+            refused.append(candidate)
+            continue
+        plan = candidate.solver.plan(problem) if every or chosen is None else None
+        if plan is not None and plan.workspace > limit:
+            over.append((candidate, plan))
+            continue
+        within.append(candidate)
+        chosen = chosen or plan
+    if chosen is None:
+        for place, (candidate, plan) in enumerate(over):
+            if candidate.solver.always_answers:
+                within, chosen = [candidate], plan
+                del over[place]
+                break
+    for candidate, plan in over:
+        reason = f"needs {plan.workspace} B of workspace, the limit is {limit} B"
+        within.append(Candidate(candidate.solver, candidate.backend, reason, None))
+    return within + refused, chosen
+
+
 def solver_of(id: str) -> Solver:
     """Return the solver of an id.
 
@@ -179,33 +206,15 @@ def solver_of(id: str) -> Solver:
 
 
 def _no_solver(problem: Problem, backend: str | None, found: list[Candidate]) -> NoSolverError:
-    if backend is None:
-        asked = "no solver"
-    else:
-        asked = f"no solver of backend {backend!r}" if "." not in backend else f"solver {backend!r} does not exist or"
-    lines = [f"{problem.op}: {asked} can run this problem"]
-    lines += [f"  {name}: {text}" for name, text in problem.describe()]
-    lines.append("candidates:")
-    lines += [f"  {candidate.solver.id}: {candidate.reason}" for candidate in found]
-    return NoSolverError("\n".join(lines))
+    return no_solver(problem, backend, found, candidates(problem) if backend else found)
 
 
 @lru_cache(maxsize=1024)
 def _plan(problem: Problem, backend: str | None, limit: int) -> Plan:
-    found = candidates(problem, backend)
-    for candidate in found:
-        if candidate.reason is not None:
-            break
-        plan = candidate.solver.plan(problem)
-        if plan.workspace <= limit:
-            return plan
-        found = [
-            Candidate(c.solver, c.backend, f"needs {plan.workspace} B of workspace, the limit is {limit} B", None)
-            if c is candidate
-            else c
-            for c in found
-        ]
-    raise _no_solver(problem, backend, found)
+    found, plan = _settled(problem, backend, limit, False)
+    if plan is None:
+        raise _no_solver(problem, backend, found)
+    return plan
 
 
 def planned(problem: Problem, backend: str | None = None) -> Plan:
@@ -214,7 +223,7 @@ def planned(problem: Problem, backend: str | None = None) -> Plan:
     Raises
     ------
     NoSolverError
-        If no solver can run it; the message lists every candidate and its reason.
+        If no solver can run it; the message says why, and what would help.
     """
     return _plan(problem, backend, workspace_limit())
 
@@ -226,8 +235,31 @@ def select(problem: Problem, backend: str | None = None) -> Plan:
     ------
     NoSolverError
         As :func:`planned`.
+
+    Warns
+    -----
+    WorkspaceWarning
+        If the plan needs more workspace than the limit, as the reference does where it cannot do with less; once per
+        operation and process.
     """
     if tuning_mode() == "on":
         for tune in TUNERS:
             tune(problem)
-    return planned(problem, backend)
+    limit = workspace_limit()
+    plan = _plan(problem, backend, limit)
+    if plan.workspace > limit:
+        _warn_of_workspace(plan, limit)
+    return plan
+
+
+def _warn_of_workspace(plan: Plan, limit: int) -> None:
+    op = plan.problem.op
+    if op in _warned:
+        return
+    _warned.add(op)
+    warnings.warn(
+        f"{op}: {plan.solver.id} needs {plan.workspace} B of workspace, the limit is {limit} B (GPUCONV_WORKSPACE); "
+        "it runs all the same, as it is the reference. Further calls of this operation do not warn",
+        WorkspaceWarning,
+        stacklevel=2,
+    )

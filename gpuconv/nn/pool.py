@@ -1,7 +1,9 @@
 """Pooling modules: PyTorch's own, computed by gpuconv; :mod:`gpuconv.nn` hands them on.
 
 Each class is a subclass of the module of the same name in ``torch.nn``: constructor, ``state_dict`` and ``repr`` are
-inherited. Padding may also be ``(lo, hi)`` pairs or a name, as in the functions.
+inherited. Where the functions allow it padding may also be ``(lo, hi)`` pairs or a name. After PyTorch's arguments
+come keyword-only ones, shown by ``repr`` where they are given: `backend`, `dilation` of average pools, and `padding` of
+power pools.
 
 Importing this module imports torch.
 """
@@ -38,6 +40,7 @@ from ..functional import (
     max_unpool3d,
     unfold,
 )
+from .common import POOL_PADDINGS, Extended, constructor
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -72,21 +75,27 @@ for _name in [name for name in globals() if "pool" in name or name in ("fold", "
 
 def _max(module: Any, fn: Callable[..., Any], input: Tensor) -> Any:
     geometry = (module.kernel_size, module.stride, module.padding, module.dilation)
-    return fn(input, *geometry, module.ceil_mode, module.return_indices)
+    return fn(input, *geometry, module.ceil_mode, module.return_indices, backend=module.backend)
 
 
 def _avg(module: Any, fn: Callable[..., Any], input: Tensor) -> Tensor:
     divisor = {"divisor_override": module.divisor_override} if hasattr(module, "divisor_override") else {}
     geometry = (module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad)
-    return fn(input, *geometry, **divisor)
+    return fn(input, *geometry, **divisor, dilation=module.dilation, backend=module.backend)
+
+
+def _lp(module: Any, fn: Callable[..., Any], input: Tensor) -> Tensor:
+    geometry = (float(module.norm_type), module.kernel_size, module.stride, module.ceil_mode)
+    return fn(input, *geometry, padding=module.padding, backend=module.backend)
 
 
 def _fractional(module: Any, fn: Callable[..., Any], input: Tensor) -> Any:
     size = (module.output_size, module.output_ratio)
-    return fn(input, module.kernel_size, *size, module.return_indices, _random_samples=module._random_samples)
+    drawn = {"_random_samples": module._random_samples}
+    return fn(input, module.kernel_size, *size, module.return_indices, **drawn, backend=module.backend)
 
 
-class MaxPool1d(torch.nn.MaxPool1d):
+class MaxPool1d(Extended, torch.nn.MaxPool1d):
     """``torch.nn.MaxPool1d``, computed by :func:`gpuconv.max_pool1d`.
 
     Examples
@@ -96,12 +105,14 @@ class MaxPool1d(torch.nn.MaxPool1d):
     torch.Size([2, 3, 4])
     """
 
+    __init__ = constructor(torch.nn.MaxPool1d, POOL_PADDINGS, backend=None)
+
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
         return _max(self, max_pool1d, input)
 
 
-class MaxPool2d(torch.nn.MaxPool2d):
+class MaxPool2d(Extended, torch.nn.MaxPool2d):
     """``torch.nn.MaxPool2d``, computed by :func:`gpuconv.max_pool2d`.
 
     Examples
@@ -111,12 +122,14 @@ class MaxPool2d(torch.nn.MaxPool2d):
     torch.Size([2, 3, 4, 3])
     """
 
+    __init__ = constructor(torch.nn.MaxPool2d, POOL_PADDINGS, backend=None)
+
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
         return _max(self, max_pool2d, input)
 
 
-class MaxPool3d(torch.nn.MaxPool3d):
+class MaxPool3d(Extended, torch.nn.MaxPool3d):
     """``torch.nn.MaxPool3d``, computed by :func:`gpuconv.max_pool3d`.
 
     Examples
@@ -126,12 +139,14 @@ class MaxPool3d(torch.nn.MaxPool3d):
     torch.Size([2, 3, 4, 3, 2])
     """
 
+    __init__ = constructor(torch.nn.MaxPool3d, POOL_PADDINGS, backend=None)
+
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
         return _max(self, max_pool3d, input)
 
 
-class AvgPool1d(torch.nn.AvgPool1d):
+class AvgPool1d(Extended, torch.nn.AvgPool1d):
     """``torch.nn.AvgPool1d``, computed by :func:`gpuconv.avg_pool1d`.
 
     Examples
@@ -141,12 +156,14 @@ class AvgPool1d(torch.nn.AvgPool1d):
     torch.Size([2, 3, 8])
     """
 
+    __init__ = constructor(torch.nn.AvgPool1d, POOL_PADDINGS, dilation=1, backend=None)
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
         return _avg(self, avg_pool1d, input)
 
 
-class AvgPool2d(torch.nn.AvgPool2d):
+class AvgPool2d(Extended, torch.nn.AvgPool2d):
     """``torch.nn.AvgPool2d``, computed by :func:`gpuconv.avg_pool2d`.
 
     Examples
@@ -156,12 +173,14 @@ class AvgPool2d(torch.nn.AvgPool2d):
     torch.Size([2, 3, 8, 6])
     """
 
+    __init__ = constructor(torch.nn.AvgPool2d, POOL_PADDINGS, dilation=1, backend=None)
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
         return _avg(self, avg_pool2d, input)
 
 
-class AvgPool3d(torch.nn.AvgPool3d):
+class AvgPool3d(Extended, torch.nn.AvgPool3d):
     """``torch.nn.AvgPool3d``, computed by :func:`gpuconv.avg_pool3d`.
 
     Examples
@@ -171,12 +190,14 @@ class AvgPool3d(torch.nn.AvgPool3d):
     torch.Size([2, 3, 8, 6, 4])
     """
 
+    __init__ = constructor(torch.nn.AvgPool3d, POOL_PADDINGS, dilation=1, backend=None)
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
         return _avg(self, avg_pool3d, input)
 
 
-class LPPool1d(torch.nn.LPPool1d):
+class LPPool1d(Extended, torch.nn.LPPool1d):
     """``torch.nn.LPPool1d``, computed by :func:`gpuconv.lp_pool1d`.
 
     Examples
@@ -186,13 +207,14 @@ class LPPool1d(torch.nn.LPPool1d):
     torch.Size([2, 3, 4])
     """
 
+    __init__ = constructor(torch.nn.LPPool1d, POOL_PADDINGS, padding=0, backend=None)
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the power averages."""
-        geometry = (float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
-        return lp_pool1d(input, *geometry)
+        return _lp(self, lp_pool1d, input)
 
 
-class LPPool2d(torch.nn.LPPool2d):
+class LPPool2d(Extended, torch.nn.LPPool2d):
     """``torch.nn.LPPool2d``, computed by :func:`gpuconv.lp_pool2d`.
 
     Examples
@@ -202,13 +224,14 @@ class LPPool2d(torch.nn.LPPool2d):
     torch.Size([2, 3, 4, 3])
     """
 
+    __init__ = constructor(torch.nn.LPPool2d, POOL_PADDINGS, padding=0, backend=None)
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the power averages."""
-        geometry = (float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
-        return lp_pool2d(input, *geometry)
+        return _lp(self, lp_pool2d, input)
 
 
-class LPPool3d(torch.nn.LPPool3d):
+class LPPool3d(Extended, torch.nn.LPPool3d):
     """``torch.nn.LPPool3d``, computed by :func:`gpuconv.lp_pool3d`.
 
     Examples
@@ -218,13 +241,14 @@ class LPPool3d(torch.nn.LPPool3d):
     torch.Size([2, 3, 4, 3, 2])
     """
 
+    __init__ = constructor(torch.nn.LPPool3d, POOL_PADDINGS, padding=0, backend=None)
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the power averages."""
-        geometry = (float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
-        return lp_pool3d(input, *geometry)
+        return _lp(self, lp_pool3d, input)
 
 
-class AdaptiveAvgPool1d(torch.nn.AdaptiveAvgPool1d):
+class AdaptiveAvgPool1d(Extended, torch.nn.AdaptiveAvgPool1d):
     """``torch.nn.AdaptiveAvgPool1d``, computed by :func:`gpuconv.adaptive_avg_pool1d`.
 
     Examples
@@ -234,12 +258,14 @@ class AdaptiveAvgPool1d(torch.nn.AdaptiveAvgPool1d):
     torch.Size([2, 3, 3])
     """
 
+    __init__ = constructor(torch.nn.AdaptiveAvgPool1d, backend=None)
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
-        return adaptive_avg_pool1d(input, self.output_size)
+        return adaptive_avg_pool1d(input, self.output_size, backend=self.backend)
 
 
-class AdaptiveAvgPool2d(torch.nn.AdaptiveAvgPool2d):
+class AdaptiveAvgPool2d(Extended, torch.nn.AdaptiveAvgPool2d):
     """``torch.nn.AdaptiveAvgPool2d``, computed by :func:`gpuconv.adaptive_avg_pool2d`.
 
     Examples
@@ -249,12 +275,14 @@ class AdaptiveAvgPool2d(torch.nn.AdaptiveAvgPool2d):
     torch.Size([2, 3, 3, 3])
     """
 
+    __init__ = constructor(torch.nn.AdaptiveAvgPool2d, backend=None)
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
-        return adaptive_avg_pool2d(input, self.output_size)
+        return adaptive_avg_pool2d(input, self.output_size, backend=self.backend)
 
 
-class AdaptiveAvgPool3d(torch.nn.AdaptiveAvgPool3d):
+class AdaptiveAvgPool3d(Extended, torch.nn.AdaptiveAvgPool3d):
     """``torch.nn.AdaptiveAvgPool3d``, computed by :func:`gpuconv.adaptive_avg_pool3d`.
 
     Examples
@@ -264,12 +292,14 @@ class AdaptiveAvgPool3d(torch.nn.AdaptiveAvgPool3d):
     torch.Size([2, 3, 3, 3, 3])
     """
 
+    __init__ = constructor(torch.nn.AdaptiveAvgPool3d, backend=None)
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the averages."""
-        return adaptive_avg_pool3d(input, self.output_size)
+        return adaptive_avg_pool3d(input, self.output_size, backend=self.backend)
 
 
-class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):
+class AdaptiveMaxPool1d(Extended, torch.nn.AdaptiveMaxPool1d):
     """``torch.nn.AdaptiveMaxPool1d``, computed by :func:`gpuconv.adaptive_max_pool1d`.
 
     Examples
@@ -279,12 +309,14 @@ class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):
     torch.Size([2, 3, 3])
     """
 
+    __init__ = constructor(torch.nn.AdaptiveMaxPool1d, backend=None)
+
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return adaptive_max_pool1d(input, self.output_size, self.return_indices)
+        return adaptive_max_pool1d(input, self.output_size, self.return_indices, backend=self.backend)
 
 
-class AdaptiveMaxPool2d(torch.nn.AdaptiveMaxPool2d):
+class AdaptiveMaxPool2d(Extended, torch.nn.AdaptiveMaxPool2d):
     """``torch.nn.AdaptiveMaxPool2d``, computed by :func:`gpuconv.adaptive_max_pool2d`.
 
     Examples
@@ -294,12 +326,14 @@ class AdaptiveMaxPool2d(torch.nn.AdaptiveMaxPool2d):
     torch.Size([2, 3, 3, 3])
     """
 
+    __init__ = constructor(torch.nn.AdaptiveMaxPool2d, backend=None)
+
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return adaptive_max_pool2d(input, self.output_size, self.return_indices)
+        return adaptive_max_pool2d(input, self.output_size, self.return_indices, backend=self.backend)
 
 
-class AdaptiveMaxPool3d(torch.nn.AdaptiveMaxPool3d):
+class AdaptiveMaxPool3d(Extended, torch.nn.AdaptiveMaxPool3d):
     """``torch.nn.AdaptiveMaxPool3d``, computed by :func:`gpuconv.adaptive_max_pool3d`.
 
     Examples
@@ -309,12 +343,14 @@ class AdaptiveMaxPool3d(torch.nn.AdaptiveMaxPool3d):
     torch.Size([2, 3, 3, 3, 3])
     """
 
+    __init__ = constructor(torch.nn.AdaptiveMaxPool3d, backend=None)
+
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
-        return adaptive_max_pool3d(input, self.output_size, self.return_indices)
+        return adaptive_max_pool3d(input, self.output_size, self.return_indices, backend=self.backend)
 
 
-class FractionalMaxPool2d(torch.nn.FractionalMaxPool2d):
+class FractionalMaxPool2d(Extended, torch.nn.FractionalMaxPool2d):
     """``torch.nn.FractionalMaxPool2d``, computed by :func:`gpuconv.fractional_max_pool2d`.
 
     Examples
@@ -324,12 +360,14 @@ class FractionalMaxPool2d(torch.nn.FractionalMaxPool2d):
     torch.Size([2, 3, 2, 2])
     """
 
+    __init__ = constructor(torch.nn.FractionalMaxPool2d, backend=None)
+
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
         return _fractional(self, fractional_max_pool2d, input)
 
 
-class FractionalMaxPool3d(torch.nn.FractionalMaxPool3d):
+class FractionalMaxPool3d(Extended, torch.nn.FractionalMaxPool3d):
     """``torch.nn.FractionalMaxPool3d``, computed by :func:`gpuconv.fractional_max_pool3d`.
 
     Examples
@@ -339,12 +377,14 @@ class FractionalMaxPool3d(torch.nn.FractionalMaxPool3d):
     torch.Size([2, 3, 2, 2, 2])
     """
 
+    __init__ = constructor(torch.nn.FractionalMaxPool3d, backend=None)
+
     def forward(self, input: Tensor) -> Any:
         """Return the maxima, with `return_indices` also where they are."""
         return _fractional(self, fractional_max_pool3d, input)
 
 
-class MaxUnpool1d(torch.nn.MaxUnpool1d):
+class MaxUnpool1d(Extended, torch.nn.MaxUnpool1d):
     """``torch.nn.MaxUnpool1d``, computed by :func:`gpuconv.max_unpool1d`.
 
     Examples
@@ -355,13 +395,15 @@ class MaxUnpool1d(torch.nn.MaxUnpool1d):
     torch.Size([2, 3, 8])
     """
 
+    __init__ = constructor(torch.nn.MaxUnpool1d, backend=None)
+
     def forward(self, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return `input` at `indices` of a plane of zeros, of size `output_size` if that is given."""
         geometry = (self.kernel_size, self.stride, self.padding)
-        return max_unpool1d(input, indices, *geometry, output_size)
+        return max_unpool1d(input, indices, *geometry, output_size, backend=self.backend)
 
 
-class MaxUnpool2d(torch.nn.MaxUnpool2d):
+class MaxUnpool2d(Extended, torch.nn.MaxUnpool2d):
     """``torch.nn.MaxUnpool2d``, computed by :func:`gpuconv.max_unpool2d`.
 
     Examples
@@ -372,13 +414,15 @@ class MaxUnpool2d(torch.nn.MaxUnpool2d):
     torch.Size([2, 3, 8, 6])
     """
 
+    __init__ = constructor(torch.nn.MaxUnpool2d, backend=None)
+
     def forward(self, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return `input` at `indices` of a plane of zeros, of size `output_size` if that is given."""
         geometry = (self.kernel_size, self.stride, self.padding)
-        return max_unpool2d(input, indices, *geometry, output_size)
+        return max_unpool2d(input, indices, *geometry, output_size, backend=self.backend)
 
 
-class MaxUnpool3d(torch.nn.MaxUnpool3d):
+class MaxUnpool3d(Extended, torch.nn.MaxUnpool3d):
     """``torch.nn.MaxUnpool3d``, computed by :func:`gpuconv.max_unpool3d`.
 
     Examples
@@ -389,13 +433,15 @@ class MaxUnpool3d(torch.nn.MaxUnpool3d):
     torch.Size([2, 3, 8, 6, 4])
     """
 
+    __init__ = constructor(torch.nn.MaxUnpool3d, backend=None)
+
     def forward(self, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Return `input` at `indices` of a plane of zeros, of size `output_size` if that is given."""
         geometry = (self.kernel_size, self.stride, self.padding)
-        return max_unpool3d(input, indices, *geometry, output_size)
+        return max_unpool3d(input, indices, *geometry, output_size, backend=self.backend)
 
 
-class Unfold(torch.nn.Unfold):
+class Unfold(Extended, torch.nn.Unfold):
     """``torch.nn.Unfold``, computed by :func:`gpuconv.unfold`.
 
     Examples
@@ -405,12 +451,15 @@ class Unfold(torch.nn.Unfold):
     torch.Size([2, 27, 48])
     """
 
+    __init__ = constructor(torch.nn.Unfold, backend=None)
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the windows of `input` as columns."""
-        return unfold(input, self.kernel_size, self.dilation, self.padding, self.stride)
+        geometry = (self.kernel_size, self.dilation, self.padding, self.stride)
+        return unfold(input, *geometry, backend=self.backend)
 
 
-class Fold(torch.nn.Fold):
+class Fold(Extended, torch.nn.Fold):
     """``torch.nn.Fold``, computed by :func:`gpuconv.fold`.
 
     Examples
@@ -420,7 +469,9 @@ class Fold(torch.nn.Fold):
     torch.Size([2, 3, 8, 6])
     """
 
+    __init__ = constructor(torch.nn.Fold, backend=None)
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the image that the columns of `input` add up to."""
         geometry = (self.kernel_size, self.dilation, self.padding, self.stride)
-        return fold(input, self.output_size, *geometry)
+        return fold(input, self.output_size, *geometry, backend=self.backend)

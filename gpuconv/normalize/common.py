@@ -2,7 +2,7 @@
 
 Exception classes are torch's: ``TypeError`` for an argument of the wrong type, ``RuntimeError`` for most wrong values,
 ``ValueError`` where torch says so. This module has the helpers that convolution and pooling share;
-``normalize_conv.py`` and ``normalize_pool.py`` use them.
+:mod:`.conv` and :mod:`.pool` use them.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ __all__ = [
     "TRANSPOSED_DTYPES",
     "Extras",
     "Geometry",
+    "bias_may_differ",
     "check_choice",
     "check_dtypes",
     "check_padding_mode",
@@ -161,6 +162,11 @@ def check_dtypes(op: str, kind: ArrayKind, named: dict[str, Any], allowed: tuple
     if dtype not in allowed:
         raise invalid(op, f"dtype of {first}", dtype, "one of " + ", ".join(allowed), NotImplementedError)
     return dtype
+
+
+def bias_may_differ(dtype: str, bias: str) -> bool:
+    """Tell whether torch adds a bias of another type to the empty result of a transposed convolution."""
+    return (dtype in FLOATS[:4] and "complex" not in bias) or (dtype == "int64" and ("int" in bias or bias == "bool"))
 
 
 def _check_weight(op: str, w_shape: tuple[int, ...], groups: int) -> None:
@@ -388,6 +394,8 @@ def conv_transpose_call(
     output = transposed_sizes(op, ndim, size, w_shape[2:], geometry, output_padding, output_size, n == 0)
     if n and 0 in size:
         raise invalid(op, "input", kind.shape(input), "of non-empty spatial axes (only the batch may be empty)")
+    if n == 0 and bias is not None and bias_may_differ(kind.dtype(input), kind.dtype(bias)):
+        named = {**named, "bias": None}
     dtype = check_dtypes(op, kind, named, TRANSPOSED_DTYPES)
     device = same_device(op, kind, named)
     _check_result(op, (n, c, *output))

@@ -226,7 +226,8 @@ def windows_of(
     TypeError
         If an argument is of the wrong type.
     RuntimeError
-        If a value is out of range, or an output axis would be empty; with `fits` also if a kernel exceeds the input.
+        If a value is out of range, or an output axis would be empty; with `fits` also if a kernel exceeds the input
+        without its padding, where that has torch's form.
     """
     op, ndim = source.op, len(source.size)
     kernel = int_tuple(op, "kernel_size", kernel_size, ndim)
@@ -239,7 +240,12 @@ def windows_of(
     rate = positive(op, "dilation", rate, dilation)
     pairs = _pads(source, padding, kernel, steps, rate)
     pad_lo, pad_hi = tuple(lo for lo, _ in pairs), tuple(hi for _, hi in pairs)
-    if fits and any(size < extent for size, extent in zip(source.size, map_axes(effective_kernel, kernel, rate))):
+    theirs = not isinstance(padding, str) and pad_pairs(op, "padding", padding, ndim) is None
+    if (
+        fits
+        and theirs
+        and any(size < extent for size, extent in zip(source.size, map_axes(effective_kernel, kernel, rate)))
+    ):
         raise invalid(op, "kernel_size", kernel_size, f"no larger than the input, which is {source.size}")
     ceil = (ceil_mode,) * ndim
     output = map_axes(output_size_of, source.size, kernel, steps, pad_lo, pad_hi, rate, ceil)
@@ -347,6 +353,7 @@ def adaptive_call(
         check_sizes(source, not source.unbatched and (pool == "adaptive_max" or ndim == 3))
         check_dtype(source, FLOATS)
     elif source.dtype not in (*FLOATS, "complex64", "complex128"):
-        error = RuntimeError if "float8" not in source.dtype else NotImplementedError
+        no_sum = "float8" in source.dtype or source.dtype == "complex32"  # torch has the type, and no sum of it
+        error = NotImplementedError if no_sum else RuntimeError
         raise invalid(op, "input (dtype)", source.dtype, "a floating-point or complex type", error)
     return pool_call(source, pool, windows, {"x": input}, backend, return_indices=indices)

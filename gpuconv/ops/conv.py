@@ -13,6 +13,7 @@ both; the public functions do so at the first tensor they see.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -69,6 +70,22 @@ def _cast(
     return input, weight, bias, Extras(mode, activation, residual, scale, shift, precision, backend)
 
 
+def _in_complex64(
+    run: Callable[..., Any], op: str, ndim: int, tensors: tuple[Any, ...], geometry: tuple[Any, ...], extras: Extras
+) -> Any:
+    """Run a convolution of complex numbers of 32 bits, which no kernel has, in those of 64: no product rounds."""
+    wide = [None if tensor is None else tensor.to(torch.complex64) for tensor in tensors]
+    input, weight, bias, scale, shift, residual = wide
+    result = run(op, ndim, input, weight, bias, *geometry, extras._replace(scale=scale, shift=shift, residual=residual))
+    return result.to(torch.complex32) if isinstance(result, torch.Tensor) else result
+
+
+def _of_complex32(tensors: tuple[Any, ...]) -> bool:
+    """Tell whether all tensors of a call are complex numbers of 32 bits."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    return all(isinstance(tensor, torch.Tensor) and tensor.dtype is torch.complex32 for tensor in given)
+
+
 def convolution(
     op: str, ndim: int, input: Tensor, weight: Tensor, bias: Tensor | None,
     stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras,
@@ -83,6 +100,10 @@ def convolution(
             return result
     if autocasts(input):
         input, weight, bias, extras = _cast(input, weight, bias, extras)
+    if input.dtype is torch.complex32:
+        tensors = (input, weight, bias, extras.scale, extras.shift, extras.residual)
+        if _of_complex32(tensors):
+            return _in_complex64(convolution, op, ndim, tensors, (stride, padding, dilation, groups), extras)
     arguments = (op, ndim, input, weight, bias, stride, padding, dilation, groups, extras)
     if torch.compiler.is_compiling():
         return conv_traced.convolution(*arguments)
@@ -107,6 +128,10 @@ def transposed_convolution(
             return result
     if autocasts(input):
         input, weight, bias, extras = _cast(input, weight, bias, extras)
+    if input.dtype is torch.complex32:
+        tensors = (input, weight, bias, extras.scale, extras.shift, extras.residual)
+        if _of_complex32(tensors):
+            return _in_complex64(transposed_convolution, op, ndim, tensors, geometry, extras)
     arguments = (op, ndim, input, weight, bias, *geometry, extras)
     if torch.compiler.is_compiling():
         return conv_traced.transposed_convolution(*arguments)

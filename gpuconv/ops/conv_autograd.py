@@ -33,7 +33,7 @@ from .conv_library import geometry_of, reached, run_problem
 from .conv_vmap import fold
 from .epilogue import per_channel
 
-__all__ = ["OPERANDS", "PLAIN", "apply", "bilinear", "needs_operator"]
+__all__ = ["OPERANDS", "PLAIN", "apply", "bilinear", "functionalizes", "needs_operator"]
 
 Tensor = Any
 
@@ -90,9 +90,17 @@ def bilinear(
     return apply(_describe(problem, kind, groups, bias is not None, *operands), backend, first, second, bias)
 
 
+def functionalizes() -> bool:
+    """Tell whether ``torch.func.functionalize`` is among the transforms: it takes operators and no functions."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Functionalize for level in stack)
+
+
 def apply(problem: ConvProblem, backend: str, first: Tensor, second: Tensor, bias: Tensor | None) -> Tensor:
     """Run `problem`, which has no epilogue but a bias, on its operands. Differentiable."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
+        if functionalizes():
+            return run_problem(problem, backend, first, second, bias)
         return _Bilinear.apply(first, second, bias, problem, backend)
     if not torch.is_grad_enabled() and forward_ad._current_level < 0:
         return _launch(problem, backend, first, second, bias)

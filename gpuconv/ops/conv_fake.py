@@ -22,12 +22,13 @@ from ..normalize.conv import (
     PADDING_MODES,
     PRECISIONS,
     TRANSPOSED_DTYPES,
+    bias_may_differ,
     check_choice,
     check_dtypes,
     formats_of,
 )
 
-__all__ = ["fake_dgrad", "fake_fprop", "fake_wgrad"]
+__all__ = ["fake_dgrad", "fake_fprop", "fake_wgrad", "is_zero"]
 
 Tensor = Any
 Sizes = Sequence[int]
@@ -117,6 +118,9 @@ def fake_dgrad(
     op = f"conv_transpose{dy.dim() - 2}d" if transposed else f"conv{dy.dim() - 2}d_input_grad"
     _check_options(op, padding_mode, activation, precision, backend)
     named = {"input": dy, "weight": w, "bias": bias, "scale": scale, "shift": shift, "residual": residual}
+    empty = transposed and bias is not None and is_zero(dy.shape[0])
+    if empty and bias_may_differ(TORCH.dtype(dy), TORCH.dtype(bias)):
+        named["bias"] = None
     _check_tensors(op, named, FLOATS[:4] if activation else TRANSPOSED_DTYPES if transposed else FLOATS)
     _require(op, dy.dim() == w.dim(), "input and weight must be of one rank")
     _require(op, dy.shape[1] == w.shape[0], "input must have the channels of weight's first axis")

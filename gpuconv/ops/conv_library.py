@@ -30,7 +30,7 @@ from ..dispatch import run
 from ..dispatch.plan_cache import conv_call, conv_transpose_call, input_grad_call, weight_grad_call
 from ..normalize.conv import Extras
 from ..problem import ConvProblem
-from .conv_fake import fake_dgrad, fake_fprop, fake_wgrad
+from .conv_fake import fake_dgrad, fake_fprop, fake_wgrad, is_zero
 from .conv_vmap import fold
 from .epilogue import compose, per_channel, steps
 
@@ -177,8 +177,9 @@ def reached(grad: Tensor, size: Sequence[int], kernel: Sequence[int], geometry: 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Derivatives compute in the types of the forward pass, also where backward is called under autocast."""
     device: str = tensor.device.type
-    autocast: AbstractContextManager[object] = torch.amp.autocast(device, enabled=False)
-    return autocast if torch.is_autocast_enabled(device) else nullcontext()
+    if not torch._C._is_any_autocast_enabled() or tensor.is_meta or not torch.is_autocast_enabled(device):
+        return nullcontext()  # "meta" has no autocast to ask for
+    return torch.amp.autocast(device, enabled=False)
 
 
 def autocast(*tensors: Tensor | None, dtype: Any = None) -> tuple[Tensor | None, ...]:
@@ -267,8 +268,9 @@ class _Derivatives(_SingleLevelFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        first, second, _, form = inputs
+        first, second, bias, form = inputs
         ctx.form, ctx.output_shape = form.of_derivatives, output.shape
+        ctx.shapes = [None if tensor is None else tensor.shape for tensor in (first, second, bias)]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(first if ctx.needs_input_grad[1] else None, second if ctx.needs_input_grad[0] else None)
         ctx.save_for_forward(first, second)
@@ -279,6 +281,9 @@ class _Derivatives(_SingleLevelFunction):
             return (None,) * 4
         first, second = ctx.saved_tensors
         with no_autocast(grad):
+            if _reaches_nothing(ctx.form, grad):
+                wanted = zip(ctx.shapes, ctx.needs_input_grad)
+                return *(grad.new_zeros(shape) if needed else None for shape, needed in wanted), None
             by_first, by_second = _by_operands(ctx.form, grad, first, second, ctx.needs_input_grad)
             by_bias = grad.sum((0, *range(2, grad.dim()))) if ctx.needs_input_grad[2] else None
         return by_first, by_second, by_bias, None
@@ -293,6 +298,12 @@ class _Derivatives(_SingleLevelFunction):
             term = ctx.form(first, of_second, of_bias if of_first is None else None)
             result = term if result is None else result + term
         return per_channel(of_bias, first.dim() - 2).expand(ctx.output_shape) if result is None else result
+
+
+def _reaches_nothing(form: _Form, grad: Tensor) -> bool:
+    """Tell whether a gradient is empty where the operators refuse what torch does not: no channels, or no batch."""
+    axes = grad.shape if form.kind == "transposed" else grad.shape[1:2]
+    return any(is_zero(size) for size in axes)
 
 
 def _by_operands(

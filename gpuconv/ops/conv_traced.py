@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..arrays import TORCH
 from ..config import forced_backend
 from ..errors import invalid
 from ..normalize.conv import (
@@ -38,6 +39,8 @@ def _check_tensors(op: str, named: dict[str, Any], required: tuple[str, ...]) ->
     for argument, tensor in named.items():
         if not isinstance(tensor, torch.Tensor) and (tensor is not None or argument in required):
             raise TypeError(f"{op}: {argument} must be a torch array, but got {type(tensor).__name__}")
+        if tensor is not None:
+            TORCH.check(op, argument, tensor)
 
 
 def _options(op: str, tensor: Tensor, extras: Extras) -> tuple[str | None, str | None]:
@@ -54,6 +57,10 @@ def _options(op: str, tensor: Tensor, extras: Extras) -> tuple[str | None, str |
         return extras.precision, extras.backend
     dtype, device = str(tensor.dtype).removeprefix("torch."), str(tensor.device)
     return effective_precision(op, extras.precision, dtype, device), forced_backend(extras.backend) or "auto"
+
+
+_MESSAGES_TRACED = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
+"""Whether Dynamo follows a message that is made of the arguments of a function; torch 2.11 breaks the graph at it."""
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
@@ -148,4 +155,7 @@ def weight_gradient(
 
 
 def _require(op: str, condition: Any, text: str) -> None:
+    if torch.compiler.is_compiling() and not _MESSAGES_TRACED:
+        torch._check(condition)
+        return
     torch._check(condition, lambda: f"{op}: {text}")

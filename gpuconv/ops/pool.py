@@ -29,7 +29,7 @@ from .conv_library import autocast
 from .pool_autograd import apply, autocasts_to_float32
 from .pool_fake import AS_INPUT, Form
 from .pool_library import known, operator
-from .tiers import DIRECT, OPERATOR, autocasts, repeated, tier_of
+from .tiers import DIRECT, OPERATOR, autocasts, refuse_tracing, repeated, tier_of
 
 __all__ = ["pooling"]
 
@@ -52,6 +52,7 @@ def pooling(describe: Callable[..., Call], op: str, ndim: int, array: Tensor, *a
         result, key = repeated(op, arrays, settings, _NO_PRECISION)
         if result is not None:
             return result
+    refuse_tracing()
     if not op.endswith("_backward") and autocasts(array) and array.device.type == "cpu":
         array, *rest = _cast(op, ndim, array, *arguments)
         arguments = tuple(rest)
@@ -128,12 +129,24 @@ def _operation(call: Call, backend: str | None) -> tuple[str, tuple[Tensor | Non
     # The indices of a fractional pool that the user did not ask for serve its gradient alone.
     unasked = name == "max_pool_with_indices" and not p.return_indices
     offsets = p.offsets or (unasked and all(isinstance(size, int) for size in p.kernel))
+    if _is_hollow(call):
+        tensors = tuple(None if tensor is None else tensor.transpose(0, 1) for tensor in tensors)
     form = Form(
         p.pool, p.kernel, p.stride, p.pad_lo, p.pad_hi, p.dilation, size, p.ceil_mode, p.count_include_pad,
         p.divisor_override, p.norm_type, bool(call.extra.get("integer_power")), offsets,
         p.result_format if exact else AS_INPUT, backend,
     )  # fmt: skip
     return name, tensors, form
+
+
+def _is_hollow(call: Call) -> bool:
+    """Tell whether a call without a batch has no channels either.
+
+    torch takes the channels of an adaptive pool for a batch there, which may be empty where gradients are wanted; so
+    do operators.
+    """
+    channels = call.problem.c
+    return call.unbatched and isinstance(channels, int) and channels == 0
 
 
 def _finish(call: Call, result: Any) -> Any:
@@ -143,4 +156,8 @@ def _finish(call: Call, result: Any) -> Any:
         result = result[0]
     if not call.unbatched:
         return result
-    return tuple(TORCH.drop_batch(one) for one in result) if isinstance(result, tuple) else TORCH.drop_batch(result)
+    results = result if isinstance(result, tuple) else (result,)
+    if _is_hollow(call):
+        results = tuple(one.transpose(0, 1) for one in results)
+    dropped = tuple(TORCH.drop_batch(one) for one in results)
+    return dropped if isinstance(result, tuple) else dropped[0]

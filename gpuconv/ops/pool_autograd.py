@@ -31,7 +31,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from ..errors import invalid
 from ..normalize.common import memory_format
-from .conv_autograd import needs_operator
+from .conv_autograd import functionalizes, needs_operator
 from .conv_library import LIBRARY, autocast, no_autocast, records
 from .pool_fake import AS_INPUT, Form
 from .pool_library import OPERATORS, TENSORS, launch, operator
@@ -73,7 +73,7 @@ def _add_at(values: Tensor, positions: Tensor, size: Sequence[int]) -> Tensor:
     rows, plane = values.shape[0] * values.shape[1], prod(size)
     first = torch.arange(rows, device=values.device).reshape(*values.shape[:2], *(1,) * len(size)) * plane
     zeros = values.new_zeros(rows * plane)
-    total = zeros.index_put(((positions + first).flatten(),), values.flatten(), accumulate=True)
+    total = zeros.index_put(((positions + first).reshape(-1),), values.reshape(-1), accumulate=True)
     return total.reshape(*values.shape[:2], *size)
 
 
@@ -333,6 +333,8 @@ def _launch(name: str, tensors: Tensors, form: Form) -> Any:
 def apply(name: str, tensors: Tensors, form: Form) -> Any:
     """Run an operator, recording what has to be recorded. `form.backend` is what the user forced, or ``"auto"``."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
+        if functionalizes():
+            return operator(name, tensors, form)
         return _record(_TRANSFORMED, name, tensors, form)
     if not torch.is_grad_enabled() and forward_ad._current_level < 0:
         return _launch(name, tensors, form)

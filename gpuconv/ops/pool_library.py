@@ -25,7 +25,7 @@ Derivatives, autocast and vmap are registered by :mod:`gpuconv.ops.pool_autograd
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from math import prod
 from typing import Any
 
@@ -37,6 +37,7 @@ from ..dispatch.plan_cache import prepared
 from ..normalize.common import memory_format
 from ..normalize.pool_forward import lp_types
 from ..problem import Call, PoolProblem
+from ..shapes import pool_reads
 from .conv_library import LIBRARY, chosen_backend
 from .pool_fake import RESULTS, Form, column_windows, fake, input_format, output_size, window
 
@@ -114,9 +115,25 @@ def _positions(
     return (result, None) if inside is None else (torch.where(inside, result, 0), inside)
 
 
+def _reading_windows(form: Form, size: tuple[int, ...], output: tuple[int, ...], device: Any) -> Tensor | None:
+    """Return which windows of a max pool read an element, and not padding alone; ``None``: all of them."""
+    if form.pool != "max" or max(form.dilation) == 1:
+        return None
+    axes = zip(output, size, form.kernel, form.stride, form.pad_lo, form.dilation)
+    lines = [[pool_reads(i, *axis) for i in range(out)] for out, *axis in axes]
+    if all(map(all, lines)):
+        return None
+    return reduce(
+        torch.logical_and, torch.meshgrid([torch.tensor(line, device=device) for line in lines], indexing="ij")
+    )
+
+
 def _gather(x: Tensor, indices: Any, samples: Tensor | None, form: Form) -> Tensor:
     """Read `x` at the indices: the backward pass of an unpooling to the size of `x`."""
-    positions, inside = _positions(form, indices, samples, x.shape[2:]) if form.offsets else (indices, None)
+    if form.offsets:
+        positions, inside = _positions(form, indices, samples, x.shape[2:])
+    else:
+        positions, inside = indices, _reading_windows(form, tuple(x.shape[2:]), tuple(indices.shape[2:]), x.device)
     ones, zeros = (1,) * form.ndim, (0,) * form.ndim
     unpool = Form(
         "max_unpool", ones, ones, zeros, zeros, ones, tuple(indices.shape[2:]), False, True, None, 0.0, False, False,

@@ -12,9 +12,9 @@ from ..dispatch.execution import OBSERVERS, without_batch
 from ..dispatch.plan_cache import CACHE, UnkeyedError, conv_key, signatures
 from ..launcher import native
 from ..normalize.conv import Extras
-from .conv_autograd import PLAIN
+from .conv_autograd import PLAIN, functionalizes
 
-__all__ = ["DIRECT", "OPERATOR", "RECORDED", "autocasts", "on_gpu", "repeated", "tier_of"]
+__all__ = ["DIRECT", "OPERATOR", "RECORDED", "autocasts", "on_gpu", "refuse_tracing", "repeated", "tier_of"]
 
 Tensor = Any
 
@@ -23,12 +23,24 @@ plan_cache.PLAIN.update(PLAIN)
 DIRECT, RECORDED, OPERATOR = 1, 2, 3
 
 
+def refuse_tracing() -> None:
+    """Refuse ``torch.jit.trace``, which would record the result as a constant.
+
+    Raises
+    ------
+    NotImplementedError
+        Where it is tracing.
+    """
+    if torch._C._get_tracing_state() is not None:
+        raise NotImplementedError("torch.jit.trace cannot record gpuconv; torch.export and torch.compile can")
+
+
 def tier_of(*tensors: Tensor | None) -> int:
     """Choose the tier of a call. What is no tensor is left to the checks of the first tier."""
-    if torch._C._get_tracing_state() is not None:  # it would record the result as a constant
-        raise NotImplementedError("torch.jit.trace cannot record gpuconv; torch.export and torch.compile can")
-    operator, grad = torch._C._len_torch_dispatch_stack() > 0, torch.is_grad_enabled()
-    recorded = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    refuse_tracing()
+    transformed, grad = torch._C._functorch.peek_interpreter_stack() is not None, torch.is_grad_enabled()
+    operator = torch._C._len_torch_dispatch_stack() > 0 or (transformed and functionalizes())
+    recorded = transformed or forward_ad._current_level >= 0
     for tensor in tensors:  # one plain loop: this is on the path of every call
         if tensor is None:
             continue
@@ -43,8 +55,8 @@ def tier_of(*tensors: Tensor | None) -> int:
 
 
 def autocasts(input: Tensor) -> bool:
-    """Tell whether autocast is on for the device of a tensor."""
-    return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type)
+    """Tell whether autocast is on for the device of a tensor; "meta" has none, and cannot be asked."""
+    return torch._C._is_any_autocast_enabled() and not input.is_meta and torch.is_autocast_enabled(input.device.type)
 
 
 def on_gpu(tensor: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Configs timed on this machine's GPU, and the cost model fitted to the times; entered by callers."""
 
-from .fitting import Sample, fit
 from ..dispatch.problems import from_json, to_json
+from .fitting import Sample, fit
 from .search import Record, Timing, consider, fit_to_user, samples_from_json, tune
 
 __all__ = [

@@ -19,10 +19,10 @@ from ..costs import measured as cache
 from ..costs.constants import Constants, Gpu, constants_of_gpu, gpu_of, user_constants_path
 from ..costs.files import locked, warn_once, write_json
 from ..dispatch import candidates
+from ..dispatch.problems import problem_from_json, problem_to_json
 from ..problem import Problem
 from .fitting import Sample, fit
-from ..dispatch.problems import problem_from_json, problem_to_json
-from .trial import CudaTimer, Timer, Trial, capturing_or_compiling
+from .trial import CudaTimer, Timer, Trial, capturing_or_compiling, context_lost, reason_of
 
 __all__ = ["Record", "Timing", "consider", "fit_to_user", "samples_from_json", "tune"]
 
@@ -169,7 +169,9 @@ def _timings(problem: Problem, options: list[_Option], timer: Timer, late: Calla
         except Exception as error:  # a compiler's, a launcher's or torch's: what fails here is not a choice
             if option.default and isinstance(error, (TypeError, KeyError, AttributeError)):
                 raise
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            if context_lost() is not None:  # nothing else can be timed in this process
+                raise
+            reason = reason_of(error)
         yield Timing(option.solver.id, option.config, option.default, option.estimate, took, reason)
 
 

@@ -12,7 +12,7 @@ from ..arrays import TORCH
 from ..backends.base import Plan
 from ..problem import Call, ConvProblem, PoolProblem, Prepared, Problem
 
-__all__ = ["CudaTimer", "Timer", "Trial", "capturing_or_compiling"]
+__all__ = ["CudaTimer", "Timer", "Trial", "capturing_or_compiling", "context_lost", "reason_of"]
 
 Timer = Callable[[Plan, Callable[[], Any]], float]
 """Takes a plan and a function that launches it once, and returns microseconds of one launch."""
@@ -26,6 +26,37 @@ def capturing_or_compiling() -> bool:
     if torch.compiler.is_compiling():
         return True
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+_HEAD, _TAIL = 150, 350
+"""Characters of an error that are kept: compilers quote the source first, and say what is wrong with it last."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return class and message of an error in one line; of a long message its beginning and its end."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= _HEAD + _TAIL + 5 else f"{text[:_HEAD]} ... {text[-_TAIL:]}"
+
+
+def context_lost() -> str | None:
+    """Return what the CUDA context died of, ``None`` while it lives, or where this process has none.
+
+    An illegal access, an assertion or a misaligned address on the device fails every later call of the context, in
+    words of the library that happens to call next. A synchronise tells, whatever the words: twice, since an earlier
+    call may have left an error behind that the first one clears.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    reason = None
+    for _ in range(2):
+        try:
+            torch.cuda.synchronize()
+        except Exception as error:
+            reason = reason_of(error)
+        else:
+            return None
+    return reason
 
 
 class Trial:

@@ -277,6 +277,13 @@ __device__ __forceinline__ I number_of(const PoolParams& p, I t, I r, I s) {
     return t * I(p.number_t) + r * I(p.number_r) + s * I(p.number_s);
 }
 
+// Return a number that some element has: a dilated window may have taps in the padding alone, outside of the plane.
+template <class I>
+__device__ __forceinline__ I inside_plane(const PoolParams& p, I number) {
+    const I last = I(p.d) * I(p.h) * I(p.w) - 1;
+    return p.positions && number > last ? last : number;
+}
+
 // Return the position of tap (0, 0, 0) of a window, which may lie in the padding, or 0 where numbers are taps.
 template <class I>
 __device__ __forceinline__ I corner_of(const PoolParams& p, const Box<I>& box) {

@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(POOL_THREADS, POOL_BLOCKS)
     }
     if (!exists || me.strip != 0) return;
     best = p.magnitude < 0 ? -found[thread] : found[thread];
-    const I chosen[1] = {corner + (where[thread] < 0 ? first : where[thread])};
+    const I chosen[1] = {inside_plane(p, corner + (where[thread] < 0 ? first : where[thread]))};
     if (y) y[me.unit] = from_compute<T>(best);
     if (indices) store_indices<1>(indices, me.unit, chosen, p.index_bytes);
 }

@@ -43,7 +43,7 @@ __device__ __forceinline__ void largest_in(compute_t<T> (&best)[LANES], I (&numb
     }
     const I corner = corner_of(p, box);
 #pragma unroll
-    for (int i = 0; i < LANES; ++i) number[i] += corner;
+    for (int i = 0; i < LANES; ++i) number[i] = inside_plane(p, number[i] + corner);
 }
 
 enum Finish { AVERAGE, ROOT, SLOPE };

@@ -91,6 +91,8 @@ def _by_position() -> Iterator[tuple[str, str, PoolProblem]]:
         yield f"fractional_max {name} backward", "fractional_max.bwd.gather", back
     apart = pool_problem("max_unpool", (1, 4, 320, 320), (640, 640), "float16", CONTIGUOUS)
     yield "max_unpool float16 contiguous claims apart", "max_unpool.fprop.claim", apart
+    wide = pool_problem("max_unpool", (512, 64, 160, 160), (320, 320), "float16", CONTIGUOUS)
+    yield "max_unpool float16 contiguous 64-bit", "max_unpool.fprop.claim", wide
     volume = pool_problem("max_unpool", (4, 64, 8, 32, 32), (16, 64, 64), "float16", CHANNELS_LAST)
     yield "max_unpool float16 channels_last volume", "max_unpool.fprop.claim", volume
     taps = pool_problem("fractional_max", (32, 64, 112, 112), (80, 80), "float16", CONTIGUOUS, "bwd", offsets=True)

@@ -95,6 +95,15 @@ def _small_windows() -> Iterator[tuple[str, PoolProblem]]:
         yield f"lp 2 2x2/s2 {tail}", pool_problem("lp", large, 2, 2, layout=layout, norm_type=2.0)
 
 
+def _general_backward(layout: str) -> Iterator[tuple[str, PoolProblem]]:
+    """Yield gradients that the general kernels compute: of powers, and of few elements in 3-D."""
+    same: dict[str, Any] = {"kind": "bwd", "layout": layout}
+    yield f"lp 2 2x2/s2 backward {layout}", pool_problem("lp", (BATCH, 64, 112, 112), 2, 2, norm_type=2.0, **same)
+    yield f"lp 2 4/s4 backward {layout}", pool_problem("lp", (8, 64, 4096), 4, 4, norm_type=2.0, **same)
+    yield f"max 2x2x2 backward {layout}", pool_problem("max", (2, 16, 8, 9, 10), 2, 2, **same)
+    yield f"avg 2x2x2 backward {layout}", pool_problem("avg", (2, 16, 8, 9, 10), 2, 2, **same)
+
+
 def _awkward() -> Iterator[tuple[str, PoolProblem]]:
     """Yield large windows, which take a launch per axis, and what keeps compilers from wide accesses."""
     spatial_pyramid = (8, 512, 32, 32)
@@ -107,6 +116,7 @@ def _awkward() -> Iterator[tuple[str, PoolProblem]]:
         )
         yield f"avg 31x31/s1 {layout}", pool_problem("avg", spatial_pyramid, 31, 1, 15, count_include_pad=False, **same)
         yield f"avg 31x31/s1 backward {layout}", pool_problem("avg", spatial_pyramid, 31, 1, 15, kind="bwd", **same)
+        yield from _general_backward(layout)
     square = (8, 64, 56, 56)
     yield "lp 3 3x3/s1 backward", pool_problem("lp", square, 3, 1, 1, kind="bwd", norm_type=3.0)
     yield "lp inf 3x3/s2 backward", pool_problem("lp", square, 3, 2, 1, kind="bwd", norm_type=float("inf"))

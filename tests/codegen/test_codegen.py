@@ -7,12 +7,14 @@ import random
 from collections import Counter
 
 import pytest
+from aot import compile_for, launch_arguments, specialise
 from table import (
     ARCHITECTURES,
     ENTRIES,
     PAGE,
     SOLVERS,
     VERSION,
+    launch,
     load,
     measure,
     page,
@@ -72,6 +74,17 @@ def test_no_kernel_spills():
         if row["stack"] > 24 or row["counts"].keys() & {"LDL", "STL"}
     ]
     assert not spilled, "\n".join(spilled)
+
+
+@pytest.mark.parametrize("kind", ("fprop", "transposed"))
+def test_vectors_with_strides_do_not_spill(kind):
+    """The table has contiguous vectors, whose strides of 1 are constants of the compiler."""
+    problem = next(p for p in ENTRIES.values() if p.kind == kind and p.bias and p.scale and p.shift)
+    config = SOLVERS[kind].plan(problem).config
+    strides = dict.fromkeys(("bias_stride", "scale_stride", "shift_stride"), 3)
+    kernel, arguments = launch(kind, problem)[0].fn, launch_arguments(problem, config)
+    row = compile_for(specialise(kernel, arguments | strides), 90, config)
+    assert row["stack"] <= 24 and not row["counts"].keys() & {"LDL", "STL"}, row
 
 
 @needs_table

@@ -22,6 +22,8 @@ SAMPLE = JOBS if FULL else random.Random(2026).sample(JOBS, 6)
 ALIGNED = ("2x2/s2", "3x3/s2", "3x3/s1")
 
 BUDGETS = {
+    "avg.bwd.general channels_last": Budget(loop=0, warps=64),
+    "avg.bwd.general contiguous": Budget(loop=0, warps=24),
     "avg.bwd.separable channels_last": Budget(loop=149, warps=40),
     "avg.bwd.separable contiguous": Budget(loop=148, warps=48),
     "avg.bwd.tiled 2x2/s2 channels_last": Budget(loop=0, warps=64),
@@ -41,9 +43,12 @@ BUDGETS = {
     "avg.fprop.tiled channels_last": Budget(loop=0, warps=16),
     "avg.fprop.tiled contiguous": Budget(loop=0, warps=16),
     "lp.bwd.general channels_last": Budget(loop=198, warps=32),
+    "lp.bwd.general contiguous": Budget(loop=181, warps=20),
     "lp.fprop.general channels_last": Budget(loop=1153, warps=36),
     "lp.fprop.tiled 2x2/s2 channels_last": Budget(loop=0, warps=64),
     "lp.fprop.tiled 2x2/s2 contiguous": Budget(loop=0, warps=48),
+    "max.bwd.general channels_last": Budget(loop=0, warps=64),
+    "max.bwd.general contiguous": Budget(loop=0, warps=24),
     "max.bwd.separable channels_last": Budget(loop=205, warps=36),
     "max.bwd.separable contiguous": Budget(loop=224, warps=32),
     "max.bwd.tiled 2x2/s2 channels_last": Budget(loop=0, warps=48),

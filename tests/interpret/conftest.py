@@ -8,6 +8,7 @@ import json
 import os
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -18,8 +19,12 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_*.py"]
 else:
     from quick import quicken
+    from specialisations import FOLDER, write_launches
+    from triton.runtime.interpreter import InterpretedFunction
 
     quicken()
+    if FOLDER in os.environ:
+        write_launches(InterpretedFunction, Path(os.environ[FOLDER]))
 
 PARTS = {
     "test_matches_reference": 25,
@@ -29,7 +34,8 @@ PARTS = {
     "test_gradcheck_of_padding_modes": 15,
     "test_gradcheck_in_full": 15,
     "test_dgrad_multiplies_only_the_taps_of_each_phase": 4,
-    "test_opinfo": 4,
+    "test_opinfo": 6,
+    "test_repeated_calls_of_our_kernels": 13,
     "test_probes_pass_on_the_real_kernels": 4,
     "test_small_integers_are_exact": 4,
     "test_wgrad_states_and_bounds_its_workspace": 4,

@@ -1,7 +1,8 @@
 """PyTorch's own samples (OpInfo) with gradients through our kernels; the run ends with the kernels of each pass.
 
 The gate takes a fifth of the samples of each dtype, other ones under another Triton, and leaves out those that take
-more than a few seconds; ``GPUCONV_TEST_FULL=1`` takes all of them.
+more than a few seconds; ``GPUCONV_TEST_FULL=1`` takes all of them. Samples (one in the gate) come once more with every
+tensor, and the gradient of the result, apart in memory. OpInfo's inputs for references are its samples here.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from collections import Counter
 import pytest
 import torch
 import triton
-from conv_samples import NAMES, check_with_gradients, interpreted_steps, samples
+from conv_samples import NAMES, check_with_gradients, interpreted_steps, op_info, samples
 from launches import convolution_kernels, recorded_launches, table, unlaunched
+from opinfo import noncontiguous_like
 
 DTYPES = (torch.float32, torch.float64)
 PARTS = 5
@@ -35,6 +37,23 @@ def test_samples_with_gradients(name, dtype, full, record_property):
     assert seen >= 2
     record_property("conv", name)
     record_property("launches", json.dumps([[*key, count] for key, count in sorted(launches.items())]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_apart_in_memory(name, dtype, full):
+    torch.manual_seed(0)
+    found = list(samples(name, dtype))
+    if not full:
+        short = [each for each in found if interpreted_steps(name, *each) <= MOST_STEPS // 4]
+        found = [short[(zlib.crc32(triton.__version__.encode()) + DTYPES.index(dtype)) % len(short)]]
+    for args, kwargs in found:
+        check_with_gradients(name, args, kwargs, "triton", noncontiguous_like)
+
+
+def test_inputs_for_references_are_the_samples():
+    for name in NAMES:
+        assert op_info(name).reference_inputs_func is None
 
 
 SIXTEEN_BITS = {

@@ -31,7 +31,7 @@ def start(out: Path, *extra: str) -> subprocess.Popen[bytes]:
 def records(out: Path) -> list[dict]:
     path = out / "results.jsonl"
     whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
-    return [json.loads(line) for line in whole.splitlines()]
+    return [record for record in map(json.loads, whole.splitlines()) if record["stage"] != "environment"]
 
 
 def wait_for(out: Path, count: int, process: subprocess.Popen[bytes]) -> None:
@@ -80,9 +80,20 @@ def test_killed_and_resumed(tmp_path):
     crashed = [record for record in records(out) if record.get("status") == "crashed"]
     assert len(crashed) <= 1 and all("signal 9" in record["why"] for record in crashed)
     files = [path for path in out.iterdir() if path.is_file()]
-    assert {"results.jsonl", "environment.json", "summary.json", "summary.txt", "layers.csv"} <= {f.name for f in files}
-    assert len(files) <= 8 and all(path.stat().st_size < 16 << 20 for path in files)
-    assert json.loads((out / "environment.json").read_text())["dry_run"]
+    assert {"results.jsonl", "summary.json", "summary.txt", "layers.csv"} <= {f.name for f in files}
+    assert len(files) <= 7 and all(path.stat().st_size < 16 << 20 for path in files)
+    environment = json.loads((out / "summary.json").read_text())["environment"]
+    assert environment["dry_run"] and len(environment["commits"]) == 1
+
+    drawn = [sys.executable, str(SCRIPT.with_name("run.py")), "--from", str(out)]  # anywhere, from what came back
+    text = subprocess.run(drawn, capture_output=True, text=True, check=True).stdout
+    assert "DRY RUN" in text and (out / "results.jsonl").read_bytes().startswith(before.rpartition(b"\n")[0])
+
+    fixed = [*command(out, "--resume", "--only", "failed"), "--list"]
+    left = subprocess.run(fixed, capture_output=True, text=True, check=True).stdout
+    assert {json.loads(line)[1] for line in left.splitlines() if line.startswith("[")} == {
+        record["key"] for record in crashed
+    }
 
 
 def test_every_solver_of_triton_is_in_the_parity_stage():

@@ -1,7 +1,9 @@
 """PyTorch's own samples (OpInfo) of pools and their gradients on the Triton kernels, under the interpreter.
 
-The gate runs a few samples per pool, evenly chosen, and ``GPUCONV_TEST_FULL=1`` all of them. Every plan of the
-call and of its gradient must be one of Triton's, and kernels must have run.
+The gate runs a few samples per pool, evenly chosen, and ``GPUCONV_TEST_FULL=1`` all of them, of every variant of the
+operator. Every plan of the call and of its gradient must be one of Triton's, and kernels must have run. Samples come
+once more with every tensor, and the gradient of the result, apart in memory. OpInfo's inputs for references are its
+samples, with these operators.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.testing._internal.common_methods_invocations import op_db
+from opinfo import noncontiguous_like, op_db
 from triton.runtime import interpreter
 
 import gpuconv
@@ -42,7 +44,8 @@ def samples(name: str, dtype: torch.dtype, full: bool) -> list[Sample]:
         return list(lp_samples(int(name[-2]), dtype))
     found: list[Sample] = []
     for op in op_db:
-        if op.name == f"nn.functional.{name}" and not op.variant_test_name:
+        if op.name == f"nn.functional.{name}":
+            assert op.reference_inputs_func is None
             found += [((s.input, *s.args), s.kwargs) for s in op.sample_inputs("cpu", dtype, requires_grad=True)]
     assert len(found) >= 5
     if full:
@@ -66,24 +69,28 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def slope(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
-    """Return the results, and the gradient by the first argument."""
+def slope(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], apart: bool = False) -> list[torch.Tensor]:
+    """Return the results, and the gradient by the first argument; with `apart` of tensors that are not contiguous."""
     torch.manual_seed(1)  # fractional pools draw samples
-    x = args[0].detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    result = fn(x, *args[1:], **kwargs)
+    x = args[0].detach().clone(memory_format=torch.preserve_format)
+    lay = noncontiguous_like if apart else torch.clone
+    x = (lay(x) if apart else x).detach().requires_grad_()
+    others = [lay(value.detach()) if isinstance(value, torch.Tensor) else value for value in args[1:]]
+    result = fn(x, *others, **{k: lay(v.detach()) if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()})
     results = list(result) if isinstance(result, tuple) else [result]
     seed = torch.linspace(-1, 1, results[0].numel(), dtype=x.dtype).reshape(results[0].shape)
-    return [*results, *torch.autograd.grad(results[0], x, seed)]
+    return [*results, *torch.autograd.grad(results[0], x, lay(seed))]
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["dense", "apart"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", NAMES)
-def test_opinfo(name: str, dtype: torch.dtype, launched: list[str], full: bool) -> None:
+def test_opinfo(name: str, dtype: torch.dtype, apart: bool, launched: list[str], full: bool) -> None:
     kernels: set[str] = set()
     for args, kwargs in samples(name, dtype, full):
         launched.clear()
         with record_plans() as plans:
-            ours = slope(getattr(gpuconv, name), args, {**kwargs, "backend": "triton"})
+            ours = slope(getattr(gpuconv, name), args, {**kwargs, "backend": "triton"}, apart)
         for one, other in zip(ours, slope(getattr(F, name), args, kwargs), strict=True):
             torch.testing.assert_close(one, other, msg=lambda text, a=args, k=kwargs: f"{text}\n{a[1:]} {k}")
         assert {plan.problem.kind for plan in plans} == {"fprop", "bwd"}
@@ -92,6 +99,21 @@ def test_opinfo(name: str, dtype: torch.dtype, launched: list[str], full: bool) 
         kernels |= set(launched)
     assert all(kernel.startswith("_pool_") for kernel in kernels), kernels
     assert any("bwd" in kernel for kernel in kernels) and any("fprop" in kernel for kernel in kernels), kernels
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["dense", "apart"])
+def test_unfold(apart: bool, launched: list[str], full: bool) -> None:
+    """Its gradient is fold."""
+    found = samples("unfold", torch.float32, full)
+    for args, kwargs in found:
+        launched.clear()
+        with record_plans() as plans:
+            ours = slope(gpuconv.unfold, args, {**kwargs, "backend": "triton"}, apart)
+        for one, other in zip(ours, slope(F.unfold, args, kwargs), strict=True):
+            torch.testing.assert_close(one, other, msg=lambda text, a=args, k=kwargs: f"{text}\n{a[1:]} {k}")
+        ids = ["triton.pool.unfold.fprop.copy", "triton.pool.fold.fprop.gather"]
+        assert [plan.solver.id for plan in plans] == ids
+        assert ours[0].numel() == 0 or launched == ["_unfold_kernel", "_fold_kernel"]
 
 
 SECOND: dict[str, tuple[Any, ...]] = {

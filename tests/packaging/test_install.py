@@ -146,9 +146,26 @@ def test_foreign_kernels_wins_beside_an_editable_install(editable_env_beside_for
 
 
 @pytest.mark.parametrize("command", [["bin/gpuconv"], ["bin/python", "-m", "gpuconv"]], ids=["script", "module"])
-def test_command_line_without_its_extra_says_what_to_install(wheel_env, command):
-    command = [str(wheel_env.root / command[0]), *command[1:], "info"]
-    done = subprocess.run(command, cwd=wheel_env.elsewhere, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "gpuconv[cli]" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_command_line_with_numpy_alone(wheel_env, command):
+    """What is installed can be asked without typer and rich; the rest says how to get them."""
+
+    def run(*arguments):
+        line = [str(wheel_env.root / command[0]), *command[1:], *arguments]
+        return subprocess.run(line, cwd=wheel_env.elsewhere, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+    done = run("info")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = dict(line.split("  ", 1) for line in done.stdout.splitlines())
+    assert rows["gpuconv"].strip() == project()["version"] and rows["torch"].strip() == "not installed"
+    assert "pip install torch triton" in rows["backend triton"]
+    facts = json.loads(run("info", "--json").stdout)
+    assert [backend["status"] for backend in facts["backends"]] == ["missing", "missing", "ready"]
+    assert run("--version").stdout.split() == ["gpuconv", project()["version"]]
+    assert "info" in run("-h").stdout and "pip install typer rich" in run("--help").stdout
+    for arguments in (["explain", "conv2d", "--input", "1,1,8,8"], ["tune", "-h"], ["demo"]):
+        done = run(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "pip install typer rich" in done.stderr and len(done.stderr.splitlines()) == 1
+    for arguments in (["info", "--jsn"], ["explai"], []):
+        done = run(*arguments)
+        assert done.returncode == 2 and "Traceback" not in done.stderr

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
-from torch.testing._internal.common_methods_invocations import op_db  # noqa: E402
+from opinfo import op_db  # noqa: E402
 
 import gpuconv  # noqa: E402
 from gpuconv.testing import forbid_aten  # noqa: E402

@@ -1,6 +1,9 @@
 """NumPy's sums over few windows, which are products with matrices, against torch and against its own passes."""
 
+import gc
 import itertools
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from referee import check_against  # noqa: E402
 
 import gpuconv  # noqa: E402
 from gpuconv.backends.numpy import (  # noqa: E402
+    pool_again,
     pool_axes,
     pool_products,
     pool_tiles,
@@ -184,8 +188,61 @@ def test_what_is_kept_is_bounded_and_not_to_be_written_to() -> None:
     kept = pool_products.ones(9, np.dtype(np.float32))
     with pytest.raises(ValueError, match="read-only"):
         kept[0] = 2
-    long = pool_products.ones((1 << 16) + 1, np.dtype(np.float32))
-    assert long.flags.writeable and long.sum() == (1 << 16) + 1
+    for length in (*range(1, 70), (1 << 16) + 1, pool_products.MOST_ONES):
+        found = pool_products.ones(length, np.dtype(np.float32))
+        assert len(found) == found.sum() == length
+        assert found.base is pool_products.ones(length, np.dtype(np.float32)).base
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("last", [False, True])
+def test_planes_longer_than_the_vector_of_ones(dtype: Any, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums in pieces, the first time and the next, of one piece and a bit, and of whole pieces."""
+    for module in (pool_products, pool_again):
+        monkeypatch.setattr(module, "MOST_ONES", 32)
+    for height in (7, 8, 16, 17):
+        x = array((2, 3, height, 8)).numpy().astype(dtype)
+        x[1, 2, -1, -1] = np.inf
+        x = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1) if last else x
+        expected = F.adaptive_avg_pool2d(torch.from_numpy(x), 1)
+        for _ in range(3):
+            torch.testing.assert_close(torch.from_numpy(gpuconv.adaptive_avg_pool2d(x, 1)), expected)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda n: gpuconv.adaptive_avg_pool1d(np.ones((1, 1, n), np.float32), 1),
+        lambda n: gpuconv.adaptive_max_pool1d(np.ones((1, n, 2), np.float32), 1),
+        lambda n: gpuconv.avg_pool1d(np.ones((1, 1, n), np.float32), 2, 1),
+    ],
+    ids=["global average", "global maximum of many rows", "many windows"],
+)
+def test_calls_of_many_sizes_keep_little(call: Callable[[int], np.ndarray]) -> None:
+    """Nothing as long as a plane, as its rows or as its windows stays for every size that was seen."""
+    for _ in range(2):
+        call(100_000)
+    tracemalloc.start()
+    for size in range(99_980, 100_000):
+        for _ in range(2):
+            call(size)
+    gc.collect()
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2.5e6, "20 sizes of 100,000 numbers take 8 to 16 MB"
+
+
+def test_windows_of_many_sizes_are_not_all_kept() -> None:
+    """Their starts and ends are Python's integers: a hundred bytes a window."""
+
+    def kept() -> int:
+        gc.collect()
+        return sum(len(each.starts) for each in gc.get_objects() if type(each) is pool_axes.Ragged)
+
+    before = kept()
+    for size in range(5_000, 5_008):
+        gpuconv.adaptive_avg_pool1d(np.ones((1, 1, size), np.float32), size - 7)
+    assert 0 < kept() - before <= 2 * 2 * 5_000, "of two sizes, as they are and in tiles"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -158,6 +158,8 @@ def test_settings_come_back():
     problem = conv_problem((1, 8, 5, 5), (8, 8, 3, 3), number="tf32", device="cpu")
     with contenders.settings(problem):
         assert torch.backends.cudnn.benchmark and torch.backends.cudnn.conv.fp32_precision == "tf32"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        assert torch.get_float32_matmul_precision() == "high"  # as Inductor asks; it raises where both names were used
     with contenders.settings(replace(problem, precision="ieee")):
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
     assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.benchmark) == before

@@ -9,9 +9,10 @@ import time
 
 import pytest
 
-from bench.gpu_report import CONTEXT_LOST, MOST_WORKERS, Slot, in_hand, phases
 from bench.stages import STAGES
 from bench.store import Store
+from bench.supervise import MOST_WORKERS, Slot, phases
+from bench.worker import CONTEXT_LOST, in_hand
 
 WORKER = """
 import json, os, pathlib, signal, sys, time
@@ -21,7 +22,7 @@ with open(out / "starts", "a") as file:
 if "crashed" in (out / "results.jsonl").read_text():
     sys.exit(0)
 if ending != "nothing in hand":
-    mark = {"stage": "parity", "key": "one", "run": "a"}
+    mark = {"stage": "parity", "key": "one", "run": "a", "limit": float(sys.argv[4]), "since": time.time()}
     (out / "mark.tmp").write_text(json.dumps(mark))
     os.replace(out / "mark.tmp", out / sys.argv[3])
 if ending == "hangs":
@@ -32,12 +33,15 @@ sys.exit(3)
 """
 
 
+def options_for(out) -> argparse.Namespace:
+    return argparse.Namespace(out=out, scratch=out, known={}, session="first")
+
+
 def look_after(out, ending: str, item_limit: float = 60.0, budget: float = 60.0) -> Slot:
     """Run workers that end as `ending` says until the slot gives up or one ends by itself."""
     (out / "results.jsonl").touch()
-    options = argparse.Namespace(out=out, item_limit=item_limit)
-    command = [sys.executable, "-c", WORKER, str(out), ending, in_hand("0/1")]
-    slot = Slot(options, command, "0/1", time.time() + budget)
+    command = [sys.executable, "-c", WORKER, str(out), ending, in_hand("0/1"), str(item_limit)]
+    slot = Slot(options_for(out), command, "0/1", time.time() + budget)
     while slot.busy():
         time.sleep(0.01)
     return slot
@@ -69,12 +73,12 @@ def test_past_the_budget_the_item_in_hand_is_left_for_another_run(tmp_path):
 
 
 def test_an_item_that_recorded_itself_is_not_recorded_twice(tmp_path):
-    store = Store(tmp_path, "a")
+    store = Store(tmp_path, "a", session="first")
     store.add("parity", "one", status="error")
     store.close()
-    options = argparse.Namespace(out=tmp_path, item_limit=60.0)
-    slot = Slot(options, [sys.executable, "-c", f"raise SystemExit({CONTEXT_LOST})"], "0/1", time.time() + 60)
-    slot.mark.write_text(json.dumps({"stage": "parity", "key": "one", "run": "a"}))
+    command = [sys.executable, "-c", f"raise SystemExit({CONTEXT_LOST})"]
+    slot = Slot(options_for(tmp_path), command, "0/1", time.time() + 60)
+    slot.mark.write_text(json.dumps({"stage": "parity", "key": "one", "run": "a", "limit": 60, "since": time.time()}))
     slot.process.wait()
     assert slot.busy()
     slot.process.wait()

@@ -10,7 +10,7 @@ import network_layers
 import pytest
 
 from bench.calls import as_called, make_tensors, tensor_shapes
-from bench.cases import PHASES, all_cases, layer_problems, networks, problem_key
+from bench.cases import PHASES, all_cases, family, in_turns, layer_problems, networks, problem_key
 from gpuconv import shapes
 from gpuconv.problem import ConvProblem, PoolProblem
 
@@ -156,7 +156,30 @@ def test_keys_tell_apart_what_differs():
     assert len(keys | {case.key}) == len(changes) + 1
 
 
-def test_every_network_is_seen_early():
+@pytest.fixture(scope="module")
+def everything():
+    return all_cases()
+
+
+def test_every_network_is_seen_early(everything):
     """A run that ends after a fraction of its cases has measured something of every network."""
-    cases = all_cases()
+    cases = everything
     assert {use.network for case in cases[: len(cases) // 40] for use in case.uses} >= set(networks())
+
+
+def test_the_first_cases_are_of_every_family(everything):
+    """Ten minutes on a GPU time about a hundred cases: gradients and pools must be among them."""
+    early = Counter(family(case.problem) for case in everything[:60])
+    wanted = ["fprop", "dgrad", "wgrad", "transposed", "pool fprop", "pool bwd"]
+    wanted += [f"{what} {kind}" for what in ("depthwise", "3-D", "1-D") for kind in ("fprop", "dgrad", "wgrad")]
+    assert set(wanted) <= set(early) and min(early[name] for name in wanted) >= 2
+    assert early["fprop"] == max(early.values()) < 20
+
+
+def test_turns_lose_nothing_and_keep_the_order_within_a_family():
+    cases = all_cases(["resnet50", "unet3d", "mobilenet_v2"])
+    ordered = sorted(cases, key=lambda case: (case.order, case.key))
+    assert Counter(case.key for case in in_turns(ordered)) == Counter(case.key for case in cases)
+    for name in {family(case.problem) for case in cases}:
+        of_family = [case.order for case in cases if family(case.problem) == name]
+        assert of_family == sorted(of_family)

@@ -1,6 +1,7 @@
 """The command line: info, explain for every public function, errors without a traceback, and the demonstration."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -39,15 +40,31 @@ def run(*arguments):
     return CliRunner().invoke(app, list(arguments))
 
 
-def words(text):
-    """Join what a table wrapped over several lines."""
-    return " ".join(text.replace("│", " ").split())
-
-
 def test_help_names_the_commands():
     done = run("--help")
     assert done.exit_code == 0
     assert all(name in done.stdout for name in ("info", "explain", "demo"))
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["info"], ["explain"], ["explain", "conv2d"], ["tune"], ["demo"]], ids=" ".join
+)
+def test_help_in_short_and_in_long(command):
+    long, short = run(*command, "--help"), run(*command, "-h")
+    assert (long.exit_code, short.exit_code) == (0, 0) and long.stdout == short.stdout != ""
+
+
+def test_version():
+    done = run("--version")
+    assert (done.exit_code, done.stdout) == (0, f"gpuconv {gpuconv.__version__}\n")
+
+
+def test_help_lists_the_choices():
+    shown = " ".join(run("explain", "conv2d", "-h").stdout.replace("│", " ").split())
+    assert "One of relu, relu6, hardswish, silu, gelu, gelu_tanh, sigmoid, tanh." in shown
+    assert "One of zeros, reflect, replicate, circular. Default: zeros." in shown
+    assert "one of ieee, tf32, tf32x3" in shown and "(triton, cupy, numpy)" in shown
+    assert "same, same_upper, same_lower, causal" in shown and "bfloat16" in shown and "Default: 1." in shown
 
 
 def test_info_json_is_json_alone():
@@ -79,12 +96,12 @@ def test_info_shows_the_brackets_of_extras(monkeypatch):
     """They are what a user must type, and rich's markup as well."""
     from gpuconv.backends.cupy import backend as cupy_backend
 
-    monkeypatch.setattr(cupy_backend, "_missing_package", lambda: "install 'gpuconv[cuda13]'")
-    assert "'gpuconv[cuda13]'" in run("info").stdout
+    monkeypatch.setattr(cupy_backend, "_missing_package", lambda: "pip install 'cupy-cuda13x[ctk]'")
+    assert "'cupy-cuda13x[ctk]'" in run("info").stdout
 
 
 def test_info_reports_a_backend_that_is_not_there(monkeypatch):
-    monkeypatch.setattr("gpuconv.cli.main.backends", lambda: {})
+    monkeypatch.setattr("gpuconv.cli.info.backends", lambda: {})
     facts = json.loads(run("info", "--json").stdout)
     assert {backend["status"] for backend in facts["backends"]} == {"not part of this version"}
 
@@ -98,22 +115,14 @@ def test_explain_prints_what_the_library_says():
     done = run("explain", "conv2d", *CONV, "--stride", "2", "--padding", "1")
     assert done.exit_code == 0, done.output
     x, w = np.ones((2, 4, 8, 8), np.float32), np.ones((6, 4, 3, 3), np.float32)
-    expected = gpuconv.explain(gpuconv.conv2d, x, w, stride=2, padding=1)
-    shown = words(done.stdout)
-    for name, text in expected.facts():
-        assert name in shown
-        assert words(text) in shown
-    for candidate in expected.candidates:
-        if candidate.solver.id.split(".")[1] == "conv":
-            assert candidate.solver.id in shown
-            assert candidate.reason is None or words(candidate.reason) in shown
+    assert done.stdout == str(gpuconv.explain(gpuconv.conv2d, x, w, stride=2, padding=1)) + "\n"
 
 
 def test_explain_all_lists_every_solver():
     x, w = np.ones((2, 4, 8, 8), np.float32), np.ones((6, 4, 3, 3), np.float32)
     shown = run("explain", "conv2d", *CONV, "--all").stdout
     for candidate in gpuconv.explain(gpuconv.conv2d, x, w).candidates:
-        assert candidate.solver.id in shown
+        assert candidate.solver.id in shown and (candidate.reason is None or candidate.reason in shown)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +157,10 @@ def test_explain_channels_last(shape):
 def test_explain_forced_backend():
     done = run("explain", "conv2d", *CONV, "--backend", "numpy.conv.fprop.taps")
     assert done.exit_code == 0
-    assert "No solver can run this problem" in done.stdout
+    assert done.stdout.startswith(
+        "runs on          nothing: backend='numpy.conv.fprop.taps' cannot run this call: needs 1 input channel per "
+    )
+    assert done.stdout.endswith("runs on          nothing, the call would raise NoSolverError\n")
 
 
 @pytest.mark.parametrize("array", ["numpy", pytest.param("torch", marks=needs_torch)])
@@ -197,8 +209,11 @@ CALLS = {
 def test_explain_every_kind_of_function(op):
     done = run("explain", op, *CALLS[op])
     assert done.exit_code == 0, done.output
-    assert "Solvers, best first" in done.stdout
-    assert "No solver" not in done.stdout
+    *_, first, last = (line for line in done.stdout.splitlines() if line.startswith("runs on "))
+    assert last.startswith(first) and first == done.stdout.splitlines()[0] and last == done.stdout.splitlines()[-1]
+    assert len(done.stdout.splitlines()) <= 30
+    data = json.loads(run("explain", op, *CALLS[op], "--json").stdout)
+    assert data["runs_on"] in first and data["runs_on"] in {s["id"] for s in data["solvers"] if s["reason"] is None}
 
 
 def test_explain_has_every_public_function():
@@ -216,7 +231,8 @@ def test_explain_has_every_public_function():
         (["conv2d", *CONV, "--padding", "sam"], "conv2d: padding must be"),
         (["conv2d", *CONV, "--padding-mode", "mirror"], "conv2d: padding_mode must be one of"),
         (["conv2d", *CONV, "--backend", "tritn"], "backend must be one of"),
-        (["conv2d", *CONV, "--dtype", "float31"], "float31"),
+        (["conv2d", *CONV, "--dtype", "float31"], "--dtype must be one of float16, bfloat16, float32, float64, "),
+        (["conv2d", *CONV, "--dtype", "bfloat16", "--array", "numpy"], "--array must be torch for bfloat16"),
         (["conv2d", *CONV, "--array", "jax"], "--array must be"),
         (["conv2d", "--input", "2,4,8,a", "--weight", "6,4,3,3"], "--input must be a shape such as"),
         (["conv2d", *CONV, "--array", "numpy", "--device", "cuda"], "--device must be cpu for numpy arrays"),
@@ -269,6 +285,27 @@ def test_demo_quick(tmp_path):
 
 
 @needs_pictures
+def test_demo_in_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("demo", "--quick", "--output", str(tmp_path / "file"))
+    assert done.exit_code == 2 and done.stderr.startswith("error: --output: ") and "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("columns", ["50", "200"])
+def test_explain_wraps_at_the_width_of_a_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    done = run("explain", "conv2d", *CONV)
+    assert done.exit_code == 0, done.output
+    plain = re.sub(r"\x1b\[[01]m", "", done.stdout)
+    assert "\x1b" not in plain, "bold at most"
+    longest = max(map(len, plain.splitlines()))
+    assert longest <= int(columns) and (longest > 80) == (columns == "200")
+
+
+@needs_pictures
 def test_demo_without_torch_says_who_the_referee_is(tmp_path, monkeypatch):
     monkeypatch.setattr("gpuconv.cli.demo.find_spec", lambda name: None)
     done = run("demo", "--quick", "--output", str(tmp_path))
@@ -289,12 +326,24 @@ def test_demo_fails_when_a_result_is_wrong(tmp_path, monkeypatch):
 @needs_pictures
 def test_demo_names_what_cannot_run(tmp_path, monkeypatch):
     def refuse(*arrays, **options):
-        raise gpuconv.NoSolverError("avg_pool2d: no solver can run this problem\ncandidates:")
+        raise gpuconv.NoSolverError("avg_pool2d: no solver can run this call: too tired\nsolvers:")
 
     monkeypatch.setattr(gpuconv.functional, "avg_pool2d", refuse)
     done = run("demo", "--quick", "--output", str(tmp_path))
     assert done.exit_code == 0
-    assert "not measured" in done.stdout
+    assert "none, see below" in done.stdout and "not measured" in done.stdout
+    assert "avg_pool2d: no solver can run this call: too tired\n" in done.stdout
+
+
+@needs_pictures
+@pytest.mark.parametrize("quick", [["--quick"], pytest.param([], marks=needs_torch)], ids=["quick", "network"])
+def test_demo_of_a_backend_that_cannot_run(quick, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPUCONV_BACKEND", "cupy")
+    done = run("demo", *quick, "--output", str(tmp_path))
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+    assert done.stdout.endswith("Nothing ran, so nothing was compared.\n")
+    assert "GPUCONV_BACKEND=cupy cannot run this call" in done.stdout
+    assert ("ResNet-50: not run: " in done.stdout) == (not quick)
 
 
 def test_resnet_of_the_demo_has_the_layers_of_the_workload():

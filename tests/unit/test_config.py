@@ -58,16 +58,27 @@ def test_context_ends_with_an_exception() -> None:
     assert config.forced_backend() is None
 
 
-@pytest.mark.parametrize("name", ["cudnn", "", "Numpy", "numpy ", ".numpy", "AUTO", "auto.x"])
-def test_unknown_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        *((name, None) for name in ("cudnn", "", ".numpy", "auto.x")),
+        ("Numpy", "numpy"),
+        ("numpy ", "numpy"),
+        ("AUTO", "auto"),
+        ("tritn", "triton"),
+        ("numpi.conv.fprop.taps", "numpy.conv.fprop.taps"),
+    ],
+)
+def test_unknown_backend(name: str, meant: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     choices = "must be one of 'auto', 'triton', 'cupy', 'numpy', or a solver id that starts with one; but got "
-    with pytest.raises(ValueError, match=rf"^backend {choices}{name!r}$"):
+    hint = rf" \(did you mean {meant!r}\?\)" if meant else ""
+    with pytest.raises(ValueError, match=rf"^backend {choices}{name!r}{hint}$"):
         config.forced_backend(name)
-    with pytest.raises(ValueError, match=rf"^use_backend {choices}{name!r}$"), gpuconv.use_backend(name):
+    with pytest.raises(ValueError, match=rf"^use_backend {choices}{name!r}{hint}$"), gpuconv.use_backend(name):
         pass
     if name:  # set to nothing means not set
         monkeypatch.setenv("GPUCONV_BACKEND", name)
-        with pytest.raises(ValueError, match=rf"^environment variable GPUCONV_BACKEND {choices}{name!r}$"):
+        with pytest.raises(ValueError, match=rf"^environment variable GPUCONV_BACKEND {choices}{name!r}{hint}$"):
             config.forced_backend()
 
 

@@ -52,11 +52,11 @@ def host(monkeypatch):
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        ({"found": False, "installed": None}, r"CuPy is not installed \(pip install 'gpuconv\[cuda13\]'"),
+        ({"found": False, "installed": None}, r"CuPy is not installed \(pip install 'cupy-cuda13x\[ctk\]'"),
         ({"installed": ("cupy-cuda12x", "13.6.0")}, r"cupy-cuda12x 13.6.0 is installed, 14 or newer is needed"),
         ({"driver": None}, r"no NVIDIA driver: libcuda.so.1 is not there \(install the driver"),
         ({"driver": 0}, r"no NVIDIA driver is loaded"),
-        ({"driver": 12040}, r"too old for cupy-cuda13x: it runs CUDA 12.4, CUDA 13.0 .*'gpuconv\[cuda12\]'\)"),
+        ({"driver": 12040}, r"too old for cupy-cuda13x: it runs CUDA 12.4, CUDA 13.0 .*'cupy-cuda12x\[ctk\]'\)"),
         ({"driver": 11080, "installed": ("cupy-cuda12x", "14.0.0")}, r"CUDA 12.0 is needed \(update the driver\)"),
         ({"devices": False}, r"no NVIDIA GPU \(in a container"),
     ],

@@ -24,9 +24,9 @@ from gpuconv.backends.base import Plan
 from gpuconv.backends.triton.conv_fprop import FpropImplicitGemm
 from gpuconv.costs import constants
 from gpuconv.costs import measured as cache
+from gpuconv.dispatch.problems import from_json, problem_to_json, to_json
 from gpuconv.problem import ConvProblem
 from gpuconv.tuning import search as tuning
-from gpuconv.dispatch.problems import from_json, problem_to_json, to_json
 from gpuconv.tuning.search import Record, samples_from_json, tune
 from gpuconv.tuning.trial import Trial
 

@@ -23,7 +23,7 @@ _BUILDS = {"cupy-cuda13x": 13, "cupy-cuda12x": 12}
 
 _CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
-_INSTALL = "pip install 'gpuconv[cuda13]', or 'gpuconv[cuda12]' where the driver is older than 580"
+_INSTALL = "pip install 'cupy-cuda13x[ctk]', or 'cupy-cuda12x[ctk]' where the driver is older than 580"
 
 
 def _installed() -> tuple[str, str] | None:
@@ -81,7 +81,7 @@ def _missing_gpu() -> str | None:
     built = _BUILDS.get(name)
     if built is not None and release < 1000 * built:
         words = f"the driver is too old for {name}: it runs CUDA {release // 1000}.{release % 1000 // 10}"
-        other = " or pip install 'gpuconv[cuda12]'" if built == 13 and release >= 12000 else ""
+        other = " or pip install 'cupy-cuda12x[ctk]'" if built == 13 and release >= 12000 else ""
         return f"{words}, CUDA {built}.0 is needed (update the driver{other})"
     if os.name == "posix" and "cupy" not in sys.modules and not _device_files():
         return "the driver is there, but no NVIDIA GPU (in a container: is it started with its GPUs?)"
@@ -102,11 +102,11 @@ class CupyBackend(Backend):
         return _missing_package() or _missing_gpu()
 
     def why_not(self, problem: Problem, forced: bool) -> str | None:
+        if not problem.device.startswith("cuda"):
+            return f"arrays are on {problem.device}, kernels run on cuda"
         missing = _missing_package()
         if missing:
             return missing
-        if not problem.device.startswith("cuda"):
-            return f"arrays are on {problem.device}, kernels run on cuda"
         return None if problem.array == "cupy" else _missing_gpu()
 
     def solvers(self) -> Sequence[Solver]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...arrays import CONTIGUOUS, ArrayKind
+from ...arrays import CONTIGUOUS, ArrayKind, with_memory
 from ...problem import Call, Problem, itemsize
 from ..base import Plan, Solver
 
@@ -127,7 +127,7 @@ def _shared(kind: ArrayKind, array: Any) -> Any:
     import cupy
     import torch
 
-    array = array.detach()
+    array = with_memory(array)
     return cupy.from_dlpack(array.view(torch.int16) if array.dtype is torch.bfloat16 else array)
 
 

@@ -265,6 +265,9 @@ class CupyConv(CupySolver):
     kinds: tuple[str, ...]
     kernel: str
 
+    def serves(self, problem: Problem) -> bool:
+        return isinstance(problem, ConvProblem) and problem.kind in self.kinds
+
     def why_not(self, problem: Problem) -> str | None:
         if not isinstance(problem, ConvProblem):
             return "solves convolutions, not poolings"

@@ -221,6 +221,9 @@ class CupyPool(CupySolver):
     kind: str
     dtypes: tuple[str, ...] = FLOATS
 
+    def serves(self, problem: Problem) -> bool:
+        return isinstance(problem, PoolProblem) and problem.pool in self.pools and problem.kind == self.kind
+
     def why_not(self, problem: Problem) -> str | None:
         reason = refusal(problem, self.pools, self.kind, self.dtypes)
         if reason is not None:

@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import as_strided
 from ...problem import ConvProblem
 from .common import Box, compute_dtype, shown_runs, widen
 
-__all__ = ["Index", "box_slices", "columns_of", "shown_boxes", "source_of", "tap_views"]
+__all__ = ["Index", "box_slices", "columns_of", "position_views", "shown_boxes", "source_of", "tap_views"]
 
 Index = tuple[Any, ...]
 """An index of an array: integers and slices, one per axis."""
@@ -52,6 +52,28 @@ def tap_views(problem: ConvProblem, positions: Box, origin: Sequence[int], size:
             source.append(slice(first * stride + offset, (last - 1) * stride + offset + 1, stride))
         else:
             yield tap, tuple(inside), tuple(source)
+
+
+def position_views(problem: ConvProblem, positions: Box, origin: Sequence[int], size: Sequence[int]) -> Iterator[Tap]:
+    """Yield each position of a box of outputs with the taps that are inside the source, and what they read there.
+
+    As :func:`tap_views`, the other way round: (place in the box, slices of the taps, slices of the source). These are
+    fewer where outputs are fewer than taps.
+    """
+    extents = tuple(stop - start for start, stop in positions)
+    for place in np.ndindex(*extents):
+        taps, source = [], []
+        for axis, (start, _) in enumerate(positions):
+            step = problem.dilation[axis]
+            offset = (start + place[axis]) * problem.stride[axis] - problem.pad_lo[axis] - origin[axis]
+            first = max(0, -(offset // step))
+            last = min(problem.kernel[axis], (size[axis] - 1 - offset) // step + 1)
+            if first >= last:
+                break
+            taps.append(slice(first, last))
+            source.append(slice(first * step + offset, (last - 1) * step + offset + 1, step))
+        else:
+            yield place, tuple(taps), tuple(source)
 
 
 def _input_box(problem: ConvProblem, positions: Box) -> Box:

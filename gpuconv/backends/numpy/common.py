@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from itertools import product
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ...config import workspace_limit
+from ...problem import PoolProblem
 
 __all__ = [
     "Box",
     "bfloat16_bits",
     "boxes",
     "compute_dtype",
+    "kept",
     "narrow",
     "parts_per_axis",
     "shown_runs",
@@ -24,6 +26,31 @@ __all__ = [
 
 Box = tuple[tuple[int, int], ...]
 """A rectangle of positions: (start, stop) per axis."""
+
+_FEW_WINDOWS = 1 << 12
+"""Windows, summed over the axes, up to which what is derived from a problem counts as short."""
+
+Derive = TypeVar("Derive", bound=Callable[..., Any])
+
+
+def kept(derive: Derive) -> Derive:
+    """Keep what a function derives from a problem, its first argument, for the problems that were seen last.
+
+    That may be as long as the axes have windows. Of problems with many, only the last two are kept: they may take
+    hundreds of megabytes.
+    """
+    short, long = lru_cache(maxsize=256)(derive), lru_cache(maxsize=2)(derive)
+
+    @wraps(derive)
+    def find(problem: PoolProblem, *rest: Any) -> Any:
+        return (short if sum(problem.output_size) <= _FEW_WINDOWS else long)(problem, *rest)
+
+    def clear() -> None:
+        short.cache_clear()
+        long.cache_clear()
+
+    find.cache_clear = clear  # type: ignore[attr-defined]
+    return find  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=64)
@@ -74,11 +101,17 @@ def boxes(sizes: Sequence[int], positions: int) -> Iterator[Box]:
 
     An axis is cut into nearly equal parts. Yields nothing when an axis is empty.
     """
-    cuts = [
-        [(part * size // parts, (part + 1) * size // parts) for part in range(parts)]
-        for size, parts in zip(sizes, parts_per_axis(sizes, positions), strict=True)
-    ]
-    yield from product(*cuts)
+    yield from _boxes(sizes, parts_per_axis(sizes, positions))
+
+
+def _boxes(sizes: Sequence[int], parts: Sequence[int]) -> Iterator[Box]:
+    if not sizes:
+        yield ()
+        return
+    for part in range(parts[0]):
+        first = part * sizes[0] // parts[0], (part + 1) * sizes[0] // parts[0]
+        for rest in _boxes(sizes[1:], parts[1:]):
+            yield (first, *rest)
 
 
 def shown_runs(size: int, start: int, stop: int, mode: str) -> Iterator[tuple[slice, slice]]:

@@ -21,32 +21,38 @@ from ...arrays import CHANNELS_LAST, CONTIGUOUS
 from ...config import workspace_limit
 from ...problem import Call, ConvProblem, Problem
 from ..base import Plan, Solver
-from .columns import Index, box_slices, columns_of, shown_boxes, source_of, tap_views
-from .common import Box, boxes, compute_dtype, narrow, widen, workspace_target
+from .chunks import column_chunk, tap_chunk
+from .columns import Index, box_slices, columns_of, position_views, shown_boxes, source_of, tap_views
+from .common import Box, boxes, compute_dtype, narrow, widen
+from .costs import columns_us, taps_us
 from .epilogue import Epilogue
-from .workspace import dgrad_bytes, fprop_bytes, wgrad_bytes
+from .workspace import BOUNDS, Chunk, result_domain
 
 __all__ = ["SOLVERS"]
-
-_COLUMN_BYTES = 8 << 20
-"""Size of one chunk of columns: small enough for the last cache between the copy and the product, and large enough that
-NumPy asks for huge pages (from 4 MiB on); without them page faults can take longer than the copy."""
 
 _FEW_POSITIONS = 200
 """Up to so many output positions, images are too small for a product of their own: their batch is an axis of one."""
 
-_TAP_BYTES = 256 << 10
-"""Size of one chunk of the taps solvers that need no columns: accumulator and product stay in the L2 cache."""
 
-
-def _groups(problem: ConvProblem, parts: int = 1) -> Iterator[tuple[slice, slice]]:
-    """Yield the channels of x and of y that belong to each group, those of x cut into `parts`."""
+def _groups(problem: ConvProblem) -> Iterator[tuple[slice, slice]]:
+    """Yield the channels of x and of y that belong to each group."""
     c, k = problem.c // problem.groups, problem.k // problem.groups
-    step = -(-c // parts)
     for group in range(problem.groups):
-        for start in range(0, max(c, 1), max(step, 1)):
-            of_x = slice(group * c + start, group * c + min(start + step, c))
-            yield of_x, slice(group * k, group * k + k)
+        yield slice(group * c, group * c + c), slice(group * k, group * k + k)
+
+
+def _cut(channels: slice, parts: int) -> list[slice]:
+    """Cut a range of channels into at most `parts` of one size, but for the last; no channels are one part."""
+    step = max(1, -(-(channels.stop - channels.start) // parts))
+    starts = range(channels.start, max(channels.stop, channels.start + 1), step)
+    return [slice(start, min(start + step, channels.stop)) for start in starts]
+
+
+def _within_group(problem: ConvProblem, of_x: slice) -> slice:
+    """Return where in the weights channels of x are."""
+    per_group = problem.c // problem.groups
+    first = of_x.start % per_group if per_group else 0
+    return slice(first, first + of_x.stop - of_x.start)
 
 
 def _per_channel(vector: np.ndarray, ndim: int) -> np.ndarray:
@@ -57,9 +63,13 @@ class _NumpyConv(Solver):
     """What the convolution solvers share: which problems they take, and the arrays of a call as NumPy."""
 
     kinds: tuple[str, ...]
+    always_answers = True
 
     def _refuse(self, problem: ConvProblem) -> str | None:
         raise NotImplementedError
+
+    def serves(self, problem: Problem) -> bool:
+        return isinstance(problem, ConvProblem) and problem.kind in self.kinds
 
     def why_not(self, problem: Problem) -> str | None:
         if not isinstance(problem, ConvProblem):
@@ -67,10 +77,6 @@ class _NumpyConv(Solver):
         if problem.kind not in self.kinds:
             return f"solves {' and '.join(self.kinds)}, not {problem.kind}"
         return self._refuse(problem)
-
-    def rank(self, problem: Problem) -> float:
-        """Return a rough estimate from 20 GFLOP/s and 5 GB/s, the magnitude of one CPU core. Only the order counts."""
-        return problem.flops / 20e3 + problem.min_bytes / 5e3
 
     def run(self, plan: Plan, call: Call) -> Any:
         problem, kind = call.problem, call.kind
@@ -92,31 +98,6 @@ class _NumpyConv(Solver):
         A weight gradient with bias writes the gradient of the bias to ``arrays["bias"]``.
         """
         raise NotImplementedError
-
-
-@lru_cache(maxsize=1024)
-def _column_chunk(problem: ConvProblem, limit: int) -> tuple[int, int, int]:
-    """Return how many positions one chunk of columns holds, in how many parts the channels are cut, and the workspace.
-
-    Only the data gradient of other padding modes than zeros cuts channels: it sums into whole images.
-    """
-    rows = problem.c // problem.groups * prod(problem.kernel) + problem.k // problem.groups
-    if problem.padding_mode != "zeros":
-        rows += problem.c // problem.groups * prod(problem.stride)
-    size = compute_dtype(problem.dtype).itemsize
-    positions, parts = max(1, min(_COLUMN_BYTES, workspace_target()) // max(1, rows * size)), 1
-
-    def bound(positions: int, parts: int) -> int:
-        if problem.kind in ("dgrad", "transposed"):
-            return dgrad_bytes(problem, 1, positions, parts)
-        return (fprop_bytes if problem.kind == "fprop" else wgrad_bytes)(problem, 1, positions)
-
-    if problem.padding_mode != "zeros" and problem.kind == "dgrad":
-        while bound(1, parts) > limit and parts < problem.c // problem.groups:
-            parts *= 2
-    while bound(positions, parts) > limit and positions > 1:
-        positions //= 2
-    return positions, parts, bound(positions, parts)
 
 
 @lru_cache(maxsize=1024)
@@ -143,6 +124,11 @@ class _Columns(_NumpyConv):
     def _refuse(self, problem: ConvProblem) -> str | None:
         return None
 
+    def rank(self, problem: Problem) -> float:
+        """Return an estimate that counts columns and products, see :mod:`.numpy_costs`."""
+        assert isinstance(problem, ConvProblem)
+        return columns_us(_as_one_image(problem), workspace_limit())
+
     def compute(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
         folded = _as_one_image(problem)
         if folded.ndim > problem.ndim:
@@ -156,9 +142,11 @@ class _Columns(_NumpyConv):
 
     def plan(self, problem: Problem) -> Plan:
         assert isinstance(problem, ConvProblem)
-        positions, parts, workspace = _column_chunk(_as_one_image(problem), workspace_limit())
-        config = {"positions per chunk": positions} | ({"channel parts": parts} if parts > 1 else {})
-        return Plan(self, problem, workspace, config)
+        folded = _as_one_image(problem)
+        chunk = column_chunk(folded, workspace_limit())
+        parts = {"parts of C": chunk.c_parts, "parts of K": chunk.k_parts}
+        config = {"positions per chunk": chunk.positions} | {name: count for name, count in parts.items() if count > 1}
+        return Plan(self, problem, BOUNDS[problem.kind](folded, chunk), config)
 
 
 class Im2colFprop(_Columns):
@@ -168,31 +156,49 @@ class Im2colFprop(_Columns):
     kinds = ("fprop",)
 
     def multiply(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
-        epilogue = Epilogue(problem, arrays)
-        last = problem.x_format == CHANNELS_LAST
-        count, _, _ = _column_chunk(problem, workspace_limit())
-        w = widen(arrays["w"], problem.dtype)
-        for of_x, of_y in _groups(problem):
-            rows = w[of_y].reshape(of_y.stop - of_y.start, -1)
-            if last:
-                rows = np.moveaxis(w[of_y], 1, -1).reshape(len(rows), -1).T
-            for n in range(problem.n):
-                for positions in boxes(problem.output_size, count):
-                    columns = columns_of(problem, arrays["x"][n, of_x], positions, last)
-                    extent = tuple(stop - start for start, stop in positions)
-                    place: Index = (n, of_y, *box_slices(positions))
-                    target = out[place]
-                    direct = epilogue.empty and target.dtype == columns.dtype and target.flags.c_contiguous and not last
-                    if direct:
-                        values = np.matmul(rows, columns, out=target.reshape(len(rows), -1))
-                    elif last:
-                        values = np.moveaxis((columns @ rows).reshape(*extent, -1), -1, 0)
-                    else:
-                        values = (rows @ columns).reshape(-1, *extent)
-                    # Freed before the next ones are made, which then get the same memory: touching new pages is slow.
-                    del columns
-                    if not direct:
-                        narrow(epilogue(values, n, of_y, positions), problem.dtype, target)
+        epilogue, chunk = Epilogue(problem, arrays), column_chunk(problem, workspace_limit())
+        for of_x, group in _groups(problem):
+            parts = _cut(of_x, chunk.c_parts)
+            for of_y in _cut(group, chunk.k_parts):
+                kept = _rows(problem, arrays["w"], parts[0], of_y) if len(parts) == 1 else None
+                for n in range(problem.n):
+                    for positions in boxes(problem.output_size, chunk.positions):
+                        _fprop_box(problem, arrays, out, parts, of_y, n, positions, kept, epilogue)
+
+
+def _rows(problem: ConvProblem, w: np.ndarray, of_x: slice, of_y: slice) -> np.ndarray:
+    """Return a block of the weights as the left factor of columns; channels-last, as the right one."""
+    block = widen(w[of_y, _within_group(problem, of_x)], problem.dtype)
+    if problem.x_format == CHANNELS_LAST:
+        return np.moveaxis(block, 1, -1).reshape(len(block), -1).T
+    return block.reshape(len(block), -1)
+
+
+def _fprop_box(
+    problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray, parts: Sequence[slice], of_y: slice, n: int,
+    positions: Box, kept: np.ndarray | None, epilogue: Epilogue,
+) -> None:  # fmt: skip
+    """Write a box of outputs, summed over `parts` of the channels of x; `kept` are the weights where it is one part."""
+    last = problem.x_format == CHANNELS_LAST
+    extent = tuple(stop - start for start, stop in positions)
+    place: Index = (n, of_y, *box_slices(positions))
+    target: np.ndarray = out[place]
+    total: np.ndarray | None = None
+    for of_x in parts:
+        columns = columns_of(problem, arrays["x"][n, of_x], positions, last)
+        rows = _rows(problem, arrays["w"], of_x, of_y) if kept is None else kept
+        direct = epilogue.empty and target.dtype == columns.dtype and target.flags.c_contiguous and not last
+        if direct and kept is not None:
+            np.matmul(rows, columns, out=target.reshape(len(rows), -1))
+            return
+        values = columns @ rows if last else rows @ columns
+        # Freed before the next ones are made, which then get the same memory: touching new pages is slow.
+        del columns, rows
+        total = values if total is None else np.add(total, values, out=total)
+        del values
+    assert total is not None
+    total = np.moveaxis(total.reshape(*extent, -1), -1, 0) if last else total.reshape(-1, *extent)
+    narrow(epilogue(total, n, of_y, positions), problem.dtype, target)
 
 
 class Col2imDgrad(_Columns):
@@ -202,21 +208,36 @@ class Col2imDgrad(_Columns):
     kinds = ("dgrad", "transposed")
 
     def multiply(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
-        w = _gradient_factor(problem, widen(arrays["w"], problem.dtype))
+        chunk = column_chunk(problem, workspace_limit())
+        kept: dict[tuple[int, int], np.ndarray] = {}
+
+        def factor(of_x: slice, of_y: slice) -> np.ndarray:
+            place = of_x.start, of_y.start
+            if place not in kept:
+                kept.clear()
+                block = widen(arrays["w"][of_y, _within_group(problem, of_x)], problem.dtype)
+                kept[place] = _gradient_factor(problem, block).reshape(len(block), -1).T
+            return kept[place]
 
         def scatter(
-            n: int, of_x: slice, of_y: slice, positions: Box, target: np.ndarray, origin: Sequence[int]
+            n: int, of_x: slice, group: slice, positions: Box, target: np.ndarray, origin: Sequence[int]
         ) -> None:
-            first = of_x.start % (problem.c // problem.groups)
-            rows = w[of_y, first : first + of_x.stop - of_x.start].reshape(of_y.stop - of_y.start, -1).T
-            dy = widen(arrays["y"][(n, of_y, *box_slices(positions))], problem.dtype)
-            extent = dy.shape[1:]
-            columns = (rows @ dy.reshape(len(dy), -1)).reshape(len(target), *problem.kernel, *extent)
-            for tap, inside, write in tap_views(problem, positions, origin, target.shape[1:]):
-                target[(slice(None), *write)] += columns[(slice(None), *tap, *inside)]
+            for of_y in _cut(group, chunk.k_parts):
+                dy = widen(arrays["y"][(n, of_y, *box_slices(positions))], problem.dtype)
+                extent = dy.shape[1:]
+                columns = factor(of_x, of_y) @ dy.reshape(len(dy), -1)
+                columns = columns.reshape(len(target), *problem.kernel, *extent)
+                if prod(extent) < prod(problem.kernel):
+                    for place, taps, write in position_views(problem, positions, origin, target.shape[1:]):
+                        of_place: Index = (slice(None), *taps, *place)
+                        target[(slice(None), *write)] += columns[of_place]
+                else:
+                    for tap, inside, write in tap_views(problem, positions, origin, target.shape[1:]):
+                        target[(slice(None), *write)] += columns[(slice(None), *tap, *inside)]
+                del dy, columns
 
-        count, parts, _ = _column_chunk(problem, workspace_limit())
-        _gather_boxes(problem, arrays, out, count, _groups(problem, parts), scatter)
+        parts = [(part, of_y) for of_x, of_y in _groups(problem) for part in _cut(of_x, chunk.c_parts)]
+        _gather_boxes(problem, arrays, out, chunk, parts, scatter)
 
 
 class Im2colWgrad(_Columns):
@@ -226,21 +247,32 @@ class Im2colWgrad(_Columns):
     kinds = ("wgrad",)
 
     def multiply(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
-        count, _, _ = _column_chunk(problem, workspace_limit())
+        chunk = column_chunk(problem, workspace_limit())
         of_bias = np.zeros(problem.k, compute_dtype(problem.dtype))
-        for of_x, of_y in _groups(problem):
-            total = np.zeros(problem.w_shape[1:], compute_dtype(problem.dtype)).reshape(1, -1)
-            total = np.repeat(total, of_y.stop - of_y.start, 0)
-            for n in range(problem.n):
-                for positions in boxes(problem.output_size, count):
-                    columns = columns_of(problem, arrays["x"][n, of_x], positions, False)
-                    dy = widen(arrays["y"][(n, of_y, *box_slices(positions))], problem.dtype).reshape(len(total), -1)
-                    total += dy @ _gradient_factor(problem, columns).T
-                    if problem.bias:
-                        of_bias[of_y] += dy.sum(1)
-            narrow(total.reshape(-1, *problem.w_shape[1:]), problem.dtype, out[of_y])
+        for channels, group in _groups(problem):
+            for of_y in _cut(group, chunk.k_parts):
+                for of_x in _cut(channels, chunk.c_parts):
+                    bias = of_bias[of_y] if problem.bias and of_x.start == channels.start else None
+                    total = self.summed(problem, arrays, of_x, of_y, chunk.positions, bias)
+                    narrow(total, problem.dtype, out[of_y, _within_group(problem, of_x)])
+                    del total
         if problem.bias:
             narrow(of_bias, problem.dtype, arrays["bias"])
+
+    def summed(
+        self, problem: ConvProblem, arrays: dict[str, Any], of_x: slice, of_y: slice, count: int, bias: Any
+    ) -> np.ndarray:
+        """Return the gradient of a block of weights; that of their bias, unless it is None, is added to `bias`."""
+        k, c = of_y.stop - of_y.start, of_x.stop - of_x.start
+        total = np.zeros((k, c * prod(problem.kernel)), compute_dtype(problem.dtype))
+        for n in range(problem.n):
+            for positions in boxes(problem.output_size, count):
+                columns = columns_of(problem, arrays["x"][n, of_x], positions, False)
+                dy = widen(arrays["y"][(n, of_y, *box_slices(positions))], problem.dtype).reshape(k, -1)
+                total += dy @ _gradient_factor(problem, columns).T
+                if bias is not None:
+                    bias += dy.sum(1)
+        return total.reshape(k, c, *problem.kernel)
 
 
 def _gradient_factor(problem: ConvProblem, values: np.ndarray) -> np.ndarray:
@@ -258,7 +290,7 @@ def _output_range(problem: ConvProblem, axis: int, start: int, stop: int) -> tup
 
 
 def _gather_boxes(
-    problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray, positions: int, groups: Any, scatter: Any
+    problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray, piece: Chunk, groups: Any, scatter: Any
 ) -> None:
     """Compute a data gradient box by box of its result.
 
@@ -268,19 +300,17 @@ def _gather_boxes(
     epilogue = Epilogue(problem, arrays)
     dtype = compute_dtype(problem.dtype)
     folded = problem.padding_mode != "zeros"
-    axes = zip(problem.input_size, problem.pad_lo, problem.pad_hi, strict=True)
-    domain = tuple(i + lo + hi for i, lo, hi in axes) if folded else problem.input_size
+    domain = result_domain(problem)
     shift = problem.pad_lo if folded else (0,) * problem.ndim
-    cells = max(1, positions * prod(problem.stride))
     for of_x, of_y in groups:
         channels = of_x.stop - of_x.start
         for n in range(problem.n):
             image = np.zeros((channels, *problem.input_size), dtype) if folded else None
-            for cell in boxes(domain, cells):
+            for cell in boxes(domain, piece.cells):
                 box = tuple((a - s, b - s) for (a, b), s in zip(cell, shift, strict=True))
                 target = np.zeros((channels, *(b - a for a, b in box)), dtype)
                 reached = tuple(_output_range(problem, axis, a, b) for axis, (a, b) in enumerate(box))
-                for chunk in boxes([b - a for a, b in reached], positions):
+                for chunk in boxes([b - a for a, b in reached], piece.positions):
                     moved = tuple((a + r[0], b + r[0]) for (a, b), r in zip(chunk, reached, strict=True))
                     scatter(n, of_x, of_y, moved, target, tuple(a for a, _ in box))
                 if image is not None:
@@ -310,41 +340,24 @@ class _Taps(_NumpyConv):
         return None if per_group == 1 else f"needs 1 input channel per group, the problem has {per_group}"
 
     def rank(self, problem: Problem) -> float:
-        """Return a rough estimate; always below that of the products, which waste BLAS on one row."""
-        return super().rank(problem) / 2
+        """Return an estimate that counts taps, see :mod:`.numpy_costs`."""
+        assert isinstance(problem, ConvProblem)
+        return taps_us(problem, workspace_limit())
 
     def plan(self, problem: Problem) -> Plan:
         assert isinstance(problem, ConvProblem)
-        block, positions, workspace = _tap_chunk(problem, workspace_limit())
-        return Plan(self, problem, workspace, {"channels per chunk": block, "positions per chunk": positions})
+        chunk = tap_chunk(problem, workspace_limit())
+        config = {"channels per chunk": chunk.groups, "positions per chunk": chunk.positions}
+        return Plan(self, problem, BOUNDS[problem.kind](problem, chunk), config)
 
 
-@lru_cache(maxsize=1024)
-def _tap_chunk(problem: ConvProblem, limit: int) -> tuple[int, int, int]:
-    """Return how many groups and how many output positions one chunk of the taps solvers holds, and the workspace."""
-    budget, bound, per_position = _TAP_BYTES, wgrad_bytes, 1
-    sizes, size = problem.output_size, compute_dtype(problem.dtype).itemsize
-    if problem.kind == "fprop":  # columns and their product
-        budget, bound = _COLUMN_BYTES // 2 // (prod(problem.kernel) + problem.k // problem.groups), fprop_bytes
-    elif problem.kind != "wgrad":
-        bound, per_position, sizes = dgrad_bytes, prod(problem.stride), problem.input_size
-    cells = max(1, budget // size)
-    while True:
-        block = max(1, min(problem.groups, cells // max(1, prod(sizes))))
-        positions = max(1, cells // block // per_position)
-        workspace = bound(problem, block, positions)
-        if workspace <= limit or cells == 1:
-            return block, positions, workspace
-        cells //= 2
-
-
-def _channel_blocks(problem: ConvProblem) -> tuple[list[tuple[slice, slice]], int]:
-    """Return blocks of groups (their channels of x and of y) and the positions of a chunk, for the taps solvers."""
-    block, positions, _ = _tap_chunk(problem, workspace_limit())
+def _channel_blocks(problem: ConvProblem) -> tuple[list[tuple[slice, slice]], Chunk]:
+    """Return blocks of groups (their channels of x and of y) and the pieces they are, for the taps solvers."""
+    chunk = tap_chunk(problem, workspace_limit())
     multiplier = problem.k // problem.groups
-    starts = range(0, problem.groups, block)
-    ends = [min(start + block, problem.groups) for start in starts]
-    return [(slice(a, b), slice(a * multiplier, b * multiplier)) for a, b in zip(starts, ends, strict=True)], positions
+    starts = range(0, problem.groups, chunk.groups)
+    ends = [min(start + chunk.groups, problem.groups) for start in starts]
+    return [(slice(a, b), slice(a * multiplier, b * multiplier)) for a, b in zip(starts, ends, strict=True)], chunk
 
 
 class TapsFprop(_Taps):
@@ -357,10 +370,10 @@ class TapsFprop(_Taps):
         epilogue = Epilogue(problem, arrays)
         multiplier, taps = problem.k // problem.groups, prod(problem.kernel)
         w = widen(arrays["w"], problem.dtype).reshape(problem.groups, multiplier, taps)
-        blocks, cells = _channel_blocks(problem)
+        blocks, chunk = _channel_blocks(problem)
         for of_x, of_y in blocks:
             for n in range(problem.n):
-                for positions in boxes(problem.output_size, cells):
+                for positions in boxes(problem.output_size, chunk.positions):
                     columns = columns_of(problem, arrays["x"][n, of_x], positions, False).reshape(
                         len(w[of_x]), taps, -1
                     )
@@ -388,6 +401,15 @@ class TapsDgrad(_Taps):
             n: int, of_x: slice, of_y: slice, positions: Box, target: np.ndarray, origin: Sequence[int]
         ) -> None:
             dy = widen(arrays["y"][(n, of_y, *box_slices(positions))], problem.dtype)
+            if prod(dy.shape[1:]) < prod(problem.kernel):
+                for at, taps, write in position_views(problem, positions, origin, target.shape[1:]):
+                    for m in range(multiplier):
+                        each = slice(of_y.start + m, of_y.stop, multiplier)
+                        of_output: Index = (slice(m, None, multiplier), *at)
+                        share = _per_channel(dy[of_output], problem.ndim)
+                        of_taps: Index = (each, 0, *taps)
+                        target[(slice(None), *write)] += w[of_taps] * share
+                return
             for tap, inside, write in tap_views(problem, positions, origin, target.shape[1:]):
                 place: Index = (of_y, 0, *tap)
                 factors = w[place].reshape(-1, multiplier)
@@ -395,8 +417,8 @@ class TapsDgrad(_Taps):
                     products = dy[(slice(m, None, multiplier), *inside)] * _per_channel(factors[:, m], problem.ndim)
                     target[(slice(None), *write)] += products
 
-        blocks, cells = _channel_blocks(problem)
-        _gather_boxes(problem, arrays, out, cells, blocks, scatter)
+        blocks, chunk = _channel_blocks(problem)
+        _gather_boxes(problem, arrays, out, chunk, blocks, scatter)
 
 
 class TapsWgrad(_Taps):
@@ -408,12 +430,12 @@ class TapsWgrad(_Taps):
     def compute(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
         multiplier = problem.k // problem.groups
         spatial = tuple(range(1, problem.ndim + 1))
-        blocks, cells = _channel_blocks(problem)
+        blocks, chunk = _channel_blocks(problem)
         total = np.zeros(problem.w_shape, compute_dtype(problem.dtype))
         of_bias = np.zeros(problem.k, total.dtype)
         for of_x, of_y in blocks:
             for n in range(problem.n):
-                for positions in boxes(problem.output_size, cells):
+                for positions in boxes(problem.output_size, chunk.positions):
                     source, origin = source_of(problem, arrays["x"][n, of_x], positions)
                     dy = widen(arrays["y"][(n, of_y, *box_slices(positions))], problem.dtype)
                     if problem.bias:

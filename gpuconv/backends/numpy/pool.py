@@ -14,14 +14,11 @@ from ...shapes import effective_kernel
 from ..base import Plan, Solver
 from . import pool_scatter as scatter
 from . import pool_windows as windows
+from .costs import pool_us
 from .pool_again import again
-from .pool_tiles import largest_tile, weight
+from .pool_tiles import largest_tile, read_at_once, weight
 
 __all__ = ["SOLVERS", "NumpyPool"]
-
-_BYTES_PER_US = 4000.0
-_TAPS_PER_US = 1500.0
-_CALL_US = 20.0
 
 
 def _lp_backward(call: Call) -> Any:
@@ -62,12 +59,13 @@ def _forward_bytes(problem: PoolProblem) -> int:
     else:
         kernel = [effective_kernel(k, d) for k, d in zip(problem.kernel, problem.dilation)]
         stride = list(problem.stride)
-    read = _slab(problem.input_size, kernel, stride, lengths)
+    read = min(rows * _slab(problem.input_size, kernel, stride, lengths), max(read_at_once(problem), 1))
     # A widened or raised copy of the input, one pass result per axis, and sums, codes and positions of the outputs.
     per_output = 72 if problem.offsets else 40
     if problem.pool == "adaptive_max" and problem.return_indices:
         per_output += 24  # maxima and what is compared with them, turned, and the tap of every axis
-    return rows * (3 * read * 8 + prod(lengths) * per_output)
+    parts = 2 if read == read_at_once(problem) else 1  # those of a piece besides
+    return 3 * read * 8 + parts * rows * prod(lengths) * per_output
 
 
 def _backward_bytes(problem: PoolProblem) -> int:
@@ -83,10 +81,10 @@ def _backward_bytes(problem: PoolProblem) -> int:
         ]
     mixed = prod(max(a, b) for a, b in zip(span, lengths))
     extent = [effective_kernel(k, d) for k, d in zip(problem.kernel, problem.dilation)]
-    around = _slab(problem.input_size, extent, problem.stride, span) if problem.pool == "lp" else 0
-    return (
-        rows * 8 * (2 * prod(span) + 2 * mixed + prod(lengths) + 3 * around + 3 * prod(span) * (problem.pool == "lp"))
-    )
+    power = problem.pool == "lp"
+    around = min(rows * _slab(problem.input_size, extent, problem.stride, span), read_at_once(problem)) if power else 0
+    kept = read_at_once(problem) if power else 0
+    return 8 * (rows * (2 * prod(span) + 2 * mixed + prod(lengths) + 6 * prod(span) * power) + 4 * around + kept)
 
 
 def _position_bytes(problem: PoolProblem) -> int:
@@ -109,10 +107,15 @@ def _position_bytes(problem: PoolProblem) -> int:
 class NumpyPool(Solver):
     """One pass of one pooling family, forward or backward, on NumPy views of host memory."""
 
+    always_answers = True
+
     def __init__(self, pool: str, kind: str) -> None:
         self.pool, self.kind = pool, kind
         self.id = f"numpy.pool.{pool}.{kind}"
         self._run = _RUN[pool, kind]
+
+    def serves(self, problem: Problem) -> bool:
+        return isinstance(problem, PoolProblem) and (problem.pool, problem.kind) == (self.pool, self.kind)
 
     def why_not(self, problem: Problem) -> str | None:
         if not isinstance(problem, PoolProblem):
@@ -122,10 +125,9 @@ class NumpyPool(Solver):
         return None
 
     def rank(self, problem: Problem) -> float:
-        """Return a rough estimate: bytes at a core's memory speed, and taps at the rate of in-cache NumPy loops."""
+        """Return an estimate that counts elements and calls, see :mod:`.numpy_costs`."""
         assert isinstance(problem, PoolProblem)
-        taps = prod(problem.y_shape) * sum(problem.kernel)
-        return _CALL_US + problem.min_bytes / _BYTES_PER_US + taps / _TAPS_PER_US
+        return pool_us(problem)
 
     def plan(self, problem: Problem) -> Plan:
         assert isinstance(problem, PoolProblem)

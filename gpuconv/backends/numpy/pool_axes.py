@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ...problem import PoolProblem
-from ...shapes import adaptive_windows, effective_kernel, pool_window
-from .common import Box
+from ...shapes import adaptive_longest, adaptive_window, effective_kernel, pool_window
+from .common import Box, kept
 
 __all__ = [
     "Axis",
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-def _at(axis: int, part: slice | int) -> tuple[slice | int, ...]:
+def _at(axis: int, part: Any) -> tuple[Any, ...]:
     return (*(slice(None),) * axis, part)
 
 
@@ -125,7 +125,12 @@ class Regular:
             op(part, x[_at(axis, read)], out=part)
 
     def spread(self, y: np.ndarray, axis: int, out: np.ndarray) -> None:
-        """Add each window's `y` to the elements of `out` that it reads."""
+        """Add each window's `y` to the elements of `out`, which are zero, that it reads."""
+        if self.by_window:
+            for o in range(self.out):
+                part = out[_at(axis, self.window(o))]
+                np.add(part, y[_at(axis, slice(o, o + 1))], out=part)
+            return
         for t in range(self.kernel):
             windows, read = self.tap(t)
             part = out[_at(axis, read)]
@@ -143,21 +148,37 @@ def _sorted_taps(axis: Regular) -> tuple[list[slice], list[tuple[slice, slice]]]
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """Windows ``[starts[o], ends[o])`` of an adaptive pool."""
+    """Windows of an adaptive pool of `whole` elements into `windows`: `out` of them from `skipped` on.
+
+    They are cut off to the `size` elements from `begin` on, and places count from there.
+    """
 
     size: int
-    starts: tuple[int, ...]
-    ends: tuple[int, ...]
+    out: int
+    whole: int
+    windows: int
+    skipped: int = 0
+    begin: int = 0
 
     @property
-    def out(self) -> int:
-        """Number of windows."""
-        return len(self.starts)
+    def starts(self) -> np.ndarray:
+        """First element of each window."""
+        return np.clip(self._bounds()[0], 0, self.size)
+
+    @property
+    def ends(self) -> np.ndarray:
+        """Element behind the last one of each window."""
+        return np.clip(self._bounds()[1], 0, self.size)
+
+    def _bounds(self) -> tuple[Any, Any]:
+        every: Any = np.arange(self.skipped, self.skipped + self.out, dtype=np.int64)
+        start, end = adaptive_window(every, self.whole, self.windows) if self.out else (every, every)
+        return start - self.begin, end - self.begin
 
     @property
     def kernel(self) -> int:
         """Elements of the longest window."""
-        return max([end - start for start, end in zip(self.starts, self.ends)], default=0)
+        return int((self.ends - self.starts).max(initial=0))
 
     @property
     def identity(self) -> bool:
@@ -166,43 +187,64 @@ class Ragged:
 
     @property
     def by_window(self) -> bool:
-        """Whether to reduce window by window: always, as no stride connects them."""
-        return True
+        """Whether to reduce window by window: they are fewer than their elements."""
+        return self.out <= adaptive_longest(self.whole, self.windows)
 
     def window(self, o: int) -> slice:
         """Return the elements of window `o`."""
-        return slice(self.starts[o], self.ends[o], 1)
+        start, end = adaptive_window(self.skipped + o, self.whole, self.windows)
+        return slice(max(start - self.begin, 0), min(end - self.begin, self.size), 1)
 
     def slab_out(self, begin: int, end: int) -> tuple[int, int, Ragged]:
         """Return the input range that windows `begin` to `end` read, and these windows relative to it."""
-        a, b = self.starts[begin], self.ends[end - 1]
-        starts, ends = self.starts[begin:end], self.ends[begin:end]
-        return a, b, Ragged(b - a, tuple(s - a for s in starts), tuple(e - a for e in ends))
+        a, b = self.window(begin).start, self.window(end - 1).stop
+        return a, b, Ragged(b - a, end - begin, self.whole, self.windows, self.skipped + begin, self.begin + a)
 
     def slab_in(self, begin: int, end: int) -> tuple[int, int, Ragged]:
         """Return the windows that may read elements `begin` to `end`, relative to that range."""
-        hit = [o for o in range(self.out) if self.starts[o] < end and self.ends[o] > begin]
-        a, b = (hit[0], hit[-1] + 1) if hit else (0, 0)
-        starts = tuple(max(s - begin, 0) for s in self.starts[a:b])
-        ends = tuple(min(e, end) - begin for e in self.ends[a:b])
-        return a, b, Ragged(end - begin, starts, ends)
+        # A window reads an element where the element, seen as a window of a pool of the windows, reads the window.
+        a = adaptive_window(self.begin + begin, self.windows, self.whole)[0] - self.skipped if self.out else 0
+        b = adaptive_window(self.begin + end - 1, self.windows, self.whole)[1] - self.skipped if self.out else 0
+        a = min(max(a, 0), self.out)
+        b = min(max(a, b), self.out)
+        return a, b, Ragged(end - begin, b - a, self.whole, self.windows, self.skipped + a, self.begin + begin)
 
     def reduce(self, op: np.ufunc, x: np.ndarray, axis: int, out: np.ndarray, neutral: object) -> None:
         """Write ``op`` over each window of `x` to `out`."""
-        for o in range(self.out):
-            op.reduce(x[_at(axis, self.window(o))], axis=axis, out=out[_at(axis, o)], initial=neutral)
+        if self.by_window:
+            for o in range(self.out):
+                op.reduce(x[_at(axis, self.window(o))], axis=axis, out=out[_at(axis, o)], initial=neutral)
+            return
+        starts, lengths = self.starts, self.ends - self.starts
+        if not lengths.all():  # windows of which a slab has nothing
+            out.fill(neutral)
+        for t in range(int(lengths.max(initial=0))):
+            longer = lengths > t
+            if longer.all():
+                if t:
+                    op(out, np.take(x, starts + t, axis), out=out)
+                else:
+                    np.take(x, starts, axis, out=out, mode="clip")  # which, other than "raise", needs no copy
+                continue
+            where = _at(axis, np.flatnonzero(longer))
+            out[where] = op(out[where], np.take(x, starts[longer] + t, axis))
 
     def spread(self, y: np.ndarray, axis: int, out: np.ndarray) -> None:
-        """Add each window's `y` to the elements of `out` that it reads."""
-        for o in range(self.out):
-            part = out[_at(axis, self.window(o))]
-            np.add(part, y[_at(axis, slice(o, o + 1))], out=part)
+        """Add each window's `y` to the elements of `out`, which are zero, that it reads."""
+        if self.by_window:
+            for o in range(self.out):
+                part = out[_at(axis, self.window(o))]
+                np.add(part, y[_at(axis, slice(o, o + 1))], out=part)
+            return
+        # The windows that read an element are next to one another: those of an adaptive pool of the windows.
+        turned = Ragged(self.out, self.size, self.windows, self.whole, self.begin, self.skipped)
+        turned.reduce(np.add, y, axis, out, 0)
 
 
 Axis: TypeAlias = Regular | Ragged
 
 
-@lru_cache(maxsize=256)
+@kept
 def axes_of(problem: PoolProblem) -> tuple[Axis, ...]:
     """Return the windows of `problem`, one axis at a time."""
     if not problem.pool.startswith("adaptive"):
@@ -215,18 +257,17 @@ def axes_of(problem: PoolProblem) -> tuple[Axis, ...]:
         if out and size and size % out == 0:
             axes.append(Regular(size, out, size // out, size // out, 0, 1))
         else:
-            axes.append(Ragged(size, *adaptive_windows(size, out)))
+            axes.append(Ragged(size, out, size, out))
     return tuple(axes)
 
 
-@lru_cache(maxsize=256)
+@kept
 def _counts(problem: PoolProblem) -> tuple[np.ndarray, ...]:
     """Return, per axis, by how many elements the sum of each window is divided; the divisor is their product."""
     counts = []
     for i, axis in enumerate(axes_of(problem)):
         if isinstance(axis, Ragged):
-            count = [end - start for start, end in zip(axis.starts, axis.ends)]
-            counts.append(np.array(count, np.int64))
+            counts.append(axis.ends - axis.starts)
             continue
         include = problem.count_include_pad and not problem.pool.startswith("adaptive")
         pads = (problem.pad_lo[i], problem.pad_hi[i]) if include else (0, 0)
@@ -246,7 +287,7 @@ def counts_in(problem: PoolProblem, box: Box) -> list[np.ndarray]:
     return [count[start:stop] for count, (start, stop) in zip(_counts(problem), box)]
 
 
-@lru_cache(maxsize=256)
+@kept
 def divisor_of(problem: PoolProblem, box: Box) -> int | None:
     """Return what the sum of every window in `box` is divided by, or None if that differs."""
     if problem.divisor_override is not None:
@@ -275,7 +316,9 @@ def reduce_windows(op: np.ufunc, x: np.ndarray, axes: Sequence[Axis], out: np.nd
     if not work:
         np.copyto(out, x)
         return
-    if x.ndim == 1 + len(axes) and len(x) > 1 and any(axis.by_window for axis in axes):
+    # Maxima of one plane as those of many: which of the zeros, or of the NaNs, wins depends on the order.
+    by_row = x.ndim == 1 + len(axes) and (len(x) > 1 or (op is np.maximum and _whole(axes)))
+    if by_row and any(axis.by_window for axis in axes):
         _reduce_rows(op, x, axes, out, neutral)
         return
     for i in work:
@@ -285,6 +328,11 @@ def reduce_windows(op: np.ufunc, x: np.ndarray, axes: Sequence[Axis], out: np.nd
         x = y
 
 
+def _whole(axes: Sequence[Axis]) -> bool:
+    """Tell whether there is one window, which reads every element."""
+    return all(axis.out == 1 and axis.window(0) == slice(0, axis.size, 1) for axis in axes)
+
+
 def _reduce_rows(op: np.ufunc, x: np.ndarray, axes: Sequence[Axis], out: np.ndarray, neutral: object) -> None:
     """Reduce rows x *spatial with windows that are few and long: per window, a NumPy loop over W would be short.
 
@@ -292,7 +340,7 @@ def _reduce_rows(op: np.ufunc, x: np.ndarray, axes: Sequence[Axis], out: np.ndar
     others are turned so that the rows are innermost.
     """
     rows = len(x)
-    if all(axis.out == 1 and axis.window(0) == slice(0, axis.size, 1) for axis in axes):
+    if _whole(axes):
         planes = x.reshape(rows, -1)
         if op is np.add and x.dtype.kind == "f":
             np.matmul(planes, np.ones(planes.shape[1], x.dtype), out=out.reshape(rows))

@@ -6,24 +6,27 @@ An offset is the tap ``(t R + r) S + s`` of the window: with the first element o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
+from typing import Any
 
 import numpy as np
 
 from ...arrays import CHANNELS_LAST
 from ...problem import PoolProblem
-from ...shapes import adaptive_windows
-from .common import Box
+from ...shapes import adaptive_window, pool_reads
+from .common import Box, kept
 
-__all__ = ["first_elements", "to_offsets", "to_positions"]
+__all__ = ["first_elements", "reading_windows", "to_offsets", "to_positions"]
 
 
-@lru_cache(maxsize=256)
+@kept
 def _firsts(problem: PoolProblem) -> tuple[np.ndarray, ...]:
     """Return, per axis, the first element of every window; it may lie in the padding."""
     if problem.pool.startswith("adaptive"):
         sizes = zip(problem.input_size, problem.output_size)
-        return tuple(np.array(adaptive_windows(n, o)[0] if o else (), np.int64) for n, o in sizes)
+        every: list[Any] = [np.arange(o, dtype=np.int64) for o in problem.output_size]
+        firsts: list[Any] = [adaptive_window(each, n, max(o, 1))[0] for each, (n, o) in zip(every, sizes)]
+        return tuple(firsts)
     axes = zip(problem.output_size, problem.stride, problem.pad_lo)
     return tuple(np.arange(out, dtype=np.int64) * stride - lo for out, stride, lo in axes)
 
@@ -36,6 +39,21 @@ def first_elements(problem: PoolProblem, box: Box, fmt: str) -> list[np.ndarray]
     return [first[start:stop].reshape(shape) for first, (start, stop), shape in firsts]
 
 
+@lru_cache(maxsize=256)
+def reading_windows(problem: PoolProblem) -> np.ndarray | None:
+    """Return which windows read an element, and not padding alone, as a dilation can make them; ``None``: all of them.
+
+    The position of the maximum of a window of padding is some element of the plane, which gets no gradient of it.
+    """
+    if problem.pool != "max" or max(problem.dilation) == 1:
+        return None
+    axes = zip(
+        problem.output_size, problem.input_size, problem.kernel, problem.stride, problem.pad_lo, problem.dilation
+    )
+    lines = [[pool_reads(i, *axis) for i in range(out)] for out, *axis in axes]
+    return None if all(map(all, lines)) else reduce(np.multiply.outer, [np.array(line) for line in lines])
+
+
 def to_offsets(problem: PoolProblem, positions: np.ndarray, firsts: Sequence[np.ndarray]) -> np.ndarray:
     """Return the in-window offsets of positions; `firsts` are the first elements of their windows, per axis.
 
@@ -45,7 +63,7 @@ def to_offsets(problem: PoolProblem, positions: np.ndarray, firsts: Sequence[np.
     for axis in range(problem.ndim - 1, -1, -1):
         left, at = np.divmod(left, problem.input_size[axis])
         at -= firsts[axis]
-        if problem.dilation[axis] != 1:
+        if max(problem.dilation) > 1:  # of any axis: positions beyond the end of one count on in the next
             at = np.clip(at // problem.dilation[axis], 0, problem.kernel[axis] - 1)
         offsets += at * pitch
         pitch *= problem.kernel[axis]

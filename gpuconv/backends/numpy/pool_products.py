@@ -15,7 +15,7 @@ import numpy as np
 
 from .pool_axes import Axis, Regular, reduce_windows, spread_windows
 
-__all__ = ["FEW", "PASSES", "WHOLE", "ones", "spread", "sum_windows", "way_of"]
+__all__ = ["FEW", "MOST_ONES", "PASSES", "WHOLE", "ones", "spread", "sum_rows", "sum_windows", "way_of"]
 
 WHOLE, FEW, PASSES = "whole", "few", "passes"
 """The ways to sum: one window that is the whole box; few windows, by products; passes over strided views."""
@@ -25,7 +25,10 @@ _MOST_REGULAR, _MOST_RAGGED = 8, 64
 fast where a stride connects the windows and slow where none does."""
 
 _LARGEST = 1 << 16
-"""Elements of the largest matrix or vector that is kept."""
+"""Elements of the largest matrix that is kept."""
+
+MOST_ONES = 1 << 20
+"""Elements of the longest vector of ones that is kept: longer rows are summed in pieces of it."""
 
 
 def way_of(axes: Sequence[Axis]) -> str:
@@ -37,7 +40,7 @@ def way_of(axes: Sequence[Axis]) -> str:
     return FEW if few else PASSES
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=64)
 def _kept_ones(length: int, dtype: np.dtype) -> np.ndarray:
     vector = np.ones(length, dtype)
     vector.flags.writeable = False
@@ -45,8 +48,29 @@ def _kept_ones(length: int, dtype: np.dtype) -> np.ndarray:
 
 
 def ones(length: int, dtype: np.dtype) -> np.ndarray:
-    """Return a vector of ones, which may not be written to; one that is not too long is kept."""
-    return _kept_ones(length, dtype) if length <= _LARGEST else np.ones(length, dtype)
+    """Return a vector of at most `MOST_ONES` ones, which may not be written to.
+
+    Vectors of all lengths are parts of a few that are kept, whose lengths are powers of two.
+    """
+    return _kept_ones(1 << (length - 1).bit_length(), dtype)[:length]
+
+
+def sum_rows(x: np.ndarray, out: np.ndarray) -> None:
+    """Write the sum of every row of `x` to `out`: products with ones, which keep NaN and infinities."""
+    length = x.shape[1]
+    np.dot(x[:, :MOST_ONES], ones(min(length, MOST_ONES), x.dtype), out=out)
+    for begin in range(MOST_ONES, length, MOST_ONES):
+        part = x[:, begin : begin + MOST_ONES]
+        out += np.dot(part, ones(part.shape[1], x.dtype))
+
+
+def _sum_planes(x: np.ndarray, out: np.ndarray) -> None:
+    """Write the sums over the middle axis of `x` (images x positions x channels) to `out`, as :func:`sum_rows`."""
+    length = x.shape[1]
+    np.matmul(ones(min(length, MOST_ONES), x.dtype), x[:, :MOST_ONES], out=out)
+    for begin in range(MOST_ONES, length, MOST_ONES):
+        part = x[:, begin : begin + MOST_ONES]
+        out += np.matmul(ones(part.shape[1], x.dtype), part)
 
 
 @lru_cache(maxsize=64)
@@ -83,11 +107,10 @@ def sum_windows(x: np.ndarray, axes: Sequence[Axis], way: str, out: np.ndarray) 
     if x.dtype.kind != "f" or way == PASSES:
         reduce_windows(np.add, x, axes, out, 0)
     elif way == WHOLE and x.ndim == 1 + len(axes):
-        length = prod(x.shape[1:])
-        np.dot(x.reshape(len(x), length), ones(length, x.dtype), out=out.reshape(len(x)))
+        sum_rows(x.reshape(len(x), prod(x.shape[1:])), out.reshape(len(x)))
     elif way == WHOLE:
         n, *plane, c = x.shape
-        np.matmul(ones(prod(plane), x.dtype), x.reshape(n, prod(plane), c), out=out.reshape(n, c))
+        _sum_planes(x.reshape(n, prod(plane), c), out.reshape(n, c))
     else:
         _multiply([_matrices(axis, x.dtype) for axis in axes], x, out)
         # NaN and infinities times zero make every sum of their plane NaN: such input, which is rare, is summed again.

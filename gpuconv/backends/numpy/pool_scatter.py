@@ -14,7 +14,7 @@ from ...problem import Call, PoolProblem
 from ...shapes import columns_shape
 from .common import bfloat16_bits, compute_dtype, narrow, widen
 from .pool_axes import Regular, axes_of, slabs_in
-from .pool_offsets import first_elements, to_offsets, to_positions
+from .pool_offsets import first_elements, reading_windows, to_offsets, to_positions
 from .pool_tiles import Rows, dense_view, flat_targets, row_ranges, tiles
 from .pool_windows import lp_extremes
 
@@ -66,10 +66,10 @@ def max_backward(call: Call) -> Any:
 
 
 def _positions_of(call: Call, rows: Rows, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the positions that `indices` are or mean, and which of them are no padding (``None``: all of them)."""
+    """Return the positions that `indices` are or mean, and which of their windows read an element (``None``: all)."""
     problem: Any = call.problem
     if not problem.offsets:
-        return indices, None
+        return indices, reading_windows(problem)
     taps = prod(problem.kernel)
     if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= taps):
         raise RuntimeError(f"{problem.op}: indices must be taps of a window of {taps} elements")

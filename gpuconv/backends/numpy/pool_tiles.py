@@ -11,8 +11,9 @@ from math import prod
 import numpy as np
 
 from ...arrays import CHANNELS_LAST, CONTIGUOUS
+from ...config import workspace_limit
 from ...problem import PoolProblem
-from .common import Box, boxes, parts_per_axis
+from .common import Box, boxes, kept, parts_per_axis
 from .pool_axes import Axis, axes_of, slabs_in, slabs_out
 from .pool_products import way_of
 
@@ -23,9 +24,12 @@ __all__ = [
     "dense_view",
     "flat_targets",
     "largest_tile",
+    "pieces",
+    "read_at_once",
     "row_ranges",
     "row_shape",
     "steps",
+    "tile_size",
     "tiles",
     "weight",
 ]
@@ -34,22 +38,29 @@ TILE = 1 << 20
 """Elements of one tile, the input and the temporaries together: 4 MiB of float32. The passes touch a part at a time, so
 smaller tiles cost more calls than they save misses."""
 
+
+def tile_size() -> int:
+    """Return the elements of a tile under the workspace limit of this call, of which temporaries are many times."""
+    return min(TILE, max(1 << 13, workspace_limit() >> 7))
+
+
 Rows = tuple[slice, slice]
 """Ranges of N and of C."""
 
 
 def _cut(problem: PoolProblem, sizes: Sequence[int], weight: int, fmt: str) -> tuple[int, int, int]:
     """Return how many images and channels a tile has, and how many positions of one plane (0 means all)."""
+    tile = tile_size()
     n, c = max(problem.n, 1), max(problem.c, 1)
     plane = max(prod(sizes) * weight, 1)
-    if fmt == CHANNELS_LAST and c * weight <= TILE:
-        if plane * c <= TILE:
-            return max(1, min(n, TILE // (plane * c))), c, 0
-        return 1, c, TILE // (c * weight)
-    if plane <= TILE:
-        rows = TILE // plane
+    if fmt == CHANNELS_LAST and c * weight <= tile:
+        if plane * c <= tile:
+            return max(1, min(n, tile // (plane * c))), c, 0
+        return 1, c, tile // (c * weight)
+    if plane <= tile:
+        rows = tile // plane
         return (min(n, rows // c), c, 0) if rows >= c else (1, rows, 0)
-    return 1, 1, max(TILE // weight, 1)
+    return 1, 1, max(tile // weight, 1)
 
 
 def tiles(problem: PoolProblem, sizes: Sequence[int], weight: int, fmt: str) -> tuple[list[Rows], Iterator[Box]]:
@@ -78,6 +89,8 @@ class Step:
     axes: tuple[Axis, ...]
     way: str
     """How to sum over the windows."""
+    size: int = 0
+    """Elements of the source."""
 
 
 _KEPT = 8
@@ -98,11 +111,11 @@ def weight(problem: PoolProblem) -> int:
 
 def steps(problem: PoolProblem) -> Iterable[Step]:
     """Cut the result of a max, average or power pool into tiles."""
-    first = _first_steps(problem, TILE)
+    first = _first_steps(problem, tile_size())
     return first if len(first) <= _KEPT else _every_step(problem)
 
 
-@lru_cache(maxsize=256)
+@kept
 def _first_steps(problem: PoolProblem, tile: int) -> tuple[Step, ...]:
     return tuple(islice(_every_step(problem), _KEPT + 1))
 
@@ -115,14 +128,36 @@ def _every_step(problem: PoolProblem) -> Iterator[Step]:
     for box, rows in product(grid, every):
         read, local = slabs(axes, box)
         target = (*rows, *(slice(*bounds) for bounds in box))
-        yield Step(box, target, (*rows, *read), local, way_of(local))
+        size = prod(part.stop - part.start for part in (*rows, *read))
+        yield Step(box, target, (*rows, *read), local, way_of(local), size)
+
+
+def read_at_once(problem: PoolProblem) -> int:
+    """Return how many elements of the input a tile reads at most at once; larger windows are read in pieces."""
+    return 4 * tile_size()
+
+
+def pieces(problem: PoolProblem, step: Step) -> list[Step]:
+    """Cut what a step of a forward pass reads into pieces, in the order of its elements.
+
+    The target of a piece are its windows, relative to those of the step.
+    """
+    lead, sizes = [bounds.stop - bounds.start for bounds in step.source[:2]], []
+    for bounds in step.source[2:]:
+        sizes.append(bounds.stop - bounds.start)
+    found = []
+    for box in boxes(sizes, max(1, read_at_once(problem) // max(1, prod(lead)))):
+        windows, local = slabs_in(step.axes, box)
+        read = [slice(part.start + a, part.start + b) for part, (a, b) in zip(step.source[2:], box)]
+        found.append(Step(box, windows, (*step.source[:2], *read), local, way_of(local)))
+    return found
 
 
 def row_ranges(problem: PoolProblem, plane: int) -> Sequence[Rows]:
     """Cut N C into ranges that one tile each has room for, at `plane` elements per row."""
-    if problem.n * problem.c * plane > TILE * _KEPT:
+    if problem.n * problem.c * plane > tile_size() * _KEPT:
         return tiles(problem, (1,), plane, CONTIGUOUS)[0]
-    return _kept_ranges(problem, plane, TILE)
+    return _kept_ranges(problem, plane, tile_size())
 
 
 @lru_cache(maxsize=256)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from itertools import product
 from math import frexp, isinf, prod
@@ -15,6 +15,7 @@ from ...problem import Call, PoolProblem
 from .common import Box, compute_dtype, narrow, widen
 from .pool_axes import (
     Axis,
+    Ragged,
     Regular,
     axes_of,
     counts_in,
@@ -25,8 +26,8 @@ from .pool_axes import (
     tap_slices,
 )
 from .pool_offsets import first_elements, to_offsets
-from .pool_products import spread, sum_windows
-from .pool_tiles import row_shape, steps
+from .pool_products import PASSES, spread, sum_windows
+from .pool_tiles import Step, pieces, read_at_once, row_shape, steps
 
 __all__ = [
     "avg_backward",
@@ -59,18 +60,89 @@ def max_forward(call: Call) -> Any:
     fmt = problem.y_format
     neutral = _lowest(compute_dtype(problem.dtype))
     for step in steps(problem):
-        xs = widen(row_shape(x[step.source], fmt), problem.dtype)
         ys = row_shape(y[step.target], fmt)
-        best = ys if ys.dtype == xs.dtype else np.empty(ys.shape, xs.dtype)
-        reduce_windows(np.maximum, xs, step.axes, best, neutral)
+        at: Any = None
+        if step.size <= read_at_once(problem):
+            xs = widen(row_shape(x[step.source], fmt), problem.dtype)
+            best = ys if ys.dtype == xs.dtype else np.empty(ys.shape, xs.dtype)
+            reduce_windows(np.maximum, xs, step.axes, best, neutral)
+            if where is not None:
+                at = _argmax(xs, best, step.axes, step.source[2:], problem.input_size, fmt)
+        else:
+            best = np.full(ys.shape, neutral, compute_dtype(problem.dtype))
+            at = _max_in_pieces(problem, step, x, best, where is not None)
         if best is not ys:
             narrow(best, problem.dtype, ys)
         if where is not None:
-            at = _argmax(xs, best, step.axes, step.source[2:], problem.input_size, fmt)
             if problem.offsets:
                 at = to_offsets(problem, at, first_elements(problem, step.box, fmt))
+            elif max(problem.dilation) > 1:  # windows of padding alone: some element of the plane
+                at = np.minimum(at, prod(problem.input_size) - 1)
             row_shape(where[step.target], fmt)[...] = at
     return out if indices is None else (out, indices)
+
+
+def _max_in_pieces(
+    problem: PoolProblem, step: Step, x: np.ndarray, best: np.ndarray, positions: bool
+) -> np.ndarray | None:
+    """Raise `best`, which starts as the least number, to the maxima of a step; return their positions if asked for."""
+    fmt, neutral = problem.y_format, _lowest(best.dtype)
+    at = np.full(best.shape, -1, np.int64) if positions else None
+    for piece in pieces(problem, step):
+        xs = widen(row_shape(x[piece.source], fmt), problem.dtype)
+        part = best[(slice(None), *piece.target)]
+        found = np.empty(part.shape, part.dtype)
+        reduce_windows(np.maximum, xs, piece.axes, found, neutral)
+        if at is not None:
+            where = at[(slice(None), *piece.target)]
+            taken = (found > part) | (where < 0)
+            if best.dtype.kind == "f":
+                taken |= np.isnan(found)
+            taken &= _some(piece.axes, fmt)
+            seen = _argmax(xs, found, piece.axes, piece.source[2:], problem.input_size, fmt)
+            np.copyto(where, seen, where=taken)
+        np.maximum(part, found, out=part)
+    if at is not None and at.min() < 0:  # windows without an element
+        pitches = _pitches(problem.input_size)
+        places = [axis.starts if isinstance(axis, Ragged) else axis.first() for axis in step.axes]
+        places = [(place + part.start) * pitch for place, part, pitch in zip(places, step.source[2:], pitches)]
+        first: np.ndarray = reduce(np.add.outer, places)
+        np.copyto(at, first[..., None] if fmt == CHANNELS_LAST else first, where=at < 0)
+    return at
+
+
+def _some(axes: Sequence[Axis], fmt: str) -> np.ndarray:
+    """Return which windows of a slab have an element in it, to broadcast against them."""
+    every = [
+        np.array([len(range(*axis.window(o).indices(axis.size))) > 0 for o in range(axis.out)], np.bool_)
+        if isinstance(axis, Regular) and axis.dilation > 1
+        else np.ones(axis.out, np.bool_)
+        for axis in axes
+    ]
+    grid: np.ndarray = reduce(np.logical_and.outer, every)
+    return grid[..., None] if fmt == CHANNELS_LAST else grid
+
+
+def _reduce_step(
+    problem: PoolProblem, step: Step, values: Callable[[Any], np.ndarray], op: np.ufunc, neutral: Any, total: np.ndarray
+) -> None:
+    """Write `op` over the windows of a step to `total`; `values` gives what a part of the input counts for."""
+
+    def reduced(source: Any, axes: Sequence[Axis], way: str, out: np.ndarray) -> None:
+        if op is np.add and problem.pool != "lp":
+            sum_windows(values(source), axes, way, out)
+        else:
+            reduce_windows(op, values(source), axes, out, neutral)
+
+    if step.size <= read_at_once(problem):
+        reduced(step.source, step.axes, step.way, total)
+        return
+    total.fill(neutral)
+    for piece in pieces(problem, step):
+        part = total[(slice(None), *piece.target)]
+        found = np.empty(part.shape, part.dtype)
+        reduced(piece.source, piece.axes, piece.way, found)
+        op(part, found, out=part)
 
 
 def _argmax(
@@ -137,10 +209,11 @@ def _argmax_by_ragged_tap(
     """Return the positions for windows of an adaptive pool. Where one is shorter than others, its last tap repeats."""
     if fmt != CHANNELS_LAST:  # rows innermost, so that what a tap of every window reads is a few long rows
         x, best = (np.ascontiguousarray(np.moveaxis(values, 0, -1))[None] for values in (x, best))
-    parts = [[axis.window(o) for o in range(axis.out)] for axis in axes]
     elements = [
-        np.array([[min(part.start + t, part.stop - 1) for part in each] for t in range(axis.kernel)], np.int64)
-        for axis, each in zip(axes, parts)
+        np.minimum(axis.starts + np.arange(axis.kernel)[:, None], axis.ends - 1)
+        if isinstance(axis, Ragged)
+        else np.arange(axis.out) * axis.stride + np.arange(axis.kernel)[:, None]
+        for axis in axes
     ]  # per axis: taps x windows
     count = prod(axis.kernel for axis in axes)
     code_type = np.min_scalar_type(count)
@@ -217,13 +290,12 @@ def avg_forward(call: Call) -> Any:
     problem: Any = call.problem
     out = call.kind.empty(problem.y_shape, problem.dtype, problem.device, problem.y_format)
     x, y = call.kind.to_numpy(call.arrays["x"]), call.kind.to_numpy(out)
-    fmt = problem.y_format
+    fmt, dtype = problem.y_format, compute_dtype(problem.dtype)
     for step in steps(problem):
-        xs = widen(row_shape(x[step.source], fmt), problem.dtype)
         ys = row_shape(y[step.target], fmt)
-        total = ys if ys.dtype == xs.dtype else np.empty(ys.shape, xs.dtype)
-        sum_windows(xs, step.axes, step.way, total)
-        _divide(total, _divisor(problem, step.box, xs.dtype, fmt), total)
+        total = ys if ys.dtype == dtype else np.empty(ys.shape, dtype)
+        _reduce_step(problem, step, lambda source: widen(row_shape(x[source], fmt), problem.dtype), np.add, 0, total)
+        _divide(total, _divisor(problem, step.box, dtype, fmt), total)
         if total is not ys:
             narrow(total, problem.dtype, ys)
     return out
@@ -274,19 +346,25 @@ def lp_forward(call: Call) -> Any:
     out_dtype = call.extra.get("result", problem.dtype)
     out = call.kind.empty(problem.y_shape, out_dtype, problem.device, problem.y_format)
     x, y = call.kind.to_numpy(call.arrays["x"]), call.kind.to_numpy(out)
-    fmt = problem.y_format
+    fmt, dtype = problem.y_format, _lp_input(x[:0, :0], call).dtype
+
+    def powers(source: Any) -> np.ndarray:
+        return _power(_lp_input(row_shape(x[source], fmt), call), p, integer)
+
+    def magnitudes(source: Any) -> np.ndarray:
+        values = np.abs(_lp_input(row_shape(x[source], fmt), call))
+        return values if p > 0 else np.negative(values)
+
     for step in steps(problem):
-        xs = _lp_input(row_shape(x[step.source], fmt), call)
         ys = row_shape(y[step.target], fmt)
-        total = np.empty(ys.shape, xs.dtype)
+        total = np.empty(ys.shape, dtype)
         if isinf(p):
-            magnitude = np.abs(xs) if p > 0 else np.negative(np.abs(xs))
-            reduce_windows(np.maximum, magnitude, step.axes, total, _lowest(total.dtype))
+            _reduce_step(problem, step, magnitudes, np.maximum, _lowest(total.dtype), total)
             if p < 0:
                 np.negative(total, out=total)
         else:
-            reduce_windows(np.add, _power(xs, p, integer), step.axes, total, 0)
-            total = _lp_root(problem, total, _divisor(problem, step.box, xs.dtype, fmt))
+            _reduce_step(problem, step, powers, np.add, 0, total)
+            total = _lp_root(problem, total, _divisor(problem, step.box, dtype, fmt))
         narrow(total, out_dtype, ys)
     return out
 
@@ -319,29 +397,47 @@ def lp_backward(call: Call) -> Any:
     out = call.kind.empty(problem.x_shape, problem.dtype, problem.device, problem.x_format)
     dx = call.kind.to_numpy(out)
     dy, x = call.kind.to_numpy(call.arrays["y"]), call.kind.to_numpy(call.arrays["x"])
-    axes, fmt = axes_of(problem), problem.x_format
+    fmt, room = problem.x_format, read_at_once(problem) // 4
+    kept: dict[Any, np.ndarray] = {}  # of windows that many tiles share, as those of large pools
     for step in steps(problem):
-        windows = _bounds(step.source)
         xs = row_shape(dx[step.target], fmt)
-        if any(stop == start for start, stop in windows):
+        if any(stop == start for start, stop in _bounds(step.source)):
             xs[...] = 0
             continue
-        read, around = slabs_out(axes, windows)
-        seen = widen(row_shape(x[(*step.target[:2], *read)], fmt), problem.dtype)
-        grads = widen(row_shape(dy[step.source], fmt), problem.dtype)
-        total = np.empty(grads.shape, grads.dtype)
-        reduce_windows(np.add, _power(seen, p, False), around, total, 0)
-        divisor = _divisor(problem, windows, grads.dtype, fmt)
-        scaled = _lp_scale(problem, total, divisor)
-        slope = np.power(scaled, scaled.dtype.type(1.0 / p - 1.0)) * (prod(problem.kernel) / divisor / p)
-        share = np.where(total == 0, 0, grads * slope.astype(grads.dtype, copy=False))
-        result = np.empty(xs.shape, grads.dtype)
+        place = tuple((part.start, part.stop) for part in step.source)
+        share = kept.get(place)
+        if share is None:
+            share = _lp_share(problem, dy, x, step.source)
+            room -= share.size
+            if room >= 0:
+                kept[place] = share
+        result = np.empty(xs.shape, share.dtype)
         spread_windows(share, step.axes, result)
         inner = widen(row_shape(x[step.target], fmt), problem.dtype)
         if p != 1:
             result *= _power(inner, p - 1, False) * inner.dtype.type(p)
         narrow(result, problem.dtype, xs)
     return out
+
+
+def _lp_share(problem: PoolProblem, dy: np.ndarray, x: np.ndarray, source: tuple[slice, ...]) -> np.ndarray:
+    """Return what the elements of each window in `source` of a power pool get, but for their own power."""
+    p, fmt, windows = problem.norm_type, problem.x_format, _bounds(source)
+    read, around = slabs_out(axes_of(problem), windows)
+    grads = widen(row_shape(dy[source], fmt), problem.dtype)
+    total = np.empty(grads.shape, grads.dtype)
+    size = prod(part.stop - part.start for part in (*source[:2], *read))
+    step = Step(windows, source, (*source[:2], *read), around, PASSES, size)
+
+    def powers(part: Any) -> np.ndarray:
+        return _power(widen(row_shape(x[part], fmt), problem.dtype), p, False)
+
+    _reduce_step(problem, step, powers, np.add, 0, total)
+    divisor = _divisor(problem, windows, grads.dtype, fmt)
+    scaled = _lp_scale(problem, total, divisor)
+    slope = np.power(scaled, scaled.dtype.type(1.0 / p - 1.0)) * (prod(problem.kernel) / divisor / p)
+    share: np.ndarray = np.where(total == 0, 0, grads * slope.astype(grads.dtype, copy=False))
+    return share
 
 
 def lp_extremes(problem: PoolProblem, values: np.ndarray) -> np.ndarray:

@@ -9,12 +9,13 @@ Operands that NumPy cannot read as they lie (foreign byte order, lazily conjugat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 from ...problem import ConvProblem, itemsize
 from .common import compute_dtype
 
-__all__ = ["dgrad_bytes", "fprop_bytes", "largest_box", "wgrad_bytes"]
+__all__ = ["BOUNDS", "Chunk", "largest_box", "result_domain"]
 
 _OVERHEAD = 64 << 10
 """Python objects of a call: slices, views, boxes."""
@@ -24,7 +25,7 @@ _FLOAT_OBJECT = 40
 
 
 def largest_box(sizes: Sequence[int], positions: int) -> tuple[int, ...]:
-    """Return the extents of the largest box that :func:`.numpy_common.boxes` cuts."""
+    """Return the extents of the largest box that :func:`.common.boxes` cuts."""
     extents = list(sizes)
     for axis, size in enumerate(sizes):
         length = max(1, min(size, positions // max(prod(sizes[axis + 1 :]), 1)))
@@ -39,12 +40,11 @@ def _widening(problem: ConvProblem) -> int:
     return {"bfloat16": 8, "float16": 4}.get(problem.dtype, 0)
 
 
-def _weights(problem: ConvProblem) -> int:
-    """Return the bytes of the weights in their compute type, conjugated, and one group's rows ordered for a product."""
+def _weights(problem: ConvProblem, block: int) -> int:
+    """Return the bytes of a block of weights in their compute type, conjugated, and ordered for a product."""
     size = compute_dtype(problem.dtype).itemsize
     conjugated = size if problem.dtype.startswith("complex") else 0
-    weights = prod(problem.w_shape)
-    return weights * (_widening(problem) + conjugated) + 2 * weights // problem.groups * size
+    return block * (_widening(problem) + conjugated + 2 * size)
 
 
 def _storing(problem: ConvProblem, epilogue: bool) -> int:
@@ -66,43 +66,75 @@ def _slab(problem: ConvProblem, channels: int, extents: Sequence[int]) -> int:
     return channels * prod(box) * (size + _widening(problem) + gathered)
 
 
-def fprop_bytes(problem: ConvProblem, groups: int, positions: int) -> int:
-    """Return the bound for a forward pass that takes `groups` groups and a box of `positions` outputs at a time."""
-    c, k = groups * (problem.c // problem.groups), groups * (problem.k // problem.groups)
-    extents = largest_box(problem.output_size, positions)
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of work of the NumPy convolutions: some groups, parts of their channels, and a box of positions.
+
+    Channels of x and of y of a group are cut into `c_parts` and `k_parts`. `cells` are the positions of the result of a
+    data gradient that are summed before they are stored.
+    """
+
+    positions: int
+    groups: int = 1
+    c_parts: int = 1
+    k_parts: int = 1
+    cells: int = 1
+
+    def channels(self, problem: ConvProblem) -> tuple[int, int]:
+        """Return the most channels of x and of y that a piece has."""
+        c, k = problem.c // problem.groups, problem.k // problem.groups
+        return self.groups * -(-c // self.c_parts), self.groups * -(-k // self.k_parts)
+
+
+def _block(problem: ConvProblem, chunk: Chunk) -> int:
+    """Return the weights of a piece; pieces of several groups have those of all groups, which are one array."""
+    c, k = chunk.channels(problem)
+    return prod(problem.w_shape) if chunk.groups > 1 else c * k * prod(problem.kernel)
+
+
+def fprop_bytes(problem: ConvProblem, chunk: Chunk) -> int:
+    """Return the bound for a forward pass."""
+    c, k = chunk.channels(problem)
+    extents = largest_box(problem.output_size, chunk.positions)
     size = compute_dtype(problem.dtype).itemsize
     columns = 2 * c * prod(problem.kernel) * prod(extents) * size
-    stored = k * prod(extents) * (size + _storing(problem, True))
-    return _OVERHEAD + _weights(problem) + _slab(problem, c, extents) + columns + stored
+    stored = k * prod(extents) * (size * (1 + (chunk.c_parts > 1)) + _storing(problem, True))
+    return _OVERHEAD + _weights(problem, _block(problem, chunk)) + _slab(problem, c, extents) + columns + stored
 
 
-def wgrad_bytes(problem: ConvProblem, groups: int, positions: int) -> int:
-    """Return the bound for a weight gradient that takes `groups` groups and a box of `positions` outputs at a time."""
-    c, k = groups * (problem.c // problem.groups), groups * (problem.k // problem.groups)
-    extents = largest_box(problem.output_size, positions)
+def wgrad_bytes(problem: ConvProblem, chunk: Chunk) -> int:
+    """Return the bound for a weight gradient."""
+    c, k = chunk.channels(problem)
+    extents = largest_box(problem.output_size, chunk.positions)
     size = compute_dtype(problem.dtype).itemsize
     conjugated = problem.dtype.startswith("complex")
     columns = (2 + conjugated) * c * prod(problem.kernel) * prod(extents) * size  # a tap's products are less
     dy = 2 * k * prod(extents) * (size + _widening(problem))
-    sums = (prod(problem.w_shape) + problem.k) * (size + _storing(problem, False))
+    sums = (_block(problem, chunk) + problem.k) * (size + _storing(problem, False))
     return _OVERHEAD + _slab(problem, c, extents) + columns + dy + sums
 
 
-def dgrad_bytes(problem: ConvProblem, groups: int, positions: int, parts: int = 1) -> int:
-    """Return the bound for a data gradient that takes `groups` groups and `positions` outputs at a time.
-
-    A box of the result holds ``positions * prod(stride)`` elements per channel. Padding modes other than zeros sum into
-    whole images; `parts` cuts the input channels of a group.
-    """
-    c, k = groups * -(-problem.c // problem.groups // parts), groups * (problem.k // problem.groups)
+def dgrad_bytes(problem: ConvProblem, chunk: Chunk) -> int:
+    """Return the bound for a data gradient. Padding modes other than zeros sum into whole images."""
+    c, k = chunk.channels(problem)
     size = compute_dtype(problem.dtype).itemsize
     folded = problem.padding_mode != "zeros"
-    axes = zip(problem.input_size, problem.pad_lo, problem.pad_hi, strict=True)
-    padded = prod(i + lo + hi for i, lo, hi in axes)
-    cells = min(max(1, positions * prod(problem.stride)), padded if folded else prod(problem.input_size))
-    positions = min(positions, prod(problem.output_size))
+    cells = min(chunk.cells, prod(result_domain(problem)))
+    positions = min(chunk.positions, prod(problem.output_size))
     target = c * cells * (size + (2 * size if folded else _storing(problem, True)))
     columns = c * prod(problem.kernel) * positions * size
     dy = k * positions * (2 * size + _widening(problem))
     images = c * prod(problem.input_size) * (size + _storing(problem, False)) if folded else 0
-    return _OVERHEAD + _weights(problem) + target + columns + dy + images
+    return _OVERHEAD + _weights(problem, _block(problem, chunk)) + target + columns + dy + images
+
+
+def result_domain(problem: ConvProblem) -> tuple[int, ...]:
+    """Return the sizes of what a data gradient is summed into: the input, padded unless the padding is zeros."""
+    if problem.padding_mode == "zeros":
+        return problem.input_size
+    axes = zip(problem.input_size, problem.pad_lo, problem.pad_hi, strict=True)
+    return tuple(i + lo + hi for i, lo, hi in axes)
+
+
+BOUNDS = {"fprop": fprop_bytes, "wgrad": wgrad_bytes, "dgrad": dgrad_bytes, "transposed": dgrad_bytes}
+"""The bound of each pass."""

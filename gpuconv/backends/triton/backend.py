@@ -45,9 +45,9 @@ _MODULES = (
 @lru_cache(maxsize=1)
 def _missing_package() -> str | None:
     if find_spec("torch") is None:
-        return "torch is not installed (pip install 'gpuconv[torch,triton]')"
+        return "torch is not installed (pip install torch triton)"
     if find_spec("triton") is None:
-        return "triton is not installed (pip install 'gpuconv[triton]')"
+        return "triton is not installed (pip install triton)"
     try:
         installed = version("triton")
     except PackageNotFoundError:
@@ -82,17 +82,18 @@ class TritonBackend(Backend):
         return None if torch.cuda.is_available() else "no CUDA device, and TRITON_INTERPRET is not set"
 
     def why_not(self, problem: Problem, forced: bool) -> str | None:
+        on_gpu = problem.device.startswith("cuda")
+        if not on_gpu and problem.device != "cpu":
+            return f"arrays are on {problem.device}, kernels run on cuda"
+        if not on_gpu and not interpreting():
+            return "arrays are on cpu, kernels run on cuda (on cpu with TRITON_INTERPRET=1)"
         missing = _missing_package()
         if missing:
             return missing
-        if problem.device.startswith("cuda"):
+        if on_gpu:
             if interpreting():
                 return "TRITON_INTERPRET is set: kernels run on CPU tensors only"
             return _torch_without_cuda() if problem.array == "cupy" else None
-        if problem.device != "cpu":
-            return f"arrays are on {problem.device}, kernels run on cuda"
-        if not interpreting():
-            return "arrays are on cpu, kernels run on cuda (on cpu with TRITON_INTERPRET=1)"
         if not forced:
             return "the interpreter runs only where it is asked for by name (backend='triton')"
         repair_interpreter()  # solvers that were registered launch kernels by themselves

@@ -9,7 +9,9 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any
 
-from ...arrays import CONTIGUOUS, TORCH, ArrayKind, is_cupy
+import numpy as np
+
+from ...arrays import CONTIGUOUS, TORCH, ArrayKind, is_cupy, with_memory
 from ...config import interpreting, launcher
 from ...costs.model import Work
 from ...costs.work import conv_work
@@ -168,12 +170,23 @@ def as_tensor(torch: Any, array: Any) -> Any:
     if array is None:
         return None
     if isinstance(array, torch.Tensor):
-        return array.resolve_neg()
+        return array.resolve_neg() if not array._is_zerotensor() else with_memory(array)
     if not is_cupy(array):
-        return torch.from_numpy(array)
+        return torch.from_numpy(_as_torch_takes(array))
+    if min(array.strides, default=0) < 0:  # which torch does not have
+        array = array.copy()
     if array.dtype.name == "bfloat16":  # DLPack of CuPy does not know it
         return torch.from_dlpack(array.view("int16")).view(torch.bfloat16)
     return torch.from_dlpack(array)
+
+
+def _as_torch_takes(array: np.ndarray) -> np.ndarray:
+    """Return a host array of the interpreter, or a copy where torch cannot show its memory, or warns before it does."""
+    flags, itemsize = array.flags, array.itemsize
+    plain = flags.writeable and flags.aligned and array.dtype.isnative
+    if plain and all(step >= 0 and step % itemsize == 0 for step in array.strides):
+        return array
+    return np.array(array, array.dtype.newbyteorder("="), order="C")
 
 
 def stream_of(kind: ArrayKind, problem: Problem) -> AbstractContextManager[object]:
@@ -226,6 +239,9 @@ class TritonConv(Tunable):
     """A convolution solver that launches Triton kernels on torch tensors."""
 
     kinds: tuple[str, ...]
+
+    def serves(self, problem: Problem) -> bool:
+        return isinstance(problem, ConvProblem) and problem.kind in self.kinds
 
     def why_not(self, problem: Problem) -> str | None:
         if not isinstance(problem, ConvProblem):

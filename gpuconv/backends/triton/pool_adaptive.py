@@ -217,6 +217,15 @@ class AdaptiveGather(Adaptive):
         assert isinstance(problem, PoolProblem)
         return row_tile(problem, problem.input_size, problem.x_format, tile_elements(problem.dtype))
 
+    def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
+        assert isinstance(problem, PoolProblem)
+        # What a position waits for are the windows that it is in, however long they are.
+        windows = prod(_most(out, size) for size, out in zip(problem.input_size, problem.output_size, strict=True))
+        cost = (4 if configs[0]["CHANNELS_INNERMOST"] else 10) + 4 * (problem.pool == "adaptive_max")
+        programs = np.ceil(prod(problem.x_shape) / column(configs, "BLOCK_M", "BLOCK_L"))
+        instructions = prod(problem.x_shape) * windows * cost
+        return direct_work(problem, instructions, programs, windows, column(configs, "num_warps"))
+
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         from ...kernels.tl.pool.adaptive import _pool_adaptive_bwd_gather_kernel as kernel
 

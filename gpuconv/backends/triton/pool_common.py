@@ -138,6 +138,9 @@ class TritonPool(Tunable):
     kind: str
     dtypes: tuple[str, ...] = FLOATS
 
+    def serves(self, problem: Problem) -> bool:
+        return isinstance(problem, PoolProblem) and problem.pool in self.pools and problem.kind == self.kind
+
     def why_not(self, problem: Problem) -> str | None:
         return refusal(problem, self.pools, self.kind, self.dtypes)
 

@@ -60,6 +60,22 @@ def taps_before(start, DILATION: tl.constexpr):
 
 
 @triton.jit
+def inside_plane(
+    position,
+    d,
+    h,
+    w,
+    DILATION_D: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+):
+    """Return a position that some element of the plane has: a dilated window may have taps in the padding alone."""
+    if DILATION_D > 1 or DILATION_H > 1 or DILATION_W > 1:
+        position = tl.minimum(position, tl.cast(d, position.dtype) * h * w - 1)
+    return position
+
+
+@triton.jit
 def window_count(
     i,
     size,

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import first_window, positions, tap_of, taps_before, window_start
+from .common import first_window, inside_plane, positions, tap_of, taps_before, window_start
 from .names import general_metadata, general_name
 
 
@@ -164,6 +164,7 @@ def _pool_max_fprop_general_kernel(
                 number += start_h * tl.cast(w, NUMBER)
             if POOLED_W:
                 number += start_w
+            number = inside_plane(number, d, h, w, DILATION_D, DILATION_H, DILATION_W)
         tl.store(indices_ptr + y_offset, number.to(indices_ptr.dtype.element_ty), mask=inside)
 
 

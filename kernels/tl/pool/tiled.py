@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import positions, taps_before, window_count
+from .common import inside_plane, positions, taps_before, window_count
 from .keys import is_lowest, keys_of, place_of, value_of
 from .names import tiled_metadata, tiled_name
 
@@ -393,6 +393,7 @@ def _pool_fprop_tiled_kernel(
                 number = tl.where(lowest, first_numbers[k * TILE_Q + m], number)
             if POSITIONS and NUMBERED:
                 number += (start_d * tl.cast(h, NUMBER) + start_h) * tl.cast(w, NUMBER) + (start_w + m * STRIDE_W)
+                number = inside_plane(number, d, h, w, DILATION_D, DILATION_H, DILATION_W)
             elif NUMBERED:
                 number -= k * STRIDE_H * step_r
             if OP == "keys":

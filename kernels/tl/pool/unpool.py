@@ -107,8 +107,8 @@ def _pool_unpool_fprop_claim_kernel(
     element = tl.arange(0, BLOCK_K)[:, None]  # [BLOCK_K, 1]
 
     nobody = tl.zeros([BLOCK_K, BLOCK_L], claim_ptr.dtype.element_ty)
-    for step in range(begin, end, BLOCK_K):
-        position = step + element
+    for first in range(begin, end, BLOCK_K):
+        position = first + element
         tl.store(claim_ptr + (y_lane + position * y_stride_q), nobody, mask=(position < end) & lane_inside)
     tl.debug_barrier()
 
@@ -137,8 +137,8 @@ def _pool_unpool_fprop_claim_kernel(
         walking = tl.max(tl.max(lost, axis=1), axis=0)
         tl.debug_barrier()
 
-    for step in range(begin, end, BLOCK_K):
-        position = step + element
+    for first in range(begin, end, BLOCK_K):
+        position = first + element
         inside = (position < end) & lane_inside
         y_offset = y_lane + position * y_stride_q
         holder = tl.load(claim_ptr + y_offset, mask=inside, other=0)

@@ -1,0 +1,156 @@
+"""Launches of every Triton solver, forced on problems of every kind, without memory and without running them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import torch
+from specialisations import recorded
+from triton.runtime.jit import JITFunction
+
+from bench.parity import conv_problem
+from gpuconv import shapes
+from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, TORCH
+from gpuconv.backends.triton import backend as triton_backend
+from gpuconv.backends.triton.columns import columns_shape
+from gpuconv.problem import Call, ConvProblem, PoolProblem, Problem
+
+__all__ = ["launches", "problems", "solvers"]
+
+KINDS = ("fprop", "dgrad", "wgrad", "transposed")
+LAYOUTS = (CONTIGUOUS, CHANNELS_LAST)
+SIZES = {1: (29,), 2: (12, 15), 3: (6, 9, 11)}
+WIDE = 2**25
+"""So many images that offsets take 64 bits."""
+LARGE = {1: (90,), 2: (40, 45), 3: (20, 22, 24)}
+
+CONVOLUTIONS: dict[str, dict[str, Any]] = {
+    "padded": {"padding": 1},
+    "strided": {"stride": 2, "padding": 1},
+    "dilated": {"dilation": 2, "padding": 2},
+    "one tap": {"kernel": 1},
+    "grouped": {"groups": 4, "padding": 1},
+    "depthwise": {"groups": 16, "padding": 1},
+    "long": {"c": 1024, "k": 1024, "padding": 1, "n": 1},
+    "odd": {"c": 13, "k": 7, "n": 1},
+    "epilogue": {"activation": "gelu", "bias": True, "scale": True, "shift": True, "residual": True},
+    "reflect": {"padding": 1, "padding_mode": "reflect"},
+    "64-bit": {"n": WIDE, "padding": 1},
+    "64-bit, strided": {"n": WIDE, "stride": 2, "padding": 1},
+}
+WINDOWS: dict[str, dict[str, Any]] = {
+    "2": {"kernel": 2, "stride": 2},
+    "3": {"kernel": 3, "stride": 2, "pad": 1},
+    "3 at every place": {"kernel": 3, "stride": 1, "pad": 1},
+    "dilated": {"kernel": 3, "stride": 1, "dilation": 2, "pad": 1},
+    "ceil": {"kernel": 3, "stride": 2, "ceil_mode": True},
+    "large": {"kernel": 7, "stride": 3, "pad": 3, "large": True},
+    "of one image and channel": {"kernel": 2, "stride": 1, "n": 1, "c": 1},
+    "64-bit": {"kernel": 3, "stride": 2, "pad": 1, "n": WIDE},
+    "64-bit, large": {"kernel": 7, "stride": 3, "pad": 3, "large": True, "n": WIDE},
+}
+NORMS = (2.0, 1.0, 3.0, float("inf"), 1.5, 0.0, -1.0)
+
+
+def solvers() -> list[Any]:
+    """Return the Triton solvers."""
+    return list(triton_backend.BACKEND.solvers())
+
+
+def convolutions(ndim: int, dtype: str, layout: str) -> Iterator[Problem]:
+    """Yield convolutions, every pass that each geometry has."""
+    for geometry in CONVOLUTIONS.values():
+        given = {"n": 2, "c": 16, "k": 16, "groups": 1, "kernel": 3} | geometry
+        n, c, k, window = (given.pop(name) for name in ("n", "c", "k", "kernel"))
+        if "bias" in given:
+            kinds = ("fprop", "transposed")
+        else:
+            kinds = KINDS[:3] if {"padding_mode", "stride"} & given.keys() else KINDS
+        shape = (k, c // given["groups"], *(window,) * ndim)
+        for kind in kinds:
+            yield conv_problem((n, c, *SIZES[ndim]), shape, kind, dtype, layout, device="meta", **given)
+
+
+def pool(name: str, kind: str, ndim: int, dtype: str, layout: str, kernel: int = 1, stride: int = 1, pad: int = 0,
+         dilation: int = 1, n: int = 2, c: int = 3, large: bool = False, output: tuple[int, ...] | None = None,
+         **options: Any) -> PoolProblem:  # fmt: skip
+    """Describe a pool, with the same numbers along each axis."""
+    size = (LARGE if large else SIZES)[ndim]
+    window, steps, pads, rate = ((value,) * ndim for value in (kernel, stride, pad, dilation))
+    ceil = (options.get("ceil_mode", False),) * ndim
+    computed = shapes.map_axes(shapes.pool_output_size, size, window, steps, pads, pads, rate, ceil)
+    return PoolProblem(
+        op=f"{name}{ndim}d", pool=name, kind=kind, n=n, c=c, input_size=size, kernel=window,
+        output_size=output or computed, stride=steps, pad_lo=pads, pad_hi=pads, dilation=rate, dtype=dtype,
+        device="meta", array="torch", x_format=layout, y_format=layout, **options,
+    )  # fmt: skip
+
+
+def pools(ndim: int, dtype: str, layout: str) -> Iterator[Problem]:
+    """Yield pools of every kind, forward and backward."""
+    common = (ndim, dtype, layout)
+    for place, window in enumerate(WINDOWS.values()):
+        for offsets, indices in ((False, False), (False, True), (True, True)):
+            yield pool("max", "fprop", *common, **window, return_indices=indices, offsets=offsets)
+        yield from (pool("max", "bwd", *common, **window, offsets=offsets) for offsets in (False, True))
+        for kind, include in product(("fprop", "bwd"), (True, False)):
+            plain = {name: value for name, value in window.items() if name != "dilation"}
+            divisor = 7 if place == 0 else None
+            yield pool("avg", kind, *common, **plain, count_include_pad=include, divisor_override=divisor)
+            norm = NORMS[(2 * place + include) % len(NORMS)]
+            yield pool("lp", kind, *common, **{k: v for k, v in plain.items() if k != "pad"}, norm_type=norm)
+        if ndim == 2 and "ceil_mode" not in window:
+            yield from (pool(name, "fprop", *common, **window) for name in ("unfold", "fold"))
+    for target, kind, n in product(((1,) * ndim, (5,) * ndim), ("fprop", "bwd"), (2, WIDE)):
+        yield pool("adaptive_avg", kind, *common, kernel=8, output=target, n=n)
+        yield pool("adaptive_max", kind, *common, kernel=8, output=target, return_indices=kind == "fprop", n=n)
+        yield pool("fractional_max", kind, *common, kernel=2, output=target, return_indices=True, n=n)
+        yield pool("max_unpool", kind, *common, output=LARGE[ndim], n=n)
+
+
+def problems() -> Iterator[Problem]:
+    """Yield every problem."""
+    for ndim, layout, dtype in product((1, 2, 3), LAYOUTS, ("float16", "bfloat16", "float32", "float64")):
+        yield from convolutions(ndim, dtype, layout)
+        yield from pools(ndim, dtype, layout)
+    for ndim, layout, dtype in product((1, 2, 3), LAYOUTS, ("uint8", "int64")):
+        yield from pools(ndim, dtype, layout)
+
+
+def arrays(problem: Problem) -> dict[str, Any]:
+    """Return what a call of the problem reads, without memory."""
+    if isinstance(problem, ConvProblem):
+        channels = (problem.k if problem.kind == "fprop" else problem.c,)
+        known = {name: (getattr(problem, f"{name}_shape"), getattr(problem, f"{name}_format")) for name in "xwy"}
+        known |= {name: (channels, CONTIGUOUS) for name in ("bias", "scale", "shift")}
+        known["residual"] = (problem.result_shape, problem.result_format)
+        read = {name for name in "xwy" if name != problem.result}
+        read |= {name for name in ("bias", "scale", "shift", "residual") if getattr(problem, name)}
+        return {name: _empty(*where, problem.dtype) if name in read else None for name, where in known.items()}
+    if problem.pool == "fold":
+        return {"y": _empty(columns_shape(problem), CONTIGUOUS, problem.dtype)}
+    forward, found = problem.kind == "fprop", {}
+    if forward or problem.pool in ("lp", "max_unpool"):
+        found["x"] = _empty(problem.x_shape, problem.x_format, problem.dtype)
+    if not forward:
+        found["y"] = _empty(problem.y_shape, problem.y_format, problem.dtype)
+    if problem.pool == "max_unpool":
+        found["indices"] = _empty(problem.x_shape, problem.x_format, "int64")
+    elif not forward and "max" in problem.pool:
+        found["indices"] = _empty(problem.y_shape, problem.y_format, problem.index_dtype)
+    if problem.pool == "fractional_max":
+        found["samples"] = _empty((problem.n, problem.c, problem.ndim), CONTIGUOUS, problem.dtype)
+    return found
+
+
+def _empty(shape: tuple[int, ...], layout: str, dtype: str) -> torch.Tensor:
+    return TORCH.empty(shape, dtype, "meta", layout)
+
+
+def launches(problem: Problem, solver: Any) -> list[str]:
+    """Return what a solver launches for a problem, in order."""
+    with recorded(JITFunction) as found:
+        solver.plan(problem).run(Call(problem, arrays(problem), TORCH))
+    return found

@@ -1,0 +1,166 @@
+"""Every estimate against what bytes, FLOPs and calls say, on problems of all operations that are drawn."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import pytest
+from tuning_cases import pretended
+
+from gpuconv import shapes
+from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
+from gpuconv.backends.base import Solver
+from gpuconv.costs import constants
+from gpuconv.costs.work import roofline
+from gpuconv.dispatch import backends
+from gpuconv.problem import ConvProblem, PoolProblem, Problem
+
+COUNT = 4000 if os.environ.get("GPUCONV_TEST_FULL") == "1" else 160
+H200 = constants.shipped()["h200"][1]
+POOLS = ("max", "avg", "lp", "adaptive_avg", "adaptive_max", "fractional_max", "max_unpool", "unfold", "fold")
+
+
+def drawn_conv(rng: np.random.Generator, device: str) -> ConvProblem:
+    """Draw a convolution of any pass: dense, grouped or depthwise, with any stride and dilation."""
+    ndim = int(rng.integers(1, 4))
+    groups = int(rng.choice([1, 1, 4, 64, 256]))
+    per_group = 1 if rng.random() < 0.4 else int(2 ** rng.integers(0, 8 if groups == 1 else 4))
+    sizes = tuple(int(2 ** rng.uniform(2, {1: 14, 2: 8, 3: 5}[ndim])) for _ in range(ndim))
+    kernel, stride, dilation = (tuple(int(v) for v in rng.integers(1, most, ndim)) for most in (6, 4, 3))
+    pads = tuple(d * (k - 1) // 2 + 1 for k, d in zip(kernel, dilation))
+    kind = str(rng.choice(["fprop", "dgrad", "wgrad", "transposed"]))
+    layout = str(rng.choice([CONTIGUOUS, CHANNELS_LAST]))
+    return ConvProblem(
+        op=f"conv{ndim}d", kind=kind, n=int(2 ** rng.integers(0, 7)), c=groups * per_group,
+        k=groups * int(2 ** rng.integers(0, 8 if groups == 1 else 4)), groups=groups, input_size=sizes, kernel=kernel,
+        output_size=shapes.map_axes(shapes.conv_output_size, sizes, kernel, stride, pads, pads, dilation),
+        stride=stride, pad_lo=pads, pad_hi=pads, dilation=dilation, padding_mode="zeros",
+        dtype=str(rng.choice(["float32", "float16"])), device=device, array="torch", x_format=layout, w_format=layout,
+        y_format=layout,
+    )  # fmt: skip
+
+
+def drawn_pool(rng: np.random.Generator, device: str) -> PoolProblem:
+    """Draw a pool of any kind and pass; a third of the adaptive ones are global."""
+    pool = str(rng.choice(POOLS))
+    ndim = 2 if pool in ("unfold", "fold") else int(rng.integers(2 if pool == "fractional_max" else 1, 4))
+    sizes = tuple(int(2 ** rng.uniform(3, {1: 14, 2: 8, 3: 5}[ndim])) for _ in range(ndim))
+    kernel, stride = (tuple(int(v) for v in rng.integers(1, 4, ndim)) for _ in range(2))
+    ones, zeros = (1,) * ndim, (0,) * ndim
+    kind = "fprop" if pool in ("unfold", "fold") else str(rng.choice(["fprop", "bwd"]))
+    if pool.startswith("adaptive"):
+        whole = rng.random() < 0.3
+        output = ones if whole else tuple(int(rng.integers(1, 2 * size)) for size in sizes)
+        kernel, stride = tuple(shapes.adaptive_longest(n, o) for n, o in zip(sizes, output)), ones
+    elif pool == "fractional_max":
+        output, stride = tuple((n - k) // 2 + 1 for n, k in zip(sizes, kernel)), ones
+    elif pool == "max_unpool":
+        output, kernel, stride = tuple(2 * n for n in sizes), ones, ones
+    else:
+        output = tuple((n - k) // s + 1 for n, k, s in zip(sizes, kernel, stride))
+    if pool == "fold":
+        stride = ones
+        output = tuple(n - k + 1 for n, k in zip(sizes, kernel))
+    layouts = [CONTIGUOUS] if pool in ("unfold", "fold", "fractional_max") else [CONTIGUOUS, CHANNELS_LAST]
+    layout = str(rng.choice(layouts))
+    return PoolProblem(
+        op=f"{pool}_pool{ndim}d", pool=pool, kind=kind, n=int(2 ** rng.integers(0, 7)), c=int(2 ** rng.integers(0, 9)),
+        input_size=sizes, kernel=kernel, output_size=output, stride=stride, pad_lo=zeros, pad_hi=zeros, dilation=ones,
+        dtype=str(rng.choice(["float32", "float16"])), device=device, array="torch", x_format=layout, y_format=layout,
+        norm_type=float(rng.choice([1, 2, 3, 2.5, np.inf])) if pool == "lp" else 0.0,
+        return_indices=kind == "fprop" and pool.endswith("max") and bool(rng.random() < 0.5),
+    )  # fmt: skip
+
+
+def problems(device: str) -> list[Problem]:
+    """Draw the problems: as many convolutions as pools."""
+    rng = np.random.default_rng(22)
+    found: list[Problem] = []
+    for number in range(COUNT):
+        found.append(drawn_conv(rng, device) if number % 2 else drawn_pool(rng, device))
+    return found
+
+
+def solvers(backend: str, problem: Problem) -> list[Solver]:
+    return [solver for solver in backends()[backend].solvers() if solver.why_not(problem) is None]
+
+
+def cpu_bounds(problem: Problem) -> tuple[float, float]:
+    """Return the least and the most microseconds that one core takes.
+
+    The least: caches give 100 GB/s and a core 200 GFLOP/s. The most: memory gives 0.5 GB/s to badly ordered reads, an
+    operation that is scattered through an array of places takes 20 ns, and NumPy is called once a group, image and tap
+    (and channel of y in a group that has one of x), and some hundred times a call, at 10 us each.
+    """
+    least = max(problem.min_bytes / 100e3, (problem.flops / 200e3) * isinstance(problem, ConvProblem))
+    taps, pieces = prod(problem.kernel), 1 + problem.flops / 1e6
+    if isinstance(problem, ConvProblem):
+        calls = problem.n * problem.groups * taps * (problem.k // problem.groups)
+    else:
+        calls = taps + sum(problem.output_size)
+    return least, 10 * (300 + calls + pieces) + problem.min_bytes / 500 + problem.flops / 50
+
+
+def test_numpys_estimates_lie_between_the_bounds_of_a_core() -> None:
+    counts: dict[str, int] = {}
+    for problem in problems("cpu"):
+        least, most = cpu_bounds(problem)
+        found = solvers("numpy", problem)
+        assert found, problem
+        for solver in found:
+            counts[solver.id] = counts.get(solver.id, 0) + 1
+            assert least <= solver.rank(problem) <= most, (solver.id, least, solver.rank(problem), most, problem)
+    assert set(counts) == {solver.id for solver in backends()["numpy"].solvers()}
+
+
+def serial_reads(problem: Problem) -> float:
+    """Return the microseconds of a thread that waits for every element of its window in turn, 1 us each."""
+    return float(prod(problem.kernel)) if isinstance(problem, PoolProblem) and problem.kind == "fprop" else 0.0
+
+
+@pytest.mark.parametrize("backend", ["triton", "cupy"])
+def test_estimates_of_kernels_lie_around_the_roofline(
+    backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """No kernel is estimated far under the roofline, and none at over 50 times what it must do.
+
+    Tiles of products are 16 wide at least, so a group with fewer channels is as much work as one of 16; and there is a
+    solver that has a thread read its whole window.
+    """
+    with pretended(monkeypatch, tmp_path):
+        for problem in problems("cuda:0"):
+            bound = roofline(problem, H200)[0]
+            must = bound
+            if isinstance(problem, ConvProblem):
+                padded = replace(problem, c=problem.groups * max(16, problem.c // problem.groups),
+                                 k=problem.groups * max(16, problem.k // problem.groups))  # fmt: skip
+                must = roofline(padded, H200)[0]
+            for solver in solvers(backend, problem):
+                found = solver.rank(problem)
+                assert 0.5 * bound <= found <= 50 * (must + 5) + serial_reads(problem), (
+                    solver.id,
+                    bound,
+                    found,
+                    problem,
+                )
+
+
+def test_the_gradient_of_a_global_pool_is_estimated_by_its_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """Every position is in one window, which is as long as the plane: the time is that of writing the plane."""
+    problem = PoolProblem(
+        op="adaptive_avg_pool2d_backward", pool="adaptive_avg", kind="bwd", n=64, c=256, input_size=(56, 56),
+        kernel=(56, 56), output_size=(1, 1), stride=(1, 1), pad_lo=(0, 0), pad_hi=(0, 0), dilation=(1, 1),
+        dtype="float32", device="cuda:0", array="torch", x_format=CONTIGUOUS, y_format=CONTIGUOUS,
+    )  # fmt: skip
+    with pretended(monkeypatch, tmp_path):
+        for backend in ("triton", "cupy"):
+            for solver in solvers(backend, problem):
+                assert solver.rank(problem) < 5 * (5 + roofline(problem, H200)[0]), solver.id
+    on_cpu = replace(problem, device="cpu")
+    assert all(solver.rank(on_cpu) < on_cpu.min_bytes / 1000 for solver in solvers("numpy", on_cpu))

@@ -1,0 +1,56 @@
+"""With NumPy and nothing else: what an installation without extras must be able to do. Imports no other library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from itertools import product
+
+import numpy as np
+
+import gpuconv
+
+
+def correlate(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Return the plain convolution of (N, C, H, W) with (K, C, R, S), by its definition."""
+    r, s = w.shape[2:]
+    p, q = x.shape[2] - r + 1, x.shape[3] - s + 1
+    y = np.zeros((x.shape[0], w.shape[0], p, q))
+    for i, j in product(range(r), range(s)):
+        y += np.einsum("nchw,kc->nkhw", x[:, :, i : i + p, j : j + q], w[:, :, i, j])
+    return y
+
+
+def test_convolution_and_its_gradients(rng):
+    x, w = rng.integers(-3, 4, (2, 3, 6, 7)).astype(float), rng.integers(-3, 4, (4, 3, 3, 2)).astype(float)
+    y = gpuconv.conv2d(x, w)
+    np.testing.assert_array_equal(y, correlate(x, w))
+    dy = rng.integers(-3, 4, y.shape).astype(float)
+    flipped = w[:, :, ::-1, ::-1].swapaxes(0, 1)
+    dx = correlate(np.pad(dy, ((0, 0), (0, 0), (2, 2), (1, 1))), flipped)
+    np.testing.assert_array_equal(gpuconv.conv2d_input_grad(x.shape, w, dy), dx)
+    np.testing.assert_array_equal(gpuconv.conv_transpose2d(dy, w), dx)
+    dw = correlate(x.swapaxes(0, 1), dy.swapaxes(0, 1)).swapaxes(0, 1)
+    np.testing.assert_array_equal(gpuconv.conv2d_weight_grad(x, w.shape, dy), dw)
+
+
+def test_pools(rng):
+    x = rng.permutation(2 * 3 * 6 * 8).reshape(2, 3, 6, 8).astype(float)
+    windows = x.reshape(2, 3, 3, 2, 4, 2).swapaxes(3, 4).reshape(2, 3, 3, 4, 4)
+    np.testing.assert_array_equal(gpuconv.max_pool2d(x, 2), windows.max(-1))
+    np.testing.assert_allclose(gpuconv.avg_pool2d(x, 2), windows.mean(-1), rtol=1e-15)
+    np.testing.assert_allclose(gpuconv.adaptive_avg_pool2d(x, 1)[..., 0, 0], x.mean((2, 3)), rtol=1e-14)
+
+
+def test_a_call_is_explained():
+    found = gpuconv.explain(gpuconv.conv2d, np.ones((1, 3, 8, 8)), np.ones((4, 3, 3, 3)))
+    assert found.solver.startswith("numpy.conv.fprop.") and found.solver in str(found)
+
+
+def test_the_command_line_answers():
+    """Where it needs more than NumPy it says what, and how to get it."""
+    done = subprocess.run([sys.executable, "-m", "gpuconv", "info"], capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said and ("numpy" in said.lower() if done.returncode == 0 else "pip install" in said)
+    assert done.returncode == 0 or find_spec("typer") is None
