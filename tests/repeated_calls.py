@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 import gpuconv
-from gpuconv import dispatch, plan_cache
+from gpuconv import dispatch
+from gpuconv.dispatch import plan_cache
 
 Random = np.random.Generator
 Build = Callable[[np.ndarray], Any]
@@ -425,8 +426,13 @@ def answer(call: Drawn, build: Build) -> Answer:
         try:
             result = call.run(build)
         except Exception as error:
-            return Answer((type(error), str(error), [str(w.message) for w in warned]))
-    return Answer((described(result), [str(w.message) for w in warned]), result)
+            return Answer((type(error), str(error), _texts(warned)))
+    return Answer((described(result), _texts(warned)), result)
+
+
+def _texts(warned: Iterable[warnings.WarningMessage]) -> list[str]:
+    """Return what a call warned of, but for the workspace: of that only the first call of a process does."""
+    return [str(each.message) for each in warned if each.category is not gpuconv.WorkspaceWarning]
 
 
 def _caches() -> list[Any]:

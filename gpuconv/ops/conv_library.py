@@ -281,7 +281,7 @@ class _Derivatives(_SingleLevelFunction):
             return (None,) * 4
         first, second = ctx.saved_tensors
         with no_autocast(grad):
-            if _reaches_nothing(ctx.form, grad):
+            if _reaches_nothing(ctx.form, grad, ctx.shapes[0]):
                 wanted = zip(ctx.shapes, ctx.needs_input_grad)
                 return *(grad.new_zeros(shape) if needed else None for shape, needed in wanted), None
             by_first, by_second = _by_operands(ctx.form, grad, first, second, ctx.needs_input_grad)
@@ -300,10 +300,13 @@ class _Derivatives(_SingleLevelFunction):
         return per_channel(of_bias, first.dim() - 2).expand(ctx.output_shape) if result is None else result
 
 
-def _reaches_nothing(form: _Form, grad: Tensor) -> bool:
-    """Tell whether a gradient is empty where the operators refuse what torch does not: no channels, or no batch."""
-    axes = grad.shape if form.kind == "transposed" else grad.shape[1:2]
-    return any(is_zero(size) for size in axes)
+def _reaches_nothing(form: _Form, grad: Tensor, first: tuple[Any, ...]) -> bool:
+    """Tell whether a gradient is empty where the operators refuse what torch does not.
+
+    That is without channels, and of a transposed convolution whose input has neither a batch nor positions.
+    """
+    empty = form.kind == "transposed" and is_zero(first[0]) and any(is_zero(size) for size in first[2:])
+    return empty or any(is_zero(size) for size in grad.shape[1:2])
 
 
 def _by_operands(

@@ -65,7 +65,7 @@ def test_gradients_with_more_taps_than_outputs_are_torchs(groups: int, multiplie
 def test_filters_longer_than_the_limit_run_with_a_warning() -> None:
     from gpuconv import dispatch
 
-    dispatch._warned.discard("conv1d")
+    dispatch.selection._warned.discard("conv1d")
     x, w = np.ones((1, 1, 40_000), np.float32), np.ones((1, 1, 39_999), np.float32)
     with pytest.warns(gpuconv.WorkspaceWarning, match="conv1d: numpy.conv.fprop"):
         np.testing.assert_array_equal(gpuconv.conv1d(x, w), [[[39_999, 39_999]]])

@@ -18,7 +18,8 @@ from gpuconv.problem import ConvProblem
 def test_every_solver_has_a_problem_in_both_layouts_where_it_takes_both(monkeypatch, name):
     backend = backends()[name]
     monkeypatch.setattr(type(backend), "why_not", lambda self, problem, forced: None)
-    monkeypatch.setattr("gpuconv.backends.cupy.common.capability", lambda device: 90)
+    for module in ("common", "conv_common"):
+        monkeypatch.setattr(f"gpuconv.backends.cupy.{module}.capability", lambda device: 90)
     found = [(solver, key) for solver, key, _ in sanitizer.small_launches((name,))]
     wanted = {solver.id for solver in backend.solvers()}
     assert {solver for solver, _ in found} == wanted

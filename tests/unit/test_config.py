@@ -109,7 +109,7 @@ CONV = "import numpy as np, gpuconv; [gpuconv.conv1d(np.ones((1, 1, 4)), np.ones
 def test_log_level(level: str | None, lines: int) -> None:
     done = run_python(CONV, {} if level is None else {"GPUCONV_LOG": level})
     assert done.returncode == 0 and done.stdout == ""
-    assert done.stderr.splitlines() == ["conv1d runs on numpy.conv.fprop.taps"] * lines
+    assert done.stderr.splitlines() == ["conv1d runs on numpy.conv.fprop.im2col"] * lines
 
 
 def test_bad_log_level() -> None:

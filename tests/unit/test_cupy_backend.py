@@ -153,7 +153,7 @@ class _CupyArray:
     """A CuPy array as torch sees one: DLPack, a dtype and views."""
 
     def __init__(self, host, dtype=None):
-        self.host, self.dtype = host, dtype or host.dtype
+        self.host, self.dtype, self.strides = host, dtype or host.dtype, host.strides
 
     def view(self, dtype):
         return _CupyArray(self.host.view(dtype))

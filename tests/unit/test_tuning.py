@@ -172,7 +172,7 @@ def test_a_config_that_fails_is_noted_and_passed_over(gpu):
     (record,) = tune([PROBLEM], timer=FakeTimer(time))
     assert record.best.default and record.best.microseconds == 7.0
     failed = [timing for timing in record.timings if timing.microseconds is None]
-    assert failed and {timing.reason for timing in failed} == {"RuntimeError: out of resource: shared memory"}
+    assert failed and {timing.reason for timing in failed} == {"RuntimeError: out of resource: shared memory more"}
     assert len(record.samples) == 1
 
     def fail(plan: Plan) -> float:

@@ -70,6 +70,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, folder: Any, gpu: Gpu = H200) -> 
         patched.setenv("GPUCONV_CACHE_DIR", str(folder))
         patched.setattr(torch.cuda, "is_initialized", lambda: True)
         patched.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        patched.setattr(torch.cuda, "synchronize", lambda: None)
         patched.setattr(constants, "_torch_gpu", lambda device: gpu)
         new_process()
         yield

@@ -16,7 +16,7 @@ _COLUMN_BYTES = 8 << 20
 """Size of one chunk of columns: small enough for the last cache between the copy and the product, and large enough that
 NumPy asks for huge pages (from 4 MiB on); without them page faults can take longer than the copy."""
 
-_LEAST = 1 << 20
+_LEAST = 256 << 10
 """No limit makes pieces smaller than so many bytes: handling them would take far longer than their sums."""
 
 _FEW = 32
