@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..arrays import CHANNELS_LAST, channels_last_strides, contiguous_strides
 from ..problem import ConvProblem
+from ..shapes import ceil_div
 
 __all__ = ["format_strides", "images_of"]
 
@@ -35,7 +36,7 @@ def images_of(problem: ConvProblem) -> tuple[int, ...]:
         if problem.padding_mode == "replicate":
             return 1 + lo + hi
         if problem.padding_mode == "circular":
-            return 1 + -(-lo // size) + -(-hi // size)
+            return 1 + ceil_div(lo, size) + ceil_div(hi, size)
         return 1
 
     return tuple(along(*axis) for axis in zip(problem.input_size, problem.pad_lo, problem.pad_hi, strict=True))

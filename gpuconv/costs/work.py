@@ -19,6 +19,7 @@ import numpy as np
 
 from ..arrays import CHANNELS_LAST
 from ..problem import ConvProblem, PoolProblem, itemsize
+from ..shapes import ceil_div
 from .constants import PATHS, PIPES, Constants
 from .model import Work
 
@@ -110,7 +111,7 @@ def conv_gemm(problem: ConvProblem) -> Gemm:
     widths = (x_run, w_run)
     if problem.kind in ("dgrad", "transposed"):
         phases = prod(problem.stride)
-        sides = [-(-size // stride) for size, stride in zip(problem.input_size, problem.stride, strict=True)]
+        sides = [ceil_div(size, stride) for size, stride in zip(problem.input_size, problem.stride, strict=True)]
         rows_p, outer = (sides[-2] if problem.ndim > 1 else 1, sides[-1]), problem.n * prod(sides[:-2])
         shape = (problem.n * prod(sides), c, taps / phases, k)
         batches, widths = problem.groups * phases, (y_run, w_run)

@@ -1,6 +1,6 @@
 """What the pooling operators return, without values: shape, dtype, device and strides, also of symbolic sizes.
 
-Sizes come from ``shapes.py`` and memory formats from the rule that real calls follow. No problem is built: sizes may be
+Sizes come from ``shapes`` and memory formats from the rule that real calls follow. No problem is built: sizes may be
 symbolic, and hashing one would fix it. Conditions on sizes go through ``torch._check``, which a trace keeps. The real
 operators run the same checks.
 """

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...arrays import CHANNELS_LAST
 from ...problem import ConvProblem, Problem
+from ...shapes import ceil_div
 from ..base import Solver
 from .common import Launch, Strides
 from .conv_common import (
@@ -98,9 +99,9 @@ class _Depthwise(CupyConv):
         inside = problem.result_format == CHANNELS_LAST
         params["channels_inside"] = inside
         *lines, q = (int(size) for size in params["conv"]["out"])
-        threads = problem.n * int(params["channels"]) * prod(lines) * -(-q // _RUN)
+        threads = problem.n * int(params["channels"]) * prod(lines) * ceil_div(q, _RUN)
         name = self._kernel(problem, wide or bool(config.get("INDEX64")))
-        return [Launch(self.kernel, name, -(-threads // _THREADS), _THREADS, arrays, params[()])]
+        return [Launch(self.kernel, name, ceil_div(threads, _THREADS), _THREADS, arrays, params[()])]
 
     @staticmethod
     def instantiations() -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...problem import ConvProblem, Problem, itemsize
-from ...shapes import effective_kernel
+from ...shapes import ceil_div, effective_kernel
 from ..axes import three
 from ..conv_common import format_strides
 from .common import CupySolver, Results, Strides, capability
@@ -152,7 +152,7 @@ class Variant:
     def tiles(self, rows: int, columns: int) -> tuple[int, int]:
         """Return how many tiles `rows` and `columns` take, one at least."""
         side_m, side_n = TILES[self.tile]
-        return max(-(-rows // side_m), 1), max(-(-columns // side_n), 1)
+        return max(ceil_div(rows, side_m), 1), max(ceil_div(columns, side_n), 1)
 
 
 def _variant(dtype: str, ndim: int, layout: str, padded: bool, wide: bool, tensor: bool, tile: str) -> Variant:
@@ -231,7 +231,7 @@ def tile_for(problem: ConvProblem, rows: int, columns: int, copies: int) -> str:
     """
     for name in ("large", "medium"):
         m, n = TILES[name]
-        tiles = -(-rows // m) * -(-columns // n) * copies
+        tiles = ceil_div(rows, m) * ceil_div(columns, n) * copies
         if tiles >= _FULL and rows * 2 > m and columns * 2 > n:
             return name
     return "small"
@@ -251,7 +251,7 @@ def padded_flops(problem: ConvProblem) -> float:
     """Return the operations of the tiled kernels, whose smallest tile has 32 columns."""
     columns = problem.c if problem.result == "x" else problem.k
     per_group = max(columns // problem.groups, 1)
-    return problem.flops * (-(-per_group // 32) * 32 / per_group)
+    return problem.flops * (ceil_div(per_group, 32) * 32 / per_group)
 
 
 def rank_of(problem: ConvProblem, flops: float, per_us: float) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 from ...arrays import CONTIGUOUS
 from ...config import workspace_limit
 from ...problem import ConvProblem, itemsize
+from ...shapes import ceil_div, map_axes, phase_size
 from ..axes import three
 from ..base import Solver
 from ..conv_common import images_of
@@ -34,8 +35,7 @@ class DgradTiled(TiledConv):
     kernel = "conv_dgrad"
 
     def sizes(self, problem: ConvProblem) -> tuple[int, int, int]:
-        axes = zip(problem.input_size, problem.stride, strict=True)
-        rows = problem.n * prod(-(-size // stride) for size, stride in axes)  # of the largest phase
+        rows = problem.n * prod(map_axes(phase_size, problem.input_size, problem.stride))
         return rows, problem.c // problem.groups, problem.groups * prod(problem.stride)
 
     def configuration(self, problem: ConvProblem) -> dict[str, Any]:
@@ -113,11 +113,11 @@ class WgradTiled(TiledConv):
         """Return how many splits fill the GPU, long enough to pay and within the workspace limit."""
         pixels = problem.n * prod(problem.output_size)
         of_one = _partial_elements(problem) * itemsize(_partial_type(problem))
-        wanted = min(-(-_BLOCKS // tiles), pixels // _SPLIT_PIXELS, workspace_limit() // max(of_one, 1))
+        wanted = min(ceil_div(_BLOCKS, tiles), pixels // _SPLIT_PIXELS, workspace_limit() // max(of_one, 1))
         if wanted < 2:
             return 1
         # As many as are not empty once all have the same number of pixels.
-        return -(-pixels // -(-pixels // wanted))
+        return ceil_div(pixels, ceil_div(pixels, wanted))
 
     def workspace(self, problem: ConvProblem, config: Mapping[str, Any]) -> Workspace:
         splits = config["splits"]
@@ -131,14 +131,14 @@ class WgradTiled(TiledConv):
         variant = choose_variant(problem, strides, config, wide)
         params = conv_params(problem, strides)
         params["tiles_m"], params["tiles_n"] = tiles = variant.tiles(rows, columns)
-        params["splits"], params["per_split"] = splits, -(-pixels // splits)
+        params["splits"], params["per_split"] = splits, ceil_div(pixels, splits)
         params["taps_inside"] = variant.layout == "CONTIGUOUS"
         arrays = ("x", "y", "w", "bias", "partial" if splits > 1 else None)
         name, grid = variant.name(self.kernel), splits * problem.groups * prod(tiles)
         launches = [Launch(self.kernel, name, grid, variant.threads, arrays, params[()])]
         if splits > 1:
             name = f"conv_wgrad_sum<{C_TYPES[problem.dtype]}, {str(variant.wide).lower()}>"
-            grid = -(-elements // _SUM_THREADS)
+            grid = ceil_div(elements, _SUM_THREADS)
             launches.append(Launch(self.kernel, name, grid, _SUM_THREADS, ("partial", "w", "bias"), params[()]))
         return launches
 

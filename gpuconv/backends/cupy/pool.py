@@ -9,6 +9,7 @@ from typing import Any
 
 from ...arrays import CHANNELS_LAST
 from ...problem import PoolProblem, Problem
+from ...shapes import ceil_div
 from ..base import Solver
 from .common import Launch, Strides, Workspace
 from .pool_common import (
@@ -91,7 +92,7 @@ class WindowPool(_Pool):
     def rank(self, problem: Problem) -> float:
         """Return a rough estimate: the bytes that must move, or the elements that each thread waits for in turn."""
         assert isinstance(problem, PoolProblem)
-        waves = -(-prod(problem.y_shape) // _RESIDENT)
+        waves = ceil_div(prod(problem.y_shape), _RESIDENT)
         return super().rank(problem) + waves * prod(problem.kernel) * _TAP_US
 
     def launches(self, problem: Any, strides: Strides, config: Mapping[str, Any]) -> list[Launch]:
@@ -147,15 +148,15 @@ class BlockPool(_Pool):
         """Return a rough estimate, as :meth:`WindowPool.rank`."""
         assert isinstance(problem, PoolProblem)
         strips = self.configuration(problem)["strips"]
-        waves = -(-prod(problem.y_shape) * strips // _RESIDENT)
-        return super().rank(problem) + waves * (-(-prod(problem.kernel) // strips) * _TAP_US + _COMBINE_US)
+        waves = ceil_div(prod(problem.y_shape) * strips, _RESIDENT)
+        return super().rank(problem) + waves * (ceil_div(prod(problem.kernel), strips) * _TAP_US + _COMBINE_US)
 
     def launches(self, problem: Any, strides: Strides, config: Mapping[str, Any]) -> list[Launch]:
         wide = wide_index(problem, strides)
         flat, x_strides = _flattened(problem, strides["x"])
         outputs, strips = prod(problem.y_shape), config["strips"]
         params = pool_params(flat, {"x": x_strides}, outputs, strips=strips)
-        grid = -(-outputs // (THREADS // strips))
+        grid = ceil_div(outputs, THREADS // strips)
         of_type = (C_TYPES[problem.dtype], window_class(problem))
         if _largest(problem):
             kernel = kernel_name("pool_max_block", *of_type, wide)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...arrays import CHANNELS_LAST, channels_last_strides, contiguous_strides
 from ...problem import PoolProblem, Problem, itemsize
-from ...shapes import effective_kernel, pool_window
+from ...shapes import ceil_div, effective_kernel, pool_window
 from ..axes import reach, three
 from ..pool_common import FLOATS, INTEGERS, refusal
 from .common import CupySolver, Launch, Results, Strides
@@ -211,7 +211,7 @@ def pool_params(
 
 def pool_launch(source: str, kernel: str, arrays: tuple[str | None, ...], params: Any) -> Launch:
     """Return a launch with one thread per unit of work."""
-    return Launch(source, kernel, -(-int(params["units"]) // THREADS), THREADS, arrays, params)
+    return Launch(source, kernel, ceil_div(int(params["units"]), THREADS), THREADS, arrays, params)
 
 
 class CupyPool(CupySolver):

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...arrays import CHANNELS_LAST
 from ...problem import itemsize
+from ...shapes import ceil_div
 from ..axes import three
 from ..base import Solver
 from .common import Launch, Strides
@@ -114,7 +115,7 @@ class UnpoolTiles(CupyPool):
     def launches(self, problem: Any, strides: Strides, config: Mapping[str, Any]) -> list[Launch]:
         of_type, elements = C_TYPES[problem.dtype], prod(problem.y_shape)
         clear = pool_params(problem, {}, elements)
-        clearing = -(-elements * itemsize(problem.dtype) // (16 * THREADS))
+        clearing = ceil_div(elements * itemsize(problem.dtype), 16 * THREADS)
         planes, threads, strips = problem.n * problem.c, config["threads"], config["strips"]
         read = {"x": strides["x"], "indices": strides["indices"]}
         read["y"] = dense_strides(problem.y_shape, problem.y_format)
@@ -123,7 +124,7 @@ class UnpoolTiles(CupyPool):
         arrays = ("x", "indices", "y")
         return [
             Launch("pool_unpool", kernel_name("pool_unpool_clear", of_type), clearing, THREADS, ("y",), clear),
-            Launch("pool_unpool", kernel, -(-planes // (threads // strips)), threads, arrays, params),
+            Launch("pool_unpool", kernel, ceil_div(planes, threads // strips), threads, arrays, params),
         ]
 
     @staticmethod

@@ -7,6 +7,7 @@ from functools import lru_cache
 from math import prod
 
 from ...problem import ConvProblem
+from ...shapes import ceil_div
 from .common import compute_dtype, workspace_target
 from .workspace import BOUNDS, Chunk, largest_box, result_domain
 
@@ -51,7 +52,7 @@ def column_chunk(problem: ConvProblem, limit: int) -> Chunk:
         parts = getattr(chunk, first)
         smaller = [replace(chunk, **{first: min(2 * parts, most[first])})] if parts < most[first] else []
         if chunk.positions > 1 or chunk.cells > 1:
-            smaller.append(replace(chunk, positions=-(-chunk.positions // 2), cells=-(-chunk.cells // 2)))
+            smaller.append(replace(chunk, positions=ceil_div(chunk.positions, 2), cells=ceil_div(chunk.cells, 2)))
         if not smaller:
             break
         chunk = min(smaller, key=lambda each: bound(problem, each))
@@ -91,7 +92,7 @@ def _computed_twice(problem: ConvProblem, cells: int) -> float:
         if 0 < length < domain[axis]:
             reach, stride = problem.dilation[axis] * (problem.kernel[axis] - 1), problem.stride[axis]
             reached = min(problem.output_size[axis], (length + reach - 1) // stride + 1)
-            often *= max(1.0, reached * -(-domain[axis] // length) / max(problem.output_size[axis], 1))
+            often *= max(1.0, reached * ceil_div(domain[axis], length) / max(problem.output_size[axis], 1))
     return often
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...config import workspace_limit
 from ...problem import PoolProblem
+from ...shapes import ceil_div
 
 __all__ = [
     "Box",
@@ -93,7 +94,7 @@ def parts_per_axis(sizes: Sequence[int], positions: int) -> list[int]:
         lengths[axis] = max(1, min(sizes[axis], positions // max(inner, 1)))
         if lengths[axis] > 1:
             break
-    return [-(-size // length) if size else 0 for size, length in zip(sizes, lengths, strict=True)]
+    return [ceil_div(size, length) if size else 0 for size, length in zip(sizes, lengths, strict=True)]
 
 
 def boxes(sizes: Sequence[int], positions: int) -> Iterator[Box]:

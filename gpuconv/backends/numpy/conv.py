@@ -20,6 +20,7 @@ import numpy as np
 from ...arrays import CHANNELS_LAST, CONTIGUOUS
 from ...config import workspace_limit
 from ...problem import Call, ConvProblem, Problem
+from ...shapes import ceil_div
 from ..base import Plan, Solver
 from .chunks import column_chunk, tap_chunk
 from .columns import Index, box_slices, columns_of, position_views, shown_boxes, source_of, tap_views
@@ -43,7 +44,7 @@ def _groups(problem: ConvProblem) -> Iterator[tuple[slice, slice]]:
 
 def _cut(channels: slice, parts: int) -> list[slice]:
     """Cut a range of channels into at most `parts` of one size, but for the last; no channels are one part."""
-    step = max(1, -(-(channels.stop - channels.start) // parts))
+    step = max(1, ceil_div(channels.stop - channels.start, parts))
     starts = range(channels.start, max(channels.stop, channels.start + 1), step)
     return [slice(start, min(start + step, channels.stop)) for start in starts]
 

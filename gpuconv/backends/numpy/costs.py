@@ -8,6 +8,7 @@ from __future__ import annotations
 from math import inf, isinf, prod
 
 from ...problem import ConvProblem, PoolProblem
+from ...shapes import ceil_div
 from .chunks import column_chunk, tap_chunk
 from .common import compute_dtype, parts_per_axis
 from .pool_tiles import tile_size
@@ -68,7 +69,7 @@ def columns_us(problem: ConvProblem, limit: int) -> float:
             + (0.0 if pointwise else copied / _COPIED_PER_US)
         )
     boxes = _scattered(problem, chunk)
-    steps = min(taps, -(-outputs // boxes))  # a scatter goes by taps or by outputs
+    steps = min(taps, ceil_div(outputs, boxes))  # a scatter goes by taps or by outputs
     return found + images * boxes * (_BOX_US + steps * _TAP_US) + copied / _COPIED_PER_US
 
 
@@ -81,7 +82,7 @@ def taps_us(problem: ConvProblem, limit: int) -> float:
     """Return the microseconds of a solver that goes tap by tap."""
     chunk = tap_chunk(problem, limit)
     taps, outputs, multiplier = prod(problem.kernel), prod(problem.output_size), problem.k // problem.groups
-    images = problem.n * -(-problem.groups // chunk.groups)
+    images = problem.n * ceil_div(problem.groups, chunk.groups)
     if problem.kind == "fprop":
         pieces = _pieces(problem.output_size, chunk.positions)
         copied = problem.n * problem.c * taps * outputs / _COPIED_PER_US
@@ -90,7 +91,7 @@ def taps_us(problem: ConvProblem, limit: int) -> float:
     pieces, steps = _pieces(problem.output_size, chunk.positions), taps
     if problem.kind != "wgrad":
         pieces = _scattered(problem, chunk)
-        steps = min(taps, -(-outputs // pieces))
+        steps = min(taps, ceil_div(outputs, pieces))
     multiplied = problem.flops / 2 / _MULTIPLIED_PER_US
     return _moved_us(problem) + images * pieces * (_BOX_US + steps * multiplier * _TAP_US) + multiplied
 

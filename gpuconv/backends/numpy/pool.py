@@ -10,7 +10,7 @@ import numpy as np
 
 from ...arrays import CONTIGUOUS
 from ...problem import Call, PoolProblem, Problem
-from ...shapes import effective_kernel
+from ...shapes import ceil_div, effective_kernel
 from ..base import Plan, Solver
 from . import pool_scatter as scatter
 from . import pool_windows as windows
@@ -55,7 +55,7 @@ def _forward_bytes(problem: PoolProblem) -> int:
     rows, lengths = largest_tile(problem, problem.output_size, weight(problem), problem.y_format)
     if problem.pool.startswith("adaptive"):
         kernel: Sequence[int] = problem.kernel
-        stride = [-(-n // max(o, 1)) for n, o in zip(problem.input_size, problem.output_size)]
+        stride = [ceil_div(n, max(o, 1)) for n, o in zip(problem.input_size, problem.output_size)]
     else:
         kernel = [effective_kernel(k, d) for k, d in zip(problem.kernel, problem.dilation)]
         stride = list(problem.stride)
@@ -76,7 +76,7 @@ def _backward_bytes(problem: PoolProblem) -> int:
     ]
     if problem.pool.startswith("adaptive"):
         span = [
-            min(o, -(-length * o // max(n, 1)) + 2)
+            min(o, ceil_div(length * o, max(n, 1)) + 2)
             for o, n, length in zip(problem.output_size, problem.input_size, lengths)
         ]
     mixed = prod(max(a, b) for a, b in zip(span, lengths))

@@ -13,6 +13,7 @@ import numpy as np
 from ...arrays import CHANNELS_LAST, CONTIGUOUS
 from ...config import workspace_limit
 from ...problem import PoolProblem
+from ...shapes import ceil_div
 from .common import Box, boxes, kept, parts_per_axis
 from .pool_axes import Axis, axes_of, slabs_in, slabs_out
 from .pool_products import way_of
@@ -106,7 +107,7 @@ def weight(problem: PoolProblem) -> int:
     sides = (problem.input_size, problem.output_size)
     source, target = sides if forward else reversed(sides)
     powers = (1 if forward else 3) if problem.pool == "lp" else 0
-    return -(-prod(source) // max(prod(target), 1)) + 2 + powers
+    return ceil_div(prod(source), max(prod(target), 1)) + 2 + powers
 
 
 def steps(problem: PoolProblem) -> Iterable[Step]:

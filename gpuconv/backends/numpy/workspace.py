@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import prod
 
 from ...problem import ConvProblem, itemsize
+from ...shapes import ceil_div
 from .common import compute_dtype
 
 __all__ = ["BOUNDS", "Chunk", "largest_box", "result_domain"]
@@ -29,7 +30,7 @@ def largest_box(sizes: Sequence[int], positions: int) -> tuple[int, ...]:
     extents = list(sizes)
     for axis, size in enumerate(sizes):
         length = max(1, min(size, positions // max(prod(sizes[axis + 1 :]), 1)))
-        extents[axis] = -(-size // -(-size // length)) if size else 0
+        extents[axis] = ceil_div(size, ceil_div(size, length)) if size else 0
         if length > 1:
             break
     return tuple(extents)
@@ -83,7 +84,7 @@ class Chunk:
     def channels(self, problem: ConvProblem) -> tuple[int, int]:
         """Return the most channels of x and of y that a piece has."""
         c, k = problem.c // problem.groups, problem.k // problem.groups
-        return self.groups * -(-c // self.c_parts), self.groups * -(-k // self.k_parts)
+        return self.groups * ceil_div(c, self.c_parts), self.groups * ceil_div(k, self.k_parts)
 
 
 def _block(problem: ConvProblem, chunk: Chunk) -> int:

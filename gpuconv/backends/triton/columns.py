@@ -13,6 +13,7 @@ from ...arrays import CHANNELS_LAST, CONTIGUOUS
 from ...costs.model import Work
 from ...costs.work import direct_work
 from ...problem import PoolProblem, Problem
+from ...shapes import ceil_div
 from ..axes import reach
 from ..base import Plan, Solver
 from .common import (
@@ -52,7 +53,7 @@ def _arguments(
     most = max(prod(columns_shape(problem)), prod(problem.x_shape), reach(shape, strides)) + 2**20
     return arguments | {
         "lanes": lanes,
-        "tiles_l": -(-lanes // config["BLOCK_L"]),
+        "tiles_l": ceil_div(lanes, config["BLOCK_L"]),
         "INDEX64": bool(config.get("INDEX64")) or most >= 2**31,
         "BLOCK_M": config["BLOCK_M"],
         "BLOCK_L": config["BLOCK_L"],
@@ -87,7 +88,7 @@ class _Columns(TritonPool):
         # Rows share what their lanes are computed from, unless programs are few. More of them take all registers.
         share = 1 if problem.index64 else self.share
         block_m = min(power_of_two(rows), share * tile_elements(problem.dtype) // block_l)
-        while block_m > 1 and -(-rows // block_m) * -(-lanes // block_l) < _PROGRAMS:
+        while block_m > 1 and ceil_div(rows, block_m) * ceil_div(lanes, block_l) < _PROGRAMS:
             block_m //= 2
         return {"BLOCK_M": block_m, "BLOCK_L": block_l, "num_warps": 4, "num_stages": 3}
 
@@ -132,7 +133,7 @@ class UnfoldCopy(_Columns):
         from ...kernels.tl.pool.columns import _unfold_kernel as kernel
 
         arguments = unfold_arguments(problem, tensors["x"].stride(), config)
-        grid = (-(-self.extent(problem)[0] // config["BLOCK_M"]) * arguments["tiles_l"],)
+        grid = (ceil_div(self.extent(problem)[0], config["BLOCK_M"]) * arguments["tiles_l"],)
         launch_kernel(problem, kernel, grid, {name: tensors[name] for name in ("x", "y")}, arguments, config)
 
 
@@ -150,7 +151,7 @@ class FoldGather(_Columns):
         from ...kernels.tl.pool.columns import _fold_kernel as kernel
 
         arguments = fold_arguments(problem, tensors["y"].stride(), config)
-        grid = (-(-self.extent(problem)[0] // config["BLOCK_M"]) * arguments["tiles_l"],)
+        grid = (ceil_div(self.extent(problem)[0], config["BLOCK_M"]) * arguments["tiles_l"],)
         launch_kernel(problem, kernel, grid, {name: tensors[name] for name in ("y", "x")}, arguments, config)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ...arrays import CHANNELS_LAST, channels_last_strides
 from ...config import workspace_limit
 from ...problem import ConvProblem, Problem, itemsize
+from ...shapes import ceil_div
 from ..axes import reach
 from ..base import Plan, Solver
 from .common import (
@@ -107,13 +108,13 @@ def _tile(problem: ConvProblem, packed: bool) -> dict[str, int]:
 
 def _steps(problem: ConvProblem, config: Mapping[str, int]) -> int:
     """Return the reduction steps of a tile."""
-    return prod(problem.kernel) * -(-(problem.c // problem.groups) // config["BLOCK_K"])
+    return prod(problem.kernel) * ceil_div(problem.c // problem.groups, config["BLOCK_K"])
 
 
 def _tiles(problem: ConvProblem, config: Mapping[str, int]) -> tuple[int, int]:
     """Return the number of tiles of rows and of columns in one group."""
     rows, columns = problem.n * prod(problem.output_size), problem.k // problem.groups
-    return -(-rows // config["BLOCK_M"]), -(-columns // config["BLOCK_N"])
+    return ceil_div(rows, config["BLOCK_M"]), ceil_div(columns, config["BLOCK_N"])
 
 
 def _splits(problem: ConvProblem, config: Mapping[str, int], room: int) -> int:
@@ -128,7 +129,7 @@ def _splits(problem: ConvProblem, config: Mapping[str, int], room: int) -> int:
     if wanted < 2:
         return 1
     # As many as are not empty once all have the same number of steps.
-    return -(-steps // -(-steps // wanted))
+    return ceil_div(steps, ceil_div(steps, wanted))
 
 
 def _room(problem: ConvProblem, packed: bool) -> int:
@@ -192,7 +193,7 @@ def fprop_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
     arguments = conv_arguments(plain, strides) | {
         "tiles_m": tiles_m,
         "tiles_n": tiles_n,
-        "steps_per_split": -(-_steps(problem, config) // splits),
+        "steps_per_split": ceil_div(_steps(problem, config), splits),
         "y_stride_split": partial,
         "PADDING_MODE": problem.padding_mode,
         "INDEX64": bool(config.get("INDEX64")) or wide,
@@ -297,7 +298,7 @@ class FpropImplicitGemm(TritonConv):
 
         arguments = remembered(memo, "pack", fprop_pack_arguments, problem, strides, config)
         taps, c = prod(problem.kernel), problem.c // problem.groups
-        grid = (problem.k * -(-taps // arguments["BLOCK_T"]) * -(-c // arguments["BLOCK_C"]),)
+        grid = (problem.k * ceil_div(taps, arguments["BLOCK_T"]) * ceil_div(c, arguments["BLOCK_C"]),)
         launch_kernel(problem, kernel, grid, {name: tensors[name] for name in ("w", "packed")}, arguments, _SMALL_PASS)
 
     @staticmethod
@@ -308,7 +309,7 @@ class FpropImplicitGemm(TritonConv):
 
         arguments = remembered(memo, "sum", fprop_sum_arguments, problem, strides, config)
         pointers = {name: tensors[name] for name in ("partial", "y", *VECTORS, "residual")}
-        grid = (-(-arguments["rows"] // arguments["BLOCK_M"]) * -(-problem.k // arguments["BLOCK_N"]),)
+        grid = (ceil_div(arguments["rows"], arguments["BLOCK_M"]) * ceil_div(problem.k, arguments["BLOCK_N"]),)
         launch_kernel(problem, kernel, grid, pointers, arguments, _SMALL_PASS)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from math import gcd, prod
+from math import prod
 from typing import Any
 
 from ...arrays import CHANNELS_LAST
 from ...config import workspace_limit
 from ...problem import ConvProblem, Problem, itemsize
+from ...shapes import ceil_div, map_axes, phase_size, phase_taps, tap_step
 from ..axes import three
 from ..base import Plan, Solver
 from ..conv_common import images_of
@@ -65,18 +66,12 @@ def _channels_in_runs(problem: ConvProblem) -> bool:
 
 def _phase_rows(problem: ConvProblem) -> int:
     """Return how many positions of x the largest stride phase has, images of the batch included."""
-    axes = zip(problem.input_size, problem.stride, strict=True)
-    return problem.n * prod(-(-size // stride) for size, stride in axes)
-
-
-def _tap_steps(problem: ConvProblem) -> list[int]:
-    """Return the distance between two taps of a phase, along each axis."""
-    return [stride // gcd(stride, dilation) for stride, dilation in zip(problem.stride, problem.dilation, strict=True)]
+    return problem.n * prod(map_axes(phase_size, problem.input_size, problem.stride))
 
 
 def _tap_bits(problem: ConvProblem) -> bool:
     """Tell whether one word has a bit for every tap of a phase; only zero padding needs no more than that."""
-    taps = prod(-(-size // step) for size, step in zip(problem.kernel, _tap_steps(problem), strict=True))
+    taps = prod(map_axes(phase_taps, problem.kernel, problem.stride, problem.dilation))
     return problem.padding_mode == "zeros" and taps <= 32
 
 
@@ -94,15 +89,15 @@ def dgrad_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
         The tile, see :meth:`DgradImplicitGemm.plan`; ``INDEX64`` in it forces the 64-bit variant.
     """
     rows = _phase_rows(problem)
-    steps = _tap_steps(problem)
+    steps = map_axes(tap_step, problem.stride, problem.dilation)
     # pow(dilation / g, -1, stride / g); modulo 1 it is 0
     axes = zip(problem.stride, problem.dilation, steps, strict=True)
     inverses = [pow(dilation * step // stride, -1, step) for stride, dilation, step in axes]
     images = three(images_of(problem), 1)
     wide = max(problem.stride) ** 2 >= 2**31 or index64(problem, strides, rows + config["BLOCK_M"])
     arguments = conv_arguments(problem, strides) | {
-        "tiles_m": -(-rows // config["BLOCK_M"]),
-        "tiles_n": -(-(problem.c // problem.groups) // config["BLOCK_N"]),
+        "tiles_m": ceil_div(rows, config["BLOCK_M"]),
+        "tiles_n": ceil_div(problem.c // problem.groups, config["BLOCK_N"]),
         "images": prod(images),
         "images_h": images[1],
         "images_w": images[2],
@@ -202,7 +197,7 @@ def _wgrad_tiles(problem: ConvProblem, config: Mapping[str, int]) -> tuple[int, 
     """Return the number of tiles of rows and of columns in one group."""
     k, c, taps = problem.k // problem.groups, problem.c // problem.groups, prod(problem.kernel)
     block = config["BLOCK_N"]
-    return -(-k // config["BLOCK_M"]), taps * -(-c // block) if config["ONE_TAP"] else -(-taps * c // block)
+    return ceil_div(k, config["BLOCK_M"]), taps * ceil_div(c, block) if config["ONE_TAP"] else ceil_div(taps * c, block)
 
 
 def _partial_elements(problem: ConvProblem) -> int:
@@ -217,14 +212,14 @@ def _partial_bytes(problem: ConvProblem) -> int:
 
 def _splits(problem: ConvProblem, config: Mapping[str, int]) -> int:
     """Return how many splits fill the GPU, long enough to pay for their partial sums and within the workspace limit."""
-    steps = -(-problem.n * prod(problem.output_size) // config["BLOCK_K"])
+    steps = ceil_div(problem.n * prod(problem.output_size), config["BLOCK_K"])
     tiles = problem.groups * prod(_wgrad_tiles(problem, config))
-    wanted = min(-(-_PROGRAMS // max(tiles, 1)), steps // _LEAST_STEPS)
+    wanted = min(ceil_div(_PROGRAMS, max(tiles, 1)), steps // _LEAST_STEPS)
     affordable = workspace_limit() // max(_partial_bytes(problem), 1)
     if min(wanted, affordable) < 2:
         return 1
     # As many as are not empty once all have the same number of steps.
-    return -(-steps // -(-steps // min(wanted, affordable)))
+    return ceil_div(steps, ceil_div(steps, min(wanted, affordable)))
 
 
 def wgrad_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, int]) -> dict[str, Any]:
@@ -241,8 +236,8 @@ def wgrad_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
     """
     splits, elements = config["splits"], _partial_elements(problem)
     pixels = problem.n * prod(problem.output_size)
-    steps = -(-pixels // config["BLOCK_K"])
-    per_split = -(-steps // splits) * config["BLOCK_K"]
+    steps = ceil_div(pixels, config["BLOCK_K"])
+    per_split = ceil_div(steps, splits) * config["BLOCK_K"]
     wide = index64(problem, strides, max(pixels + per_split, splits * elements))
     tiles_m, tiles_n = _wgrad_tiles(problem, config)
     arguments = conv_arguments(problem, strides) | {
@@ -303,7 +298,7 @@ class WgradSplitK(TritonConv):
             if one and (c % block or (block < 32 and prod(problem.kernel) > 1)):
                 continue  # columns of such a tile belong to more than one tap
             config = bound_registers("wgrad", tile)
-            steps = -(-problem.n * prod(problem.output_size) // config["BLOCK_K"])
+            steps = ceil_div(problem.n * prod(problem.output_size), config["BLOCK_K"])
             for splits in split_variants(_splits(problem, config), steps, most):
                 yield config | {"splits": splits}
 
@@ -331,7 +326,7 @@ class WgradSplitK(TritonConv):
         if splits > 1:
             pointers = {"partial": pointers["w"], "w": tensors["w"], "bias": tensors.get("bias")}
             arguments = remembered(memo, "sum", wgrad_sum_arguments, problem, strides, config)
-            grid = (-(-arguments["elements"] // _SUM_BLOCK),)
+            grid = (ceil_div(arguments["elements"], _SUM_BLOCK),)
             options = {"num_warps": 4, "num_stages": 3}
             launch_kernel(problem, wgrad._conv_wgrad_sum_kernel, grid, pointers, arguments, options)
 

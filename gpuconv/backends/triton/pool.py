@@ -15,6 +15,7 @@ import numpy as np
 from ...costs.model import Work
 from ...costs.work import direct_work
 from ...problem import PoolProblem, Problem, itemsize
+from ...shapes import ceil_div
 from ..base import Plan, Solver
 from .pool_common import FLOATS, INTEGERS, TritonPool, Workspace, compute_type, row_tile
 from .pool_windows import backward_passes, forward_passes, max_backward, max_forward, sum_backward, sum_forward
@@ -111,7 +112,7 @@ def _taps(problem: PoolProblem, axis: int, kind: str) -> float:
     """Return how many elements a launch reads for each of its results: of a window, or of the windows that read one."""
     kernels = (1,) * (3 - problem.ndim) + problem.kernel
     strides = (1,) * (3 - problem.ndim) + problem.stride
-    reads = [kernel if kind == "fprop" else -(-kernel // stride) for kernel, stride in zip(kernels, strides)]
+    reads = [kernel if kind == "fprop" else ceil_div(kernel, stride) for kernel, stride in zip(kernels, strides)]
     return reads[axis] if axis < 3 else prod(reads)
 
 

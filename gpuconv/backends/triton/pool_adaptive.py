@@ -13,7 +13,7 @@ from ...arrays import CHANNELS_LAST
 from ...costs.model import Work
 from ...costs.work import direct_work
 from ...problem import PoolProblem, Problem, itemsize
-from ...shapes import adaptive_windows
+from ...shapes import adaptive_windows, ceil_div
 from ..axes import three
 from ..base import Solver
 from .common import Strides, power_of_two
@@ -91,7 +91,7 @@ def adaptive_arguments(problem: PoolProblem, strides: Strides, config: Mapping[s
     forward = problem.kind == "fprop"
     lanes = problem.c if config["CHANNELS_INNERMOST"] else (problem.output_size if forward else problem.input_size)[-1]
     arguments = described(problem, strides) | {
-        "tiles_l": -(-lanes // config["BLOCK_L"]),
+        "tiles_l": ceil_div(lanes, config["BLOCK_L"]),
         "POOL": "max" if problem.pool == "adaptive_max" else "avg",
         "OFFSETS": problem.offsets,
         "INDEX64": bool(config.get("INDEX64")) or not products_fit(problem) or wide_index(problem, strides),
@@ -129,7 +129,7 @@ def grid_of(problem: PoolProblem, arguments: Mapping[str, Any]) -> tuple[int, ..
     sizes = problem.output_size if problem.kind == "fprop" else problem.input_size
     lanes = problem.c if arguments["CHANNELS_INNERMOST"] else sizes[-1]
     rows = problem.n * problem.c * prod(sizes) // max(lanes, 1)
-    return (-(-rows // arguments["BLOCK_M"]) * arguments["tiles_l"],)
+    return (ceil_div(rows, arguments["BLOCK_M"]) * arguments["tiles_l"],)
 
 
 class Adaptive(TritonPool):
@@ -184,7 +184,7 @@ class AdaptiveLines(Adaptive):
     def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
         assert isinstance(problem, PoolProblem)
         rows = prod(problem.kernel[:-1])
-        masked = -(-problem.output_size[-1] // _WINDOWS_OF_LINE) * _WINDOWS_OF_LINE / rows
+        masked = ceil_div(problem.output_size[-1], _WINDOWS_OF_LINE) * _WINDOWS_OF_LINE / rows
         cost = 6 + 8 * masked if problem.return_indices else 4 + 3 * masked
         programs = np.ceil(prod(problem.y_shape[:-1]) / column(configs, "BLOCK_M"))
         return direct_work(problem, prod(problem.x_shape) * cost, programs, rows, column(configs, "num_warps"))
@@ -203,7 +203,7 @@ class AdaptiveLines(Adaptive):
         arguments = lines_arguments(problem, strides_of_pool(tensors), config)
         arguments["ACC_DTYPE"] = triton_type(compute_type(problem.dtype))
         pointers = {name: tensors.get(name) for name in ("x", "y", "indices")}
-        grid = (-(-prod(problem.y_shape[:-1]) // config["BLOCK_M"]),)
+        grid = (ceil_div(prod(problem.y_shape[:-1]), config["BLOCK_M"]),)
         launch_kernel(problem, kernel, grid, pointers, arguments, config)
 
 

@@ -12,6 +12,7 @@ from ...arrays import CHANNELS_LAST
 from ...costs.model import Work
 from ...costs.work import direct_work
 from ...problem import Call, PoolProblem, Problem, itemsize
+from ...shapes import ceil_div
 from ..axes import five, reach, three
 from ..base import Plan
 from ..pool_common import FLOATS, INTEGERS, refusal
@@ -120,7 +121,7 @@ class Workspace:
     def take(self, shape: Sequence[int], dtype: str, layout: str) -> Any:
         """Return the next tensor, of N C and spatial axes in a memory format (None while counting)."""
         begin, size = self.used, prod(shape) * itemsize(dtype)
-        self.used += -(-size // 256) * 256
+        self.used += ceil_div(size, 256) * 256
         if self.buffer is None:
             return None
         import torch
@@ -156,7 +157,7 @@ class TritonPool(Tunable):
         results = prod(problem.result_shape)
         taps = prod(problem.kernel)
         if problem.kind == "bwd":
-            taps = prod(-(-size // step) for size, step in zip(problem.kernel, problem.stride, strict=True))
+            taps = prod(ceil_div(size, step) for size, step in zip(problem.kernel, problem.stride, strict=True))
         sides = ("BLOCK_M", "BLOCK_L", "TILE_P", "TILE_Q")
         sizes = np.array([prod(config.get(side, 1) for side in sides) for config in configs], float)
         if problem.kind == "bwd" and "TILE_P" in configs[0]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...problem import PoolProblem, Problem
+from ...shapes import ceil_div
 from ..axes import three
 from ..base import Solver
 from .common import Strides
@@ -34,7 +35,7 @@ def _candidates(problem: PoolProblem) -> list[tuple[int, int]]:
     found = []
     for size, out, window in zip(problem.input_size, problem.output_size, problem.kernel, strict=True):
         exact = 12 * size * max(out - 1, 1) < 2**bits
-        slack = 1 + (0 if exact else -(-12 * size // 2**bits))
+        slack = 1 + (0 if exact else ceil_div(12 * size, 2**bits))
         last = max(size - window, 1)
         found.append((min(out, (window + 1 + 2 * slack) * (out - 1) // last + 1), slack))
     return found
@@ -61,7 +62,7 @@ def fractional_arguments(
     # torch's 2-D kernel takes its samples as (W, H), its 3-D kernel as (D, H, W); an axis of size 1 needs none.
     order = (0, 1, 0) if problem.ndim == 2 else (0, 1, 2)
     arguments = described(problem, strides) | {
-        "tiles_l": -(-lanes // config["BLOCK_L"]),
+        "tiles_l": ceil_div(lanes, config["BLOCK_L"]),
         "samples_stride_n": samples[0],
         "samples_stride_c": samples[1],
         "OFFSETS": problem.offsets,

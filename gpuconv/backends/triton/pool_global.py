@@ -13,6 +13,7 @@ from ...config import workspace_limit
 from ...costs.model import Work
 from ...costs.work import direct_work
 from ...problem import PoolProblem, Problem
+from ...shapes import ceil_div
 from ..axes import three
 from ..base import Plan, Solver
 from .common import Strides, power_of_two
@@ -71,21 +72,21 @@ def _split_bytes(problem: PoolProblem) -> int:
 
 
 def _steps(problem: PoolProblem, config: Mapping[str, Any]) -> int:
-    return -(-prod(problem.kernel) // config["BLOCK_K"])
+    return ceil_div(prod(problem.kernel), config["BLOCK_K"])
 
 
 def _programs(problem: PoolProblem, config: Mapping[str, Any]) -> int:
     """Return the programs of one split."""
     lanes, groups = _lanes_groups(problem, config["CHANNELS_INNERMOST"])
-    return -(-lanes // config["BLOCK_L"]) * groups
+    return ceil_div(lanes, config["BLOCK_L"]) * groups
 
 
 def _splits(problem: PoolProblem, config: Mapping[str, Any]) -> int:
     """Return how many splits fill the GPU, none empty, within the workspace limit."""
     steps = _steps(problem, config)
-    wanted = min(-(-_PROGRAMS // max(_programs(problem, config), 1)), steps // _LEAST_STEPS)
+    wanted = min(ceil_div(_PROGRAMS, max(_programs(problem, config), 1)), steps // _LEAST_STEPS)
     wanted = min(wanted, workspace_limit() // max(_split_bytes(problem) + 512, 1))
-    return 1 if wanted < 2 else -(-steps // -(-steps // wanted))
+    return 1 if wanted < 2 else ceil_div(steps, ceil_div(steps, wanted))
 
 
 def _flat(problem: PoolProblem, steps: tuple[int, ...]) -> bool:
@@ -116,9 +117,9 @@ def partial_arguments(problem: PoolProblem, strides: Strides, config: Mapping[st
     return described(problem, strides) | {
         "plane": prod(problem.input_size),
         "lanes": lanes,
-        "tiles_l": -(-lanes // config["BLOCK_L"]),
+        "tiles_l": ceil_div(lanes, config["BLOCK_L"]),
         "groups": groups,
-        "elements_per_split": -(-_steps(problem, config) // config["splits"]) * config["BLOCK_K"],
+        "elements_per_split": ceil_div(_steps(problem, config), config["splits"]) * config["BLOCK_K"],
         "window_r": window[1],
         "window_s": window[2],
         "POOL": "max" if problem.pool == "adaptive_max" else "avg",
@@ -194,7 +195,7 @@ class AdaptiveSplit(Adaptive):
         if splits > 1:
             pointers = {"partial": partial["y"], "partial_indices": partial["indices"]} | results
             arguments = combine_arguments(arguments, splits)
-            grid = (-(-prod(problem.y_shape) // _COMBINE_BLOCK),)
+            grid = (ceil_div(prod(problem.y_shape), _COMBINE_BLOCK),)
             launch_kernel(problem, kernels._pool_global_fprop_combine_kernel, grid, pointers, arguments, config)
 
 

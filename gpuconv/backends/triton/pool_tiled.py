@@ -8,6 +8,7 @@ from typing import Any
 
 from ...arrays import CHANNELS_LAST
 from ...problem import PoolProblem, Problem, itemsize
+from ...shapes import ceil_div
 from ..axes import three
 from ..base import Solver
 from .common import Strides, power_of_two
@@ -137,10 +138,10 @@ def tiled_grid(problem: PoolProblem, config: Mapping[str, Any]) -> tuple[int]:
         outer, height, width = three(problem.input_size, 1)
         _, stride_h, stride_w = three(problem.stride, 1)
         tile_h, tile_w = tile_h * stride_h, tile_w * stride_w
-    rows = problem.n * outer * -(-height // tile_h) * -(-width // tile_w)
+    rows = problem.n * outer * ceil_div(height, tile_h) * ceil_div(width, tile_w)
     if problem.result_format == CHANNELS_LAST:
-        return (-(-rows // config["BLOCK_M"]) * -(-problem.c // config["BLOCK_L"]),)
-    return (-(-rows * problem.c // config["BLOCK_M"]),)
+        return (ceil_div(rows, config["BLOCK_M"]) * ceil_div(problem.c, config["BLOCK_L"]),)
+    return (ceil_div(rows * problem.c, config["BLOCK_M"]),)
 
 
 def _tile(problem: PoolProblem) -> dict[str, int]:

@@ -12,6 +12,7 @@ from ...arrays import CHANNELS_LAST
 from ...costs.model import Work
 from ...costs.work import direct_work
 from ...problem import PoolProblem, Problem, itemsize
+from ...shapes import ceil_div
 from ..base import Plan, Solver
 from .common import Strides, power_of_two
 from .pool_adaptive import described, grid_of, tile_elements
@@ -71,15 +72,15 @@ def claim_arguments(problem: PoolProblem, strides: Strides, config: Mapping[str,
     innermost = config["CHANNELS_INNERMOST"]
     lanes = problem.c if innermost else problem.n * problem.c
     large = prod(problem.output_size)
-    steps = -(-large // config["BLOCK_K"])
+    steps = ceil_div(large, config["BLOCK_K"])
     arguments = described(problem, strides)
     for unused in ("y_stride_o", "y_stride_p"):
         del arguments[unused]
     return arguments | {
         "lanes": lanes,
-        "tiles_l": -(-lanes // config["BLOCK_L"]),
+        "tiles_l": ceil_div(lanes, config["BLOCK_L"]),
         "parts": config["parts"],
-        "positions_per_part": -(-steps // config["parts"]) * config["BLOCK_K"],
+        "positions_per_part": ceil_div(steps, config["parts"]) * config["BLOCK_K"],
         "CLAIM_BITS": 8 * itemsize(config["claim"]),
         "FLAT_X": even_spacing(problem.input_size, strides["x"]),
         "FLAT_INDICES": even_spacing(problem.input_size, strides["indices"]),
@@ -107,8 +108,8 @@ class UnpoolClaim(TritonPool):
         few = 32 if innermost else elements // min(power_of_two(small), elements)
         block_l = min(power_of_two(lanes), few)
         block_k = min(power_of_two(large), elements // block_l)
-        programs = -(-lanes // block_l) * groups
-        parts = max(1, min(-(-_PROGRAMS // max(programs, 1)), _MOST_PARTS, large // (4 * block_k)))
+        programs = ceil_div(lanes, block_l) * groups
+        parts = max(1, min(ceil_div(_PROGRAMS, max(programs, 1)), _MOST_PARTS, large // (4 * block_k)))
         return {
             "BLOCK_K": block_k, "BLOCK_L": block_l, "CHANNELS_INNERMOST": innermost, "parts": parts,
             "claim": claim_type(problem),
@@ -160,7 +161,7 @@ def gather_arguments(problem: PoolProblem, strides: Strides, config: Mapping[str
     """Return every argument of the kernel of the gradient but its pointers; see :func:`claim_arguments`."""
     lanes = problem.c if config["CHANNELS_INNERMOST"] else problem.input_size[-1]
     return described(problem, strides) | {
-        "tiles_l": -(-lanes // config["BLOCK_L"]),
+        "tiles_l": ceil_div(lanes, config["BLOCK_L"]),
         "FLAT_Y": even_spacing(problem.output_size, strides["y"]),
         "CHANNELS_INNERMOST": config["CHANNELS_INNERMOST"],
         "INDEX64": bool(config.get("INDEX64")) or wide_index(problem, strides),

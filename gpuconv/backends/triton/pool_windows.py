@@ -11,7 +11,7 @@ import numpy as np
 
 from ...arrays import CHANNELS_LAST, channels_last_strides, contiguous_strides
 from ...problem import PoolProblem
-from ...shapes import effective_kernel
+from ...shapes import ceil_div, effective_kernel
 from ..axes import three
 from .common import Strides
 from .pool_common import Workspace, compute_type, launch_kernel, pool_arguments, triton_type, wide_index
@@ -138,7 +138,7 @@ def grid_of(problem: PoolProblem, config: Config, step: Pass) -> tuple[int]:
     """Return the grid of a pass."""
     lanes = problem.c if config["CHANNELS_INNERMOST"] else step.sizes[-1]
     rows = problem.n * problem.c * prod(step.sizes) // max(lanes, 1)
-    return (-(-rows // config["BLOCK_M"]) * -(-lanes // config["BLOCK_L"]),)
+    return (ceil_div(rows, config["BLOCK_M"]) * ceil_div(lanes, config["BLOCK_L"]),)
 
 
 def _magnitude(problem: PoolProblem) -> int:

@@ -17,6 +17,7 @@ from ...costs import model as cost_model
 from ...costs import work as describe
 from ...costs.constants import PIPES
 from ...problem import ConvProblem, Problem, itemsize
+from ...shapes import ceil_div
 from ..base import Estimate, Plan, Solver
 
 __all__ = ["MOST_CONFIGS", "Tunable", "block_variants", "split_variants", "tile_variants"]
@@ -130,7 +131,7 @@ def tile_variants(problem: ConvProblem, default: Mapping[str, Any]) -> Iterator[
 def split_variants(usual: int, steps: int, most: int) -> list[int]:
     """Return numbers of splits to try: none, the usual, half and twice of it, without empty ones and at most `most`."""
     wanted = {min(splits, most, max(steps // 2, 1)) for splits in (1, usual // 2, usual, 2 * usual)}
-    return sorted({-(-steps // -(-steps // splits)) for splits in wanted if splits > 0 and steps > 0} or {1})
+    return sorted({ceil_div(steps, ceil_div(steps, splits)) for splits in wanted if splits > 0 and steps > 0} or {1})
 
 
 def block_variants(default: Mapping[str, Any], block: str = "BLOCK_M") -> Iterator[dict[str, Any]]:
