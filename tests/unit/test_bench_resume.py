@@ -52,7 +52,7 @@ def test_no_file_of_kernels_is_left_out():
 
 
 def test_a_fix_of_one_kernel_concerns_its_solvers_alone(monkeypatch):
-    fixed = sources.REPO / "kernels" / "tl" / "conv_wgrad.py"
+    fixed = sources.REPO / "kernels" / "tl" / "conv" / "wgrad.py"
     before = sources.snapshot()
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path == fixed))
