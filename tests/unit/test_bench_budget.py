@@ -149,7 +149,7 @@ def test_plots_are_drawn_where_there_is_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("bench.environment.noted", lambda folder: (ABOUT, Noted()))
     monkeypatch.setattr(gpu_report, "report_cases", lambda dry: cases)
     drawn = []
-    monkeypatch.setattr("bench.plot.write_plots", lambda *arguments: drawn.append(1) or [])
+    monkeypatch.setattr("bench.summary.write_plots", lambda *arguments: drawn.append(1) or [])
     for words, seconds, wanted in (((), 300.0, 1), (("--no-plots",), 300.0, 0), ((), 3.0, 0)):
         drawn.clear()
         options = options_for(tmp_path, *words)

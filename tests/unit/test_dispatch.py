@@ -334,7 +334,7 @@ def test_environment_variable_is_checked() -> None:
 def test_the_reference_goes_over_the_limit_with_one_warning(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     x, w = x_w()
     expected = gpuconv.conv2d(x, w), gpuconv.max_pool2d(x, 3)
-    monkeypatch.setattr(dispatch, "_warned", set())
+    monkeypatch.setattr(dispatch.selection, "_warned", set())
     monkeypatch.setenv("GPUCONV_WORKSPACE", limit)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -362,7 +362,7 @@ def test_explain_refuses_what_the_call_refuses(install, monkeypatch: pytest.Monk
         reference,
     )
     install(FakeBackend("numpy", *solvers))
-    monkeypatch.setattr(dispatch, "_warned", {"conv2d"})
+    monkeypatch.setattr(dispatch.selection, "_warned", {"conv2d"})
     reasons = [f"needs {solver.workspace} B of workspace, the limit is" for solver in solvers]
     for limit, order, refused in (
         ("9000", ["greedy", "modest", "reference"], []),

@@ -50,7 +50,7 @@ CALLS: dict[str, Callable[[], Any]] = {
 def explained(call: str, **changes: Any) -> gpuconv.Explanation:
     """Return the explanation of a call, as if its arrays were elsewhere or of another kind."""
     problem = gpuconv.explain(CALLS[call]).problem
-    return dispatch._explanation(replace(problem, **changes), None)
+    return dispatch.explainer._explanation(replace(problem, **changes), None)
 
 
 def refusal(problem: Problem, backend: str | None = None) -> list[str]:
@@ -263,5 +263,5 @@ def test_a_limit_of_the_workspace_comes_first() -> None:
         for solver in backend.solvers()
         for why in ["needs 9 B of workspace, the limit is 8 B" if solver.id.endswith("im2col") else "no"]
     ]
-    lines = str(dispatch._no_solver(conv, None, found)).splitlines()
+    lines = str(dispatch.selection._no_solver(conv, None, found)).splitlines()
     check_form(lines, conv, "numpy.conv.fprop.im2col needs 9 B of workspace, the limit is 8 B; raise it: GPUCONV_WORK")

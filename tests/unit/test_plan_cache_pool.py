@@ -192,7 +192,7 @@ def test_settings_are_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_limit_of_the_workspace_counts_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = _call()
     _call()
-    monkeypatch.setattr(dispatch, "_warned", set())
+    monkeypatch.setattr(dispatch.selection, "_warned", set())
     monkeypatch.setenv("GPUCONV_WORKSPACE", "0")
     with pytest.warns(gpuconv.WorkspaceWarning, match="the limit is 0 B"):
         np.testing.assert_array_equal(_call(), expected)
