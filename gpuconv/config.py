@@ -28,7 +28,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -88,6 +87,8 @@ def validate_backend(name: str, source: str) -> str | None:
     if name == "auto":
         return None
     if name.partition(".")[0] not in BACKENDS:
+        from difflib import get_close_matches  # for errors alone: it takes milliseconds to import
+
         choices = ", ".join(repr(choice) for choice in ("auto", *BACKENDS))
         word, dot, rest = name.partition(".")
         near = get_close_matches(word.strip().lower(), BACKENDS if dot else ("auto", *BACKENDS), 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from ..backends.base import Plan, Solver
@@ -276,6 +275,8 @@ def _forced(problem: Problem, backend: str, found: Sequence[Candidate], free: Se
     elif "." not in backend:
         why = f"{by} cannot run this call: that backend has no solver of {_operation(problem)}"
     else:
+        from difflib import get_close_matches  # for errors alone
+
         ids = [c.solver.id for c in found if c.solver.serves(problem)]
         near = get_close_matches(backend, ids, 2) or get_close_matches(backend, [c.solver.id for c in found], 2)
         return f"{by} names no solver; " + (
