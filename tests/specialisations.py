@@ -42,7 +42,7 @@ TARGET = GPUTarget("cuda", 90, 32)
 
 def sources() -> str:
     """Return a hash of the sources of all kernels: what was launched of others says nothing about these."""
-    return sha256(b"".join(path.read_bytes() for path in sorted(KERNELS.glob("*.py")))).hexdigest()[:16]
+    return sha256(b"".join(path.read_bytes() for path in sorted(KERNELS.rglob("*.py")))).hexdigest()[:16]
 
 
 @cache

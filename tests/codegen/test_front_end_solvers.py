@@ -62,6 +62,6 @@ def test_front_end_takes_every_solver(part: int) -> None:
 def test_every_solver_is_forced_and_every_kernel_launched() -> None:
     assert {key[0] for key in classes()} == {solver.id for solver in solvers()}
     defined = {
-        name for path in KERNELS.glob("*.py") for name in re.findall(r"^def (_\w+_kernel)\(", path.read_text(), re.M)
+        name for path in KERNELS.rglob("*.py") for name in re.findall(r"^def (_\w+_kernel)\(", path.read_text(), re.M)
     }
     assert {key[2].rpartition(":")[2] for key in classes()} == defined

@@ -159,7 +159,7 @@ def test_the_variant_for_64_bits_is_chosen_and_right(name, watched, torch_rng):
 @pytest.mark.parametrize("name", PASSES)
 def test_the_variant_for_32_bits_would_leave_the_tensors(name, watched, torch_rng, monkeypatch):
     """What the choice is for: with it, accesses fall outside or results are wrong."""
-    for module in [module for name, module in sys.modules.items() if name.startswith("gpuconv.backends.triton_")]:
+    for module in [module for name, module in sys.modules.items() if name.startswith("gpuconv.backends.triton.")]:
         if hasattr(module, "index64"):
             monkeypatch.setattr(module, "index64", lambda *_: False)
     run, pad = PASSES[name]

@@ -270,7 +270,7 @@ def test_what_a_capture_would_refuse_does_not_happen(gpu: StubGpu, name: str, mo
         first = [(tensor.shape, tensor.dtype) for tensor in made[: len(made) // 2]]
         made.clear()
         gpu.reset()
-        for place, function in ((JITFunction, "run"), (dispatch, "candidates"), (record, "record")):
+        for place, function in ((JITFunction, "run"), (dispatch.selection, "candidates"), (record, "record")):
             monkeypatch.setattr(place, function, unwanted)
         call()
     assert len(gpu.launches()) == count and gpu.others() == 0
