@@ -59,3 +59,21 @@ for name in {names}:
 print(sorted({{"torch", "triton", "cupy"}} & set(sys.modules)))
 """
     assert python(code) == "[]"
+
+
+def test_rooms_are_there_after_the_import_and_imported_when_asked_for():
+    code = """
+import sys
+import gpuconv
+rooms = {"nn", "shapes", "solvers", "tuning"}
+print(rooms <= set(dir(gpuconv)), "gpuconv.nn" in sys.modules, "gpuconv.tuning" in sys.modules)
+print(gpuconv.tuning.tune.__name__, gpuconv.shapes.conv_output_size(100, 5, 2, 6, 6, 7), gpuconv.solvers.Plan.__name__)
+print(sorted({"torch", "triton", "cupy"} & set(sys.modules)), hasattr(gpuconv, "attic"))
+"""
+    assert python(code) == "True False False\ntune 42 Plan\n[] False"
+
+
+@needs_torch
+def test_modules_are_reachable_without_an_import_of_their_own():
+    code = "import gpuconv; print(gpuconv.nn.Conv2d(1, 1, 1).__class__.__module__, gpuconv.nn.MaxPool2d(2))"
+    assert python(code).startswith("gpuconv.nn")
