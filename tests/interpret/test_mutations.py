@@ -76,7 +76,7 @@ MUTANTS = {
         "(di * x_stride_d + hi * x_stride_h + wi * x_stride_w)",
     ),
     "unit of y forgotten": ("conv/fprop.py", "(y_row * UNIT_K)", "y_row"),
-    "unit of the residual forgotten": ("conv/fprop.py", "(residual_row * UNIT_K)", "residual_row"),
+    "unit of the residual forgotten": ("conv/fprop.py", "ptr, residual_row * UNIT_K,", "ptr, residual_row,"),
     "unit of channels forgotten": ("conv/fprop.py", "c_per_group = c_per_group * UNIT_C", "c_per_group = c_per_group"),
     "unit of filters forgotten": ("conv/fprop.py", "k_per_group = k_per_group * UNIT_K", "k_per_group = k_per_group"),
     "packed tap shifted": (
@@ -111,8 +111,8 @@ MUTANTS = {
     "sum forgets the epilogue": ("conv/fprop.py", "    total = epilogue(\n", "    epilogue(\n"),
     "sum reads the residual elsewhere": (
         "conv/fprop.py",
-        "        residual_tile = residual_ptr + (residual_row[:, None] +",
-        "        residual_tile = residual_ptr + (row_n[:, None] +",
+        "tile_pointers(residual_ptr, residual_row, channel",
+        "tile_pointers(residual_ptr, row_n, channel",
     ),
     "sum writes rows past the end": ("conv/fprop.py", "inside = (row < rows)", "inside = (row <= rows)"),
     "sum writes channels past the end": (
