@@ -12,6 +12,7 @@ import gc
 import os
 import re
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -187,10 +188,8 @@ def _forget_kernels() -> None:
     """Drop what Triton keeps for the stub's devices: functions of it mean nothing elsewhere."""
     from triton.runtime.jit import JITFunction
 
-    import gpuconv.kernels.tl as kernels
-
-    for module in vars(kernels).values():
-        for value in vars(module).values() if hasattr(module, "__name__") else ():
+    for name, module in list(sys.modules.items()):
+        for value in vars(module).values() if name.startswith("gpuconv.kernels.tl.") else ():
             if isinstance(value, JITFunction):
                 value.device_caches.clear()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pytest
@@ -40,24 +39,27 @@ def _call(call: parity_calls.PlainCall, solver: str, *_: Any) -> tuple[str, Call
     return solver, lambda: call.ours(call.tensors, solver)
 
 
-@cache
-def items() -> list[Item]:
-    """Return what the parity stage and its dry run launch; in the gate a few problems, and calls on small tensors."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(triton_backend.BACKEND), "missing", lambda self: None)
-        patch.setattr(parity, "judge", _problem)
-        patch.setattr(parity_calls, "judge_call", _call)
-        found = [*parity.parity_items("cuda:0"), *parity.parity_items("cuda:0", tiny_problems())]
-        found = [item for item in found if item[0].startswith("triton.")]
-        if FULL:
-            return [*found, *parity_calls.parity_calls("cpu")]
-        return [*random.Random(triton.__version__).sample(found, SAMPLE), *parity_calls.parity_calls("cpu", few=True)]
+@pytest.fixture
+def items(monkeypatch: pytest.MonkeyPatch) -> list[Item]:
+    """Return what the parity stage and its dry run launch; in the gate a few problems, and calls on small tensors.
+
+    Tensors of the calls are on the CPU, where the stub takes them for a GPU's; their solvers are those of a GPU.
+    """
+    listed = parity_calls.solvers
+    monkeypatch.setattr(type(triton_backend.BACKEND), "missing", lambda self: None)
+    monkeypatch.setattr(parity, "judge", _problem)
+    monkeypatch.setattr(parity_calls, "judge_call", _call)
+    monkeypatch.setattr(parity_calls, "solvers", lambda call, _, batch: listed(call, "cuda:0", batch))
+    found = [*parity.parity_items("cuda:0"), *parity.parity_items("cuda:0", tiny_problems())]
+    found = [item for item in found if item[0].startswith("triton.")]
+    calls = [item for item in parity_calls.parity_calls("cpu", few=not FULL) if item[0].startswith("triton.")]
+    return [*(found if FULL else random.Random(triton.__version__).sample(found, SAMPLE)), *calls]
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_every_launch_of_the_parity_stage_compiles(gpu: StubGpu, part: int) -> None:
+def test_every_launch_of_the_parity_stage_compiles(gpu: StubGpu, items: list[Item], part: int) -> None:
     wrong, launched = [], 0
-    for key, run in items()[part::PARTS]:
+    for key, run in items[part::PARTS]:
         gpu.reset()
         solver, call = run()
         try:
