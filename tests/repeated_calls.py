@@ -431,7 +431,7 @@ def answer(call: Drawn, build: Build) -> Answer:
 
 
 def _texts(warned: Iterable[warnings.WarningMessage]) -> list[str]:
-    """Return what a call warned of, but for the workspace: of that only the first call of a process does."""
+    """Return what a call warned of, but for the workspace, of which only the first call of a process warns."""
     return [str(each.message) for each in warned if each.category is not gpuconv.WorkspaceWarning]
 
 

@@ -70,7 +70,7 @@ def register_solver(solver: Solver) -> Solver:
     Raises
     ------
     TypeError
-        If it is not a :class:`Solver`.
+        If it is not a :class:`Solver`, or its id is not a string.
     ValueError
         If its id names no backend, or another solver has it.
 
@@ -89,12 +89,15 @@ def register_solver(solver: Solver) -> Solver:
     """
     if not isinstance(solver, Solver):
         raise TypeError(f"register_solver: solver must be a gpuconv.solvers.Solver, but got {solver!r}")
-    name, dot, rest = solver.id.partition(".")
+    id = getattr(solver, "id", None)
+    if not isinstance(id, str):
+        raise TypeError(f"register_solver: id of the solver must be a string, but got {id!r}")
+    name, dot, rest = id.partition(".")
     if name not in _registered or not dot or not rest:
         known = ", ".join(f"{backend}.<words>" for backend in BACKENDS)
-        raise ValueError(f"register_solver: id must be one of {known}, but got {solver.id!r}")
-    if any(solver.id == other.id for other in solvers_of(name)):
-        raise ValueError(f"register_solver: there is a solver {solver.id!r} already")
+        raise ValueError(f"register_solver: id must be one of {known}, but got {id!r}")
+    if any(id == other.id for other in solvers_of(name)):
+        raise ValueError(f"register_solver: there is a solver {id!r} already")
     _registered[name].append(solver)
     _forget_plans()
     return solver
@@ -105,9 +108,13 @@ def unregister_solver(id: str) -> None:
 
     Raises
     ------
+    TypeError
+        If `id` is not a string.
     ValueError
         If none of that id was registered.
     """
+    if not isinstance(id, str):
+        raise TypeError(f"unregister_solver: id must be a string, but got {id!r}")
     found = _registered.get(id.partition(".")[0], [])
     place = next((place for place, solver in enumerate(found) if solver.id == id), None)
     if place is None:

@@ -99,6 +99,12 @@ def test_what_cannot_be_registered(registered):
         other = type("Other", (type(registered),), {"id": id})()
         with pytest.raises(ValueError, match=r"id must be one of triton\."):
             gpuconv.register_solver(other)
+    for id in (None, 3):
+        other = type("Other", (type(registered),), {"id": id})()
+        with pytest.raises(TypeError, match=f"id of the solver must be a string, but got {id}"):
+            gpuconv.register_solver(other)
+        with pytest.raises(TypeError, match=f"id must be a string, but got {id}"):
+            unregister_solver(id)
     with pytest.raises(ValueError, match=r"no solver 'triton\.conv\.none' was registered"):
         unregister_solver("triton.conv.none")
 

@@ -1,12 +1,7 @@
 """`gpuconv.shapes` against torch's own output sizes and against brute force."""
 
-import ast
-import doctest
 import functools
-import importlib
-import inspect
 import itertools
-import pkgutil
 from collections.abc import Callable
 
 import numpy as np
@@ -503,23 +498,3 @@ def test_symbolic_sizes_in_compile(fn: Callable[[int], tuple[int, ...]]) -> None
     compiled = torch.compile(lambda x: fn(x.shape[0]), dynamic=True, fullgraph=True, backend="eager")
     for n in (20, 23, 31):
         assert compiled(torch.ones(n)) == fn(n)
-
-
-def test_package_is_plain() -> None:
-    """Standard library only, everything public is handed on, and the examples are right."""
-    attempted, handed_on = 0, set()
-    for found in pkgutil.iter_modules(shapes.__path__, f"{shapes.__name__}."):
-        module = importlib.import_module(found.name)
-        tree = ast.parse(inspect.getsource(module))
-        modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
-        modules |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-        assert modules <= {"math", "collections.abc", "dataclasses", "typing"}
-        defined = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name[0] != "_"}
-        assert set(module.__all__) - {"Size", "Layer"} == defined
-        assert all(getattr(shapes, name).__doc__ for name in defined)
-        results = doctest.testmod(module)
-        assert results.failed == 0
-        attempted += results.attempted
-        handed_on |= set(module.__all__)
-    assert set(shapes.__all__) == handed_on and {"Size", "Layer"} <= handed_on
-    assert attempted >= 15
