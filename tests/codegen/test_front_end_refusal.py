@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton
 
 pytestmark = pytest.mark.codegen
 
@@ -28,7 +29,9 @@ def lane(copy: Path, tests: str, **env: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=copy, env={**clean, **given, **env}, capture_output=True, text=True, check=False)
 
 
-def test_a_planted_mistake_of_shapes_is_refused(tmp_path: Path) -> None:
+def test_a_planted_mistake_of_shapes_is_refused(tmp_path: Path, full: bool) -> None:
+    if not full and not triton.__version__.startswith("3.6."):
+        pytest.skip("the gate plants it under the oldest Triton alone")
     for name in COPIED:
         copy = shutil.copytree if (REPO / name).is_dir() else shutil.copy
         copy(REPO / name, tmp_path / name)
