@@ -1,10 +1,11 @@
 """Repairs that Triton's interpreter (``TRITON_INTERPRET=1``) needs in its releases up to 3.9.
 
-The interpreter runs kernels on CPU tensors with NumPy. Two of its operations go wrong, and one is waste:
+The interpreter runs kernels on CPU tensors with NumPy. Three of its operations go wrong, and one is waste:
 
 * ``__index__`` of a tensor converts a one-element array with ``int``, which NumPy 2.4 refuses, so a loop whose bounds
   are computed fails (triton 3.6 to 3.8);
 * ``dot`` multiplies the bits of bfloat16 operands, which it holds as uint16 (triton 3.6 to 3.9);
+* masked loads and stores refuse a mask whose int1 elements it holds as int32, as those of some comparisons (triton 3.9);
 * every sum and product of 32-bit integers is computed again in 64 bits to look for an overflow, and what was found is
   dropped unless the interpreter debugs, which takes half of its time (triton 3.6 to 3.9).
 """
@@ -28,6 +29,8 @@ def repair_interpreter() -> None:
 
     patch_tensor = interpreter._patch_lang_tensor
     multiply = interpreter.InterpreterBuilder.create_dot
+    read = interpreter.InterpreterBuilder.create_masked_load
+    write = interpreter.InterpreterBuilder.create_masked_store
 
     def patch_with_index(tensor: Any, scope: Any, *rest: Any) -> None:
         patch_tensor(tensor, scope, *rest)
@@ -41,8 +44,21 @@ def repair_interpreter() -> None:
     def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
         return multiply(self, widened(a), widened(b), *rest)
 
+    def as_bool(mask: Any) -> Any:
+        if mask is None or mask.data.dtype == np.bool_:
+            return mask
+        return interpreter.TensorHandle(mask.data.astype(np.bool_), tl.int1)
+
+    def load(self: Any, pointers: Any, mask: Any, *rest: Any, **options: Any) -> Any:
+        return read(self, pointers, as_bool(mask), *rest, **options)
+
+    def store(self: Any, pointers: Any, values: Any, mask: Any, *rest: Any, **options: Any) -> Any:
+        return write(self, pointers, values, as_bool(mask), *rest, **options)
+
     interpreter._patch_lang_tensor = patch_with_index
     interpreter.InterpreterBuilder.create_dot = dot
+    interpreter.InterpreterBuilder.create_masked_load = load
+    interpreter.InterpreterBuilder.create_masked_store = store
     builder = interpreter.interpreter_builder
     if not builder.options.debug:
         builder.options = replace(builder.options, sanitize_overflow=False)
