@@ -14,6 +14,7 @@ from ...problem import Problem
 from ..base import Backend, Solver
 from . import (
     columns,
+    conv_collect,
     conv_fprop,
     conv_grad,
     conv_march,
@@ -32,6 +33,7 @@ _OLDEST = (3, 6)
 
 _MODULES = (
     columns,
+    conv_collect,
     conv_fprop,
     conv_grad,
     conv_march,

@@ -149,9 +149,9 @@ def load_vector(ptr, offset, inside, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def as_column(values):
-    """Return lanes' numbers [LANES] as [LANES, 1], or None."""
+def as_column(values, VO: tl.constexpr):
+    """Return lanes' numbers [LANES] as [LANES, 1] where lanes store vectors; None without them."""
     column = values
-    if values is not None:
+    if values is not None and VO > 1:
         column = values[:, None]
     return column

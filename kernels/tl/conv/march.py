@@ -135,6 +135,63 @@ def _march(
         still_open = sums[U * TQ :]
 
 
+@triton.jit
+def _all_finite(w, live, slices, w_stride_r, w_stride_s, R: tl.constexpr, S: tl.constexpr, SLICES: tl.constexpr):
+    """Tell whether every weight of a program's lanes is a finite number."""
+    zeros = tl.zeros(live.shape, tl.float32)
+    for z in tl.static_range(SLICES):
+        for r in tl.static_range(R):
+            for s in tl.static_range(S):
+                tap = tl.load(w + (slices[SLICES + z] + r * w_stride_r + s * w_stride_s), mask=live, other=0.0)
+                zeros += (tap * 0.0).to(tl.float32)  # NaN where the tap is not finite
+    return tl.sum(tl.reshape((zeros != zeros).to(tl.int32), [zeros.numel])) == 0
+
+
+@triton.jit
+def _gradient_directly(
+    source, w, result, residual, bias, scale, shift, live, result_column, first, steps, slices,
+    height, width, result_height, result_width, result_row, result_row_pitch, result_column_pitch, pad_h, pad_w,
+    source_stride_h, source_stride_w, result_stride_h, result_stride_w, residual_stride_h, residual_stride_w,
+    w_stride_r, w_stride_s,
+    R: tl.constexpr, S: tl.constexpr, U: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, TQ: tl.constexpr, SLICES: tl.constexpr, DEPTH: tl.constexpr,
+    ACTIVATION: tl.constexpr, ACC_DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Do what :func:`_march` does for a gradient, tap by tap: what is not in the source is multiplied by nothing.
+
+    For weights that are not finite, whose product with a zero is NaN. Pointers are those of the lanes' planes.
+    """
+    for step in range(first, first + steps):
+        for place in range(0, U * TQ):
+            at = result_row + (U * step + place // TQ) * result_row_pitch
+            q = result_column + place % TQ * result_column_pitch
+            written = live & within(at, result_height) & within(q, result_width)
+            total = tl.zeros(live.shape, ACC_DTYPE)
+            for z in tl.static_range(SLICES):
+                for tap in range(0, R * S):
+                    r = tap // S
+                    s = tap % S
+                    from_h = at + pad_h - r * DILATION_H
+                    from_w = q + pad_w - s * DILATION_W
+                    h = from_h // STRIDE_H
+                    i = from_w // STRIDE_W
+                    reads = written & (from_h % STRIDE_H == 0) & (from_w % STRIDE_W == 0)
+                    reads = reads & (from_h >= 0) & (h < height) & (from_w >= 0) & (i < width)
+                    if DEPTH:
+                        reads = reads & slices[2 * SLICES + z]
+                    value = tl.load(
+                        source + (slices[z] + h * source_stride_h + i * source_stride_w), mask=reads, other=0.0
+                    ).to(ACC_DTYPE)
+                    weight = tl.load(
+                        w + (slices[SLICES + z] + r * w_stride_r + s * w_stride_s), mask=reads, other=0.0
+                    ).to(ACC_DTYPE)
+                    total += value * weight  # both 0 outside
+            of_residual = _moved(residual, at * residual_stride_h + q * residual_stride_w)
+            total = _finish(total, bias, scale, shift, of_residual, written, ACTIVATION)
+            to = result + (at * result_stride_h + q * result_stride_w)
+            tl.store(to, total.to(result.dtype.element_ty), mask=written)
+
+
 def _repr(specialization):
     """Name the compiled kernel after what it is specialised for, so that a profiler shows it."""
     c = specialization.constants
@@ -178,6 +235,8 @@ def _conv_march_last_kernel(
     result_column_phase,
     result_column_pitch,
     pad_d,
+    pad_h,
+    pad_w,
     source_stride_n,
     source_stride_c,
     source_stride_d,
@@ -208,7 +267,11 @@ def _conv_march_last_kernel(
     AW: tl.constexpr,
     UW: tl.constexpr,
     STRIDE_D: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
     DILATION_D: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
     STEP_D: tl.constexpr,
     INVERSE_D: tl.constexpr,
     MULTIPLES: tl.constexpr,
@@ -267,35 +330,46 @@ def _conv_march_last_kernel(
     q = result_column + phase_w * result_column_phase + block * (TQ * result_column_pitch)
     live = (c < channels) & (q < result_w)  # [TT, BC]
 
-    source_c = c if GRAD else c // MULTIPLES
-    w_c = c
-    if GRAD:
-        source_c = c * MULTIPLES
-        w_c = c * MULTIPLES
+    source_c = c * MULTIPLES if GRAD else c // MULTIPLES
+    w_c = c * MULTIPLES if GRAD else c
     slices = slices_of(
         o, source_d, source_stride_c, source_stride_d * UNIT, w_stride_k, w_stride_t, pad_d,
         T, STRIDE_D, DILATION_D, STEP_D, INVERSE_D, MULTIPLES if GRAD else 1, SLICES, GRAD, DEPTH,
     )  # fmt: skip
-    source = source_ptr + n * source_stride_n * UNIT + (column * source_stride_w * UNIT + source_c * source_stride_c)
+    source = source_ptr + n * source_stride_n * UNIT + source_c * source_stride_c + tl.zeros([TT, 1], tl.int32)
     w = w_ptr + w_c * w_stride_k + tl.zeros([TT, 1], tl.int32)  # of the lanes' shape, so that nothing is converted
-    image = n * result_stride_n * RESULT_UNIT + o * result_stride_d * RESULT_UNIT
-    result = result_ptr + image + (q * result_stride_w * RESULT_UNIT + c * result_stride_c)
+    result = result_ptr + (n * result_stride_n + o * result_stride_d) * RESULT_UNIT + c * result_stride_c
     residual = residual_ptr
     if residual_ptr is not None:
-        residual = residual_ptr + (n * residual_stride_n + o * residual_stride_d) * RESULT_UNIT
-        residual = residual + (q * residual_stride_w * RESULT_UNIT + c * residual_stride_c)
-    _march(
-        source, w, result, residual,
-        load_vector(bias_ptr, c * bias_stride, c < channels, ACC_DTYPE),
-        load_vector(scale_ptr, c * scale_stride, c < channels, ACC_DTYPE),
-        load_vector(shift_ptr, c * shift_stride, c < channels, ACC_DTYPE),
-        live, column, q, first, steps, slices, source_h, source_w, result_h, result_w,
-        source_row + phase * source_row_phase, source_row_pitch, source_column_pitch,
-        result_row + phase * result_row_phase, result_row_pitch, result_column_pitch,
-        source_stride_h * UNIT, source_stride_w * UNIT, result_stride_h * RESULT_UNIT, result_stride_w * RESULT_UNIT,
-        residual_stride_h * RESULT_UNIT, residual_stride_w * RESULT_UNIT, w_stride_r, w_stride_s,
-        R, S, A, U, AW, UW, TQ, SLICES, FIRST, LAST, SHIFT, GRAD, DEPTH, AHEAD, ACTIVATION, ACC_DTYPE, 1, 1, TT,
-    )  # fmt: skip
+        residual = residual_ptr + (n * residual_stride_n + o * residual_stride_d) * RESULT_UNIT + c * residual_stride_c
+    bias = load_vector(bias_ptr, c * bias_stride, c < channels, ACC_DTYPE)
+    scale = load_vector(scale_ptr, c * scale_stride, c < channels, ACC_DTYPE)
+    shift = load_vector(shift_ptr, c * shift_stride, c < channels, ACC_DTYPE)
+    exact = GRAD
+    if GRAD:
+        exact = not _all_finite(w, live, slices, w_stride_r, w_stride_s, R, S, SLICES)
+    if exact:
+        _gradient_directly(
+            source, w, result, residual, bias, scale, shift, live, q, first, steps, slices,
+            source_h, source_w, result_h, result_w,
+            result_row + phase * result_row_phase, result_row_pitch, result_column_pitch, pad_h, pad_w,
+            source_stride_h * UNIT, source_stride_w * UNIT, result_stride_h * RESULT_UNIT,
+            result_stride_w * RESULT_UNIT, residual_stride_h * RESULT_UNIT, residual_stride_w * RESULT_UNIT,
+            w_stride_r, w_stride_s,
+            R, S, U, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, TQ, SLICES, DEPTH, ACTIVATION, ACC_DTYPE,
+        )  # fmt: skip
+    else:
+        _march(
+            source + column * source_stride_w * UNIT, w, result + q * result_stride_w * RESULT_UNIT,
+            _moved(residual, q * residual_stride_w * RESULT_UNIT), bias, scale, shift,
+            live, column, q, first, steps, slices, source_h, source_w, result_h, result_w,
+            source_row + phase * source_row_phase, source_row_pitch, source_column_pitch,
+            result_row + phase * result_row_phase, result_row_pitch, result_column_pitch,
+            source_stride_h * UNIT, source_stride_w * UNIT, result_stride_h * RESULT_UNIT,
+            result_stride_w * RESULT_UNIT, residual_stride_h * RESULT_UNIT, residual_stride_w * RESULT_UNIT,
+            w_stride_r, w_stride_s,
+            R, S, A, U, AW, UW, TQ, SLICES, FIRST, LAST, SHIFT, GRAD, DEPTH, AHEAD, ACTIVATION, ACC_DTYPE, 1, 1, TT,
+        )  # fmt: skip
 
 
 @triton.jit(repr=_repr)
@@ -334,6 +408,8 @@ def _conv_march_rows_kernel(
     result_column_phase,
     result_column_pitch,
     pad_d,
+    pad_h,
+    pad_w,
     source_stride_n,
     source_stride_c,
     source_stride_d,
@@ -364,7 +440,11 @@ def _conv_march_rows_kernel(
     AW: tl.constexpr,
     UW: tl.constexpr,
     STRIDE_D: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
     DILATION_D: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
     STEP_D: tl.constexpr,
     INVERSE_D: tl.constexpr,
     MULTIPLES: tl.constexpr,
@@ -415,40 +495,52 @@ def _conv_march_rows_kernel(
     q = result_column + phase_w * result_column_phase + block * (TQ * result_column_pitch)
     live = (plane < planes) & (q < result_w)  # [LANES]
 
-    source_c = c if GRAD else c // MULTIPLES
-    w_c = c
-    if GRAD:
-        source_c = c * MULTIPLES
-        w_c = c * MULTIPLES
+    source_c = c * MULTIPLES if GRAD else c // MULTIPLES
+    w_c = c * MULTIPLES if GRAD else c
     slices = slices_of(
         o, source_d, source_stride_c * VEC, source_stride_d * VEC, w_stride_k, w_stride_t, pad_d,
         T, STRIDE_D, DILATION_D, STEP_D, INVERSE_D, MULTIPLES if GRAD else 1, SLICES, GRAD, DEPTH,
     )  # fmt: skip
-    source = source_ptr + (n * source_stride_n + source_c * source_stride_c) * VEC + column * source_stride_w
+    source = source_ptr + (n * source_stride_n + source_c * source_stride_c) * VEC
     w = w_ptr + w_c * w_stride_k
-    result = result_ptr + (n * result_stride_n + c * result_stride_c + o * result_stride_d) * VO + q * result_stride_w
+    result = result_ptr + (n * result_stride_n + c * result_stride_c + o * result_stride_d) * VO
     residual = residual_ptr
     if residual_ptr is not None:
         residual = residual_ptr + (n * residual_stride_n + c * residual_stride_c + o * residual_stride_d)
-        residual = residual + q * residual_stride_w
     bias = load_vector(bias_ptr, c * bias_stride, live, ACC_DTYPE)
     scale = load_vector(scale_ptr, c * scale_stride, live, ACC_DTYPE)
     shift = load_vector(shift_ptr, c * shift_stride, live, ACC_DTYPE)
-    if VEC > 1:
-        source = source[:, None] + tl.arange(0, VEC)[None, :]  # [LANES, VEC]
-    if VO > 1:
-        result = result[:, None] + tl.arange(0, VO)[None, :]  # [LANES, VO]
-        if residual_ptr is not None:
-            residual = residual[:, None] + tl.arange(0, VO)[None, :] * residual_stride_w
-        bias = as_column(bias)
-        scale = as_column(scale)
-        shift = as_column(shift)
-    _march(
-        source, w, result, residual, bias, scale, shift, live, column, q, first, steps, slices,
-        source_h, source_w, result_h, result_w,
-        source_row + phase * source_row_phase, source_row_pitch, source_column_pitch,
-        result_row + phase * result_row_phase, result_row_pitch, result_column_pitch,
-        source_stride_h * VEC, source_stride_w, result_stride_h * VO, result_stride_w,
-        residual_stride_h, residual_stride_w, w_stride_r, w_stride_s,
-        R, S, A, U, AW, UW, TQ, SLICES, FIRST, LAST, SHIFT, GRAD, DEPTH, AHEAD, ACTIVATION, ACC_DTYPE, VEC, VO, LANES,
-    )  # fmt: skip
+    exact = GRAD
+    if GRAD:
+        exact = not _all_finite(w, live, slices, w_stride_r, w_stride_s, R, S, SLICES)
+    if exact:
+        _gradient_directly(
+            source, w, result, residual, bias, scale, shift, live, q, first, steps, slices,
+            source_h, source_w, result_h, result_w,
+            result_row + phase * result_row_phase, result_row_pitch, result_column_pitch, pad_h, pad_w,
+            source_stride_h * VEC, source_stride_w, result_stride_h * VO, result_stride_w,
+            residual_stride_h, residual_stride_w, w_stride_r, w_stride_s,
+            R, S, U, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, TQ, SLICES, DEPTH, ACTIVATION, ACC_DTYPE,
+        )  # fmt: skip
+    else:
+        sources = source + column * source_stride_w
+        results = result + q * result_stride_w
+        residuals = _moved(residual, q * residual_stride_w)
+        if VEC > 1:
+            sources = sources[:, None] + tl.arange(0, VEC)[None, :]  # [LANES, VEC]
+        if VO > 1:
+            results = results[:, None] + tl.arange(0, VO)[None, :]  # [LANES, VO]
+            if residual_ptr is not None:
+                residuals = residuals[:, None] + tl.arange(0, VO)[None, :] * residual_stride_w
+        _march(
+            sources, w, results, residuals,
+            as_column(bias, VO), as_column(scale, VO), as_column(shift, VO),
+            live, column, q, first, steps, slices,
+            source_h, source_w, result_h, result_w,
+            source_row + phase * source_row_phase, source_row_pitch, source_column_pitch,
+            result_row + phase * result_row_phase, result_row_pitch, result_column_pitch,
+            source_stride_h * VEC, source_stride_w, result_stride_h * VO, result_stride_w,
+            residual_stride_h, residual_stride_w, w_stride_r, w_stride_s,
+            R, S, A, U, AW, UW, TQ, SLICES, FIRST, LAST, SHIFT, GRAD, DEPTH, AHEAD, ACTIVATION, ACC_DTYPE,
+            VEC, VO, LANES,
+        )  # fmt: skip
