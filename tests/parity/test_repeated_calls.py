@@ -1,6 +1,6 @@
 """Repeated calls of every function on host arrays: the first answer, bit for bit, and torch's.
 
-The gate draws one call of each function for each kind of array, ``GPUCONV_TEST_FULL=1`` forty.
+The gate draws one call of each function for each kind of array, ``GPUCONV_TEST_FULL=1`` ten.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import gpuconv  # noqa: E402
 from gpuconv import record_problems  # noqa: E402
 from gpuconv.dispatch.plan_cache import CACHE  # noqa: E402
 
-DRAWS = range(40 if os.environ.get("GPUCONV_TEST_FULL") == "1" else 1)
+DRAWS = range(10 if os.environ.get("GPUCONV_TEST_FULL") == "1" else 1)
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
@@ -42,6 +42,8 @@ def _torch_s(call: Drawn) -> Any:
     if any(given.pop(extra, default) != default for extra, default in extras.items()):
         return None
     given = {key: as_tensor(value) if isinstance(value, np.ndarray) else value for key, value in given.items()}
+    if "lp_pool" in name and given.get("padding") == 0:
+        del given["padding"]  # which torch has not
     if name.endswith("_grad"):
         rest = [given.pop(key) for key in (("input_size", "weight") if "input" in name else ("input", "weight_size"))]
         grad = getattr(torch.nn.grad, name.replace("_grad", ""))
@@ -101,7 +103,7 @@ def _agrees(call: Drawn, ours: Answer) -> bool:
         check_against(positional, held, tensors, options, problems[0].reduction_length)
         return True
     for part, wanted in zip(_tensors(ours.held), _tensors(expected), strict=True):
-        torch.testing.assert_close(part, wanted)
+        torch.testing.assert_close(part, wanted, equal_nan=True)  # powers of numbers below 0
     return True
 
 
