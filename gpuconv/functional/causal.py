@@ -71,18 +71,20 @@ def _columns(sizes: Sequences, x: Array, seq_idx: Array, last: bool) -> Array:
     that a padding position would read.
     """
     batch, dim, seqlen, width = sizes[1:5]
-    xp, kind = library(sizes.kind), sizes.kind
-    before = zeros(kind, seq_idx, (batch, width - 1)) - 1
-    known = xp.concatenate([before, seq_idx], axis=1)
-    padded = joined(kind, [zeros(kind, x, (batch, dim, width - 1)), x], last)
-    taps = []
+    xp, kind, axis = library(sizes.kind), sizes.kind, 1 if last else 2
+    known = xp.concatenate([zeros(kind, seq_idx, (batch, width - 1)) - 1, seq_idx], axis=1)
+    before = zeros(kind, x, (batch, width - 1, dim) if last else (batch, dim, width - 1))
+    lines = xp.concatenate([before, x.swapaxes(1, 2) if last else x], axis=axis)
+    taps, zero = [], zeros(kind, x, ())
     for tap in range(width):
-        own = (known[:, tap : tap + seqlen] == seq_idx) & (seq_idx >= 0)
-        taps.append(masked(kind, own, padded[:, :, tap : tap + seqlen], last))
+        places = slice(tap, tap + seqlen)
+        own = (known[:, places] == seq_idx) & (seq_idx >= 0)
+        mask, part = (own[:, :, None], lines[:, places]) if last else (own[:, None], lines[:, :, places])
+        taps.append(xp.where(mask, part, zero))
+    columns = xp.stack(taps, axis=axis + 1)
     if last:
-        stacked = xp.stack([tap.swapaxes(1, 2) for tap in taps], axis=2)
-        return stacked.reshape(batch, seqlen * width, dim).swapaxes(1, 2)
-    return xp.stack(taps, axis=3).reshape(batch, dim, seqlen * width)
+        return columns.reshape(batch, seqlen * width, dim).swapaxes(1, 2)
+    return columns.reshape(batch, dim, seqlen * width)
 
 
 def _packed(
