@@ -95,7 +95,7 @@ class CausalConv1d(torch.nn.Module):
         """Draw the parameters as ``torch.nn.Conv1d`` does: uniform, up to ``kernel_size ** -0.5``."""
         torch.nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
-            bound = self.kernel_size**-0.5
+            bound = 1 / math.sqrt(self.kernel_size)
             torch.nn.init.uniform_(self.bias, -bound, bound)
 
     def new_state(self, batch_size: int, state_len: int | None = None, *, dtype: Any = None) -> Tensor:
