@@ -10,7 +10,7 @@ from ..arrays import TORCH, ArrayKind
 from ..normalize.causal import Sequences, activation_of, sequence_arguments, update_arguments
 from ..normalize.conv import Extras
 from ..ops import operators
-from .compose import as_image, cast, explaining, joined, library, lines_last, masked, placeholder, zeros
+from .compose import as_image, cast, explaining, joined, library, lines_last, masked, placeholder, zero, zeros
 from .conv import Array, _convolve
 
 __all__ = ["causal_conv1d", "causal_conv1d_update"]
@@ -26,10 +26,9 @@ def _in_one_dtype(sizes: Sequences, x: Array, weight: Array, bias: Array | None)
     ops = operators(x)
     if not sizes.mixed or (ops is not None and ops.autocasts(x)):
         return x, weight, bias
-    promote, dtype = library(sizes.kind).promote_types, x.dtype
+    kind, promote, dtype = sizes.kind, library(sizes.kind).promote_types, x.dtype
     for array in (weight, bias):
         dtype = dtype if array is None else promote(dtype, array.dtype)
-    kind = sizes.kind
     return cast(kind, x, dtype), cast(kind, weight, dtype), cast(kind, bias, dtype)
 
 
@@ -75,12 +74,12 @@ def _columns(sizes: Sequences, x: Array, seq_idx: Array, last: bool) -> Array:
     known = xp.concatenate([zeros(kind, seq_idx, (batch, width - 1)) - 1, seq_idx], axis=1)
     before = zeros(kind, x, (batch, width - 1, dim) if last else (batch, dim, width - 1))
     lines = xp.concatenate([before, x.swapaxes(1, 2) if last else x], axis=axis)
-    taps, zero = [], zeros(kind, x, ())
+    taps, nothing = [], zero(kind, x)
     for tap in range(width):
         places = slice(tap, tap + seqlen)
         own = (known[:, places] == seq_idx) & (seq_idx >= 0)
         mask, part = (own[:, :, None], lines[:, places]) if last else (own[:, None], lines[:, :, places])
-        taps.append(xp.where(mask, part, zero))
+        taps.append(xp.where(mask, part, nothing))
     columns = xp.stack(taps, axis=axis + 1)
     if last:
         return columns.reshape(batch, seqlen * width, dim).swapaxes(1, 2)
@@ -217,26 +216,28 @@ def _along(kind: ArrayKind, array: Array, places: Array) -> Array:
     return library(kind).take_along_axis(array, places[:, None], axis=2)
 
 
-def _newest(sizes: Sequences, rows: Array, cache_seqlens: Array | None) -> Array:
-    """Return the last ``width - 1`` elements that `rows` of the state hold."""
-    kind, before, length = sizes.kind, sizes.width - 1, sizes.kind.shape(rows)[2]
-    if cache_seqlens is None or before == 0:
-        return rows[:, :, length - before :]
+def _straight(sizes: Sequences, rows: Array, x: Array, last: bool) -> tuple[Array, Array]:
+    """Return what the outputs of `x` read, and what `rows` of the state hold after it: two parts of both, joined."""
+    length = sizes.kind.shape(rows)[2]
+    whole = joined(sizes.kind, [rows, x], last)
+    return whole[:, :, length - (sizes.width - 1) :], whole[:, :, sizes.seqlen :]
+
+
+def _around(sizes: Sequences, rows: Array, x: Array, last: bool, cache_seqlens: Array) -> tuple[Array, Array]:
+    """Return what :func:`_straight` does where `rows` are circular buffers."""
+    kind, before, seqlen, length = sizes.kind, sizes.width - 1, sizes.seqlen, sizes.kind.shape(rows)[2]
+    if length == 0:
+        return x, rows
     places = cache_seqlens[:, None] + (_range(kind, rows, before) - before)[None]
-    return _along(kind, rows, places % length)
-
-
-def _advanced(sizes: Sequences, rows: Array, x: Array, cache_seqlens: Array | None) -> Array:
-    """Return what `rows` of the state hold after `x`, which moves them on or goes around in them."""
-    kind, length, seqlen = sizes.kind, sizes.kind.shape(rows)[2], sizes.seqlen
+    source = joined(kind, [_along(kind, rows, places % length), x], last)
     count = min(seqlen, length)
-    newest = x[:, :, seqlen - count :]
-    if cache_seqlens is None:
-        return joined(kind, [rows[:, :, count:], newest], False)
+    if count == 0:
+        return source, rows
     # Each place of a buffer says which of the new elements it gets: nothing is scattered, and no two meet.
     ages = (_range(kind, rows, length)[None] - cache_seqlens[:, None] - (seqlen - count)) % length
     written = ages < count
-    return library(kind).where(written[:, None], _along(kind, newest, ages * written), rows)
+    found = _along(kind, x[:, :, seqlen - count :], ages * written)
+    return source, library(kind).where(written[:, None], found, rows)
 
 
 class _Entries:
@@ -329,11 +330,13 @@ def causal_conv1d_update(
         return _outputs(op, sizes, source, weight, bias, 0, extras)
     entries = None if conv_state_indices is None or not sizes.batch else _Entries(kind, conv_state_indices)
     rows = state if entries is None else state[entries.places]
-    before = cast(kind, _newest(sizes, rows, cache_seqlens), wide.dtype)
-    out = _outputs(op, sizes, joined(kind, [before, wide], last), weight, bias, 0, extras)
+    if cache_seqlens is None:
+        source, new = _straight(sizes, rows, lines, last)
+    else:
+        source, new = _around(sizes, rows, lines, last, cache_seqlens)
+    out = _outputs(op, sizes, cast(kind, source, wide.dtype), weight, bias, 0, extras)
     out = out if wide is lines else cast(kind, out, x.dtype)
-    if sizes.batch and sizes.seqlen and kind.shape(state)[2]:
-        new = _advanced(sizes, rows, lines, cache_seqlens)
+    if sizes.batch and sizes.seqlen:
         if entries is None:
             state[...] = new
         else:

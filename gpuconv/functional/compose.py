@@ -24,6 +24,7 @@ __all__ = [
     "masked",
     "placeholder",
     "result_of",
+    "zero",
     "zeros",
 ]
 
@@ -61,6 +62,11 @@ def zeros(kind: ArrayKind, like: Array, shape: Sequence[int]) -> Array:
     return array
 
 
+def zero(kind: ArrayKind, like: Array) -> Any:
+    """Return a zero that leaves the dtype of `like` as it is; torch takes a number, which needs no launch."""
+    return 0 if kind is TORCH else zeros(kind, like, ())
+
+
 def cast(kind: ArrayKind, array: Array, dtype: Any) -> Array:
     """Return an array as one of a type of its library; itself if it is of that."""
     if array is None or array.dtype == dtype:
@@ -82,10 +88,10 @@ def joined(kind: ArrayKind, parts: Sequence[Array], last: bool) -> Array:
 
 def masked(kind: ArrayKind, mask: Array, array: Array, last: bool) -> Array:
     """Return an ``(N, C, W)`` array with zeros where a mask ``(N, W)`` is false, in the format that it has."""
-    where, zero = library(kind).where, zeros(kind, array, ())
+    where, nothing = library(kind).where, zero(kind, array)
     if last:
-        return where(mask[:, :, None], array.swapaxes(1, 2), zero).swapaxes(1, 2)
-    return where(mask[:, None], array, zero)
+        return where(mask[:, :, None], array.swapaxes(1, 2), nothing).swapaxes(1, 2)
+    return where(mask[:, None], array, nothing)
 
 
 def as_image(kind: ArrayKind, array: Array) -> Array:
