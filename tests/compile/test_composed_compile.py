@@ -277,6 +277,19 @@ def test_transforms(pair: str, torch_rng: torch.Generator) -> None:
     close(lambda f: vmap(f, dims), stacked[0].movedim(0, 1), *given[1:])
 
 
+@pytest.mark.parametrize("option", [None, "cache_seqlens", "conv_state_indices"])
+def test_vmap_of_a_step(option: str | None, torch_rng: torch.Generator) -> None:
+    """Each of a batch of states is updated as its own call does."""
+    xs, states = (torch.randn((3, 2, 3, n), generator=torch_rng, dtype=torch.float64) for n in (4, 6))
+    w = of_causal(torch_rng)[1]
+    options = {} if option is None else {option: torch.tensor([1, 0])}
+    kept = states.clone()
+    ys = vmap(lambda x, state: gpuconv.causal_conv1d_update(x, state, w, **options))(xs, states)
+    for x, before, after, y in zip(xs, kept, states, ys, strict=True):
+        torch.testing.assert_close(y, gpuconv.causal_conv1d_update(x, before, w, **options))
+        assert torch.equal(before, after)
+
+
 def test_a_graph_of_a_gradient_has_our_operators(torch_rng: torch.Generator) -> None:
     graph = make_fx(grad(lambda *t: ours_causal(*t).pow(2).sum(), (0, 1)))(*of_causal(torch_rng))
     found = {str(node.target) for node in graph.graph.nodes if "conv" in str(node.target)}
