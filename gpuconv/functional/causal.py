@@ -71,7 +71,8 @@ def _columns(sizes: Sequences, x: Array, seq_idx: Array, last: bool) -> Array:
     """
     batch, dim, seqlen, width = sizes[1:5]
     xp, kind, axis = library(sizes.kind), sizes.kind, 1 if last else 2
-    known = xp.concatenate([zeros(kind, seq_idx, (batch, width - 1)) - 1, seq_idx], axis=1)
+    # The numbers in front may equal any: they belong to zeros.
+    known = xp.concatenate([zeros(kind, seq_idx, (batch, width - 1)), seq_idx], axis=1)
     before = zeros(kind, x, (batch, width - 1, dim) if last else (batch, dim, width - 1))
     lines = xp.concatenate([before, x.swapaxes(1, 2) if last else x], axis=axis)
     taps, nothing = [], zero(kind, x)

@@ -274,7 +274,7 @@ def test_step_by_step(width: int, more: int, library: Callable[..., Any], torch_
 
 @pytest.mark.parametrize("circular", [False, True])
 @pytest.mark.parametrize("library", [lambda t: t, torch.Tensor.numpy], ids=["torch", "numpy"])
-@pytest.mark.parametrize("chosen", [[3, 0], [4, -1], [-1, 0], [-1, -7], [0, 4]], ids=str)
+@pytest.mark.parametrize("chosen", [[3, 0], [4, -1], [-1, 0], [-1, -7], [-7, -9], [0, 4]], ids=str)
 def test_entries_of_a_larger_state(
     chosen: list[int], library: Callable[..., Any], circular: bool, torch_rng: torch.Generator
 ) -> None:
