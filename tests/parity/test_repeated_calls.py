@@ -103,7 +103,9 @@ def _agrees(call: Drawn, ours: Answer) -> bool:
         check_against(positional, held, tensors, options, problems[0].reduction_length)
         return True
     for part, wanted in zip(_tensors(ours.held), _tensors(expected), strict=True):
-        torch.testing.assert_close(part, wanted, equal_nan=True)  # powers of numbers below 0
+        # Powers of numbers below 0 are NaN, and a power enlarges what rounding did to its base as often as it says.
+        powers = {"rtol": 1e-5, "atol": 1e-5} if "lp_pool" in call.function and part.dtype is torch.float32 else {}
+        torch.testing.assert_close(part, wanted, equal_nan=True, **powers)
     return True
 
 
