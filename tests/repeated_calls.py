@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from composed_calls import composed
 
 import gpuconv
 from gpuconv import dispatch
@@ -269,13 +270,16 @@ def _backward(rng: Random, function: str, x: np.ndarray, options: dict[str, Any]
 
 
 def functions() -> list[str]:
-    """Return the names of the public functions that take arrays."""
+    """Return the names of the public functions that take arrays, but for those that write to them."""
     found = [name for name in gpuconv.__all__ if inspect.isfunction(getattr(gpuconv, name))]
-    return [name for name in found if "backend" in inspect.signature(getattr(gpuconv, name)).parameters]
+    parameters = {name: inspect.signature(getattr(gpuconv, name)).parameters for name in found}
+    return [name for name in found if "backend" in parameters[name] and "state" not in parameters[name]]
 
 
 def drawn(rng: Random, function: str) -> Drawn:
     """Draw a call of `function`."""
+    if "causal" in function or "separable" in function:
+        return Drawn(function, composed(rng, function, _values))
     ndim = next((int(d) for d in "123" if f"{d}d" in function), 2)
     draw = _conv if function.startswith("conv") else _pool
     return Drawn(function, draw(rng, function, ndim))

@@ -35,8 +35,11 @@ explain_app = typer.Typer(
     no_args_is_help=True,
 )
 
-_SHAPED = ("input", "weight", "grad_output", "indices")
-_FLAGGED = ("bias", "residual", "scale", "shift")
+_WEIGHTS = ("weight", "depthwise_weight", "pointwise_weight", "column_weight", "row_weight")
+_STATES = ("state", "initial_state")
+_NUMBERS = {"indices": "int64", "seq_idx": "int32", "cache_seqlens": "int32", "conv_state_indices": "int32"}
+_SHAPED = ("input", "x", "grad_output", *_WEIGHTS, *_STATES, *_NUMBERS)
+_FLAGGED = ("bias", "residual", "scale", "shift", *(name.replace("weight", "bias") for name in _WEIGHTS[1:]))
 _HIDDEN = ("_random_samples",)
 
 _HELP = {
@@ -44,6 +47,17 @@ _HELP = {
     "weight": "Shape, for example 128,64,3,3.",
     "grad_output": "Shape of the gradient of the result.",
     "indices": "Shape of the indices.",
+    "x": "Shape, for example 8,256,1024.",
+    "depthwise_weight": "Shape, for example 64,1,3,3.",
+    "pointwise_weight": "Shape, for example 128,64,1,1.",
+    "column_weight": "Shape, for example 64,1,5,1.",
+    "row_weight": "Shape, for example 64,1,1,5.",
+    "state": "Shape of the state.",
+    "initial_state": "Shape of the state.",
+    "seq_idx": "Shape of the numbers of packed sequences.",
+    "cache_seqlens": "Shape of the numbers of elements written to circular states.",
+    "conv_state_indices": "Shape of the indices of entries of the state.",
+    "between": f"After the first step: one of {', '.join(ACTIVATIONS)}.",
     "input_size": "Shape of the convolution's input.",
     "weight_size": "Shape of the convolution's weight.",
     "padding": "1, or one per axis 1,2, or pairs lo:hi 1:0,2:1, or a word: same, same_upper, same_lower, causal.",
@@ -56,6 +70,7 @@ _HELP = {
     "residual": "With a residual, added before the activation.",
     "scale": "With a scale per channel.",
     "shift": "With a shift per channel.",
+    **{name: "With that bias." for name in _FLAGGED[4:]},
 }
 
 
@@ -190,9 +205,13 @@ class _Maker:
         return self.torch.frombuffer(_reserved(prod(shape) * kind.itemsize), dtype=kind).as_strided(shape, strides)
 
 
-def _channels(name: str, weight: tuple[int, ...], groups: Any) -> int:
-    """Return the channels of the result, which bias, scale and shift have."""
-    return weight[1] * groups if "transpose" in name and isinstance(groups, int) else weight[0]
+def _channels(name: str, vector: str, arguments: dict[str, Any]) -> int:
+    """Return the channels of a bias, scale or shift: those of the result of its weight."""
+    weight, groups = (
+        arguments[vector.replace("bias", "weight") if "_bias" in vector else "weight"],
+        arguments.get("groups", 1),
+    )
+    return int(weight.shape[1] * groups if "transpose" in name and isinstance(groups, int) else weight.shape[0])
 
 
 def _arguments(fn: Callable[..., Any], given: dict[str, Any], make: _Maker) -> dict[str, Any]:
@@ -206,19 +225,16 @@ def _arguments(fn: Callable[..., Any], given: dict[str, Any], make: _Maker) -> d
             continue
         if key in _SHAPED:
             shape = parse_shape(_dashed(key), value)
-            unbatched = key != "weight" and len(shape) == rank - 1
-            arguments[key] = make(shape, "int64" if key == "indices" else None, unbatched)
+            unbatched = key not in _WEIGHTS and len(shape) == rank - 1
+            arguments[key] = make(shape, _NUMBERS.get(key), unbatched)
         elif key in ("input_size", "weight_size"):
             arguments[key] = parse_shape(_dashed(key), value)
         else:
             arguments[key] = parse_value(value) if isinstance(value, str) else value
     flags = [key for key in _FLAGGED if given.get(key)]
-    if not flags:
-        return arguments
-    channels = _channels(name, tuple(arguments["weight"].shape), arguments.get("groups", 1))
-    arguments |= {key: make((channels,)) for key in flags if key != "residual"}
+    arguments |= {key: make((_channels(name, key, arguments),)) for key in flags if key != "residual"}
     if "residual" in flags:
-        result = explain(fn, **arguments).problem.result_shape
+        result = explain(fn, **arguments).steps[-1].problem.result_shape
         unbatched = len(arguments["input"].shape) == rank - 1
         arguments["residual"] = make(result[1:] if unbatched else result, unbatched=unbatched)
     return arguments
@@ -229,8 +245,9 @@ def _show(explanation: Explanation, everything: bool) -> None:
     width = console.width if console.is_terminal else None  # a pipe gets whole lines
     text = explanation.render(everything, width)
     shown = Text(text)
-    if explanation.solver is not None:
-        shown.highlight_regex(rf"\b{re.escape(explanation.solver)}\b", "bold green")
+    for step in explanation.steps:
+        if step.solver is not None:
+            shown.highlight_regex(rf"\b{re.escape(step.solver)}\b", "bold green")
     console.print(shown, soft_wrap=True)
 
 
@@ -268,7 +285,8 @@ def _summary(fn: Callable[..., Any]) -> str:
 
 
 def _register() -> None:
-    panels = {functional.conv: "Convolutions", functional.conv_grad: "Gradients of convolutions"}
+    panels: dict[Any, str] = dict.fromkeys((functional.causal, functional.conv, functional.separable), "Convolutions")
+    panels[functional.conv_grad] = "Gradients of convolutions"
     for name in functional.__all__:
         fn = getattr(functional, name)
         other = "Gradients of poolings" if name.endswith("_backward") else "Poolings"

@@ -35,7 +35,8 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     Returns
     -------
     Explanation
-        The problem, sizes, FLOPs, bytes, and each solver with its estimate or the reason why it cannot run.
+        The problem, sizes, FLOPs, bytes, and each solver with its estimate or the reason why it cannot run. Of a call
+        that runs several problems, as ``gpuconv.separable_conv2d`` does, those of the first; `steps` has all of them.
 
     Raises
     ------

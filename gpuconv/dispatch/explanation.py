@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..backends.base import Plan, Solver
@@ -44,18 +44,29 @@ class Explanation:
     """What a call would run, and why.
 
     ``str()`` and :meth:`render` say it in words, :meth:`to_json` as plain data; the fields carry the same facts.
-    `refusal` is the sentence of the error that the call would raise.
+    `refusal` is the sentence of the error that the call would raise. A call that runs several problems is explained by
+    the first, and by `then`, what runs after it.
     """
 
     problem: Problem
     candidates: tuple[Candidate, ...]
     plan: Plan | None
     refusal: str | None = None
+    then: tuple[Explanation, ...] = ()
 
     @property
     def solver(self) -> str | None:
         """Id of the solver that would run, or ``None``."""
         return self.plan.solver.id if self.plan else None
+
+    @property
+    def steps(self) -> tuple[Explanation, ...]:
+        """What the call runs, one problem each, in order; most calls run one."""
+        return (replace(self, then=()), *self.then) if self.then else (self,)
+
+    def followed_by(self, other: Explanation) -> Explanation:
+        """Return the explanation of a call that goes on with `other`."""
+        return replace(self, then=(*self.then, *other.steps))
 
     def concerns(self, candidate: Candidate) -> bool:
         """Tell whether a solver is for this operation and this pass at all."""
@@ -94,6 +105,10 @@ class Explanation:
         width
             Where lines are wrapped; None leaves them whole.
         """
+        steps = self.steps
+        if len(steps) > 1:
+            texts = [step.render(everything, width) for step in steps]
+            return "\n\n".join(f"step {place} of {len(steps)}\n{text}" for place, text in enumerate(texts, 1))
         rows, bound = self.facts(), _roofline(self.problem)
         indent = max(len(name) for name, _ in rows) + 2
         lines = [_wrapped(name.ljust(indent) + text, indent, width) for name, text in rows]
@@ -118,7 +133,7 @@ class Explanation:
         """Return everything as plain data that ``json.dump`` writes.
 
         Times are in microseconds, `share` is that of the roofline's rate; `problem` is what
-        :func:`gpuconv.record_problems` records.
+        :func:`gpuconv.record_problems` records. Where a call runs several problems, ``"then"`` lists the others.
 
         Examples
         --------
@@ -145,7 +160,10 @@ class Explanation:
         found["roofline"] = None if isinstance(bound, str) else bound.to_json()
         found["workspace"] = self.plan.workspace if self.plan else None
         found["config"] = {name: _plain(value) for name, value in self.plan.config.items()} if self.plan else None
-        return {**found, "solvers": solvers}
+        found["solvers"] = solvers
+        if self.then:
+            found["then"] = [step.to_json() for step in self.then]
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """The public functions, with the signatures of ``torch.nn.functional``; entered by everyone."""
 
+from .causal import *  # noqa: F403
+from .causal import __all__ as _causal
 from .columns import *  # noqa: F403
 from .columns import __all__ as _columns
 from .conv import *  # noqa: F403
@@ -16,8 +18,11 @@ from .pool_backward import *  # noqa: F403
 from .pool_backward import __all__ as _pool_backward
 from .pool_fractional import *  # noqa: F403
 from .pool_fractional import __all__ as _pool_fractional
+from .separable import *  # noqa: F403
+from .separable import __all__ as _separable
 
 __all__ = [
+    *_causal,
     *_columns,
     *_conv,
     *_conv_grad,
@@ -26,4 +31,5 @@ __all__ = [
     *_pool_adaptive_backward,
     *_pool_backward,
     *_pool_fractional,
+    *_separable,
 ]

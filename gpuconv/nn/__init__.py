@@ -1,9 +1,13 @@
-"""The modules of ``torch.nn``, computed by gpuconv; entered by models. Importing it registers the torch operators."""
+"""Modules, those of ``torch.nn`` and a few beyond; entered by models. Importing it registers the torch operators."""
 
 from ..ops import conv as _operators  # noqa: F401
+from .causal import *  # noqa: F403
+from .causal import __all__ as _causal
 from .conv import *  # noqa: F403
 from .conv import __all__ as _conv
 from .pool import *  # noqa: F403
 from .pool import __all__ as _pool
+from .separable import *  # noqa: F403
+from .separable import __all__ as _separable
 
-__all__ = [*_conv, *_pool]
+__all__ = [*_causal, *_conv, *_pool, *_separable]

@@ -17,7 +17,7 @@ from ..errors import invalid
 from ..normalize.common import pad_pairs
 from ..normalize.conv import ACTIVATIONS, PRECISIONS, check_choice
 
-__all__ = ["CONV_PADDINGS", "POOL_PADDINGS", "Extended", "constructor"]
+__all__ = ["CONV_PADDINGS", "POOL_PADDINGS", "Extended", "check_extras", "constructor"]
 
 POOL_PADDINGS = ("valid", "same", "same_upper", "same_lower")
 CONV_PADDINGS = (*POOL_PADDINGS, "causal")
@@ -90,14 +90,19 @@ def _of_torch(base: Any, padding: str) -> bool:
     return issubclass(base, _CONVOLUTIONS) and padding in ("valid", "same")
 
 
-def _check(base: Any, given: dict[str, Any], padding: Any, paddings: tuple[str, ...]) -> None:
-    """Check what PyTorch's constructor does not know."""
-    op = base.__name__
-    for argument, choices in (("activation", ACTIVATIONS), ("precision", PRECISIONS)):
+def check_extras(op: str, given: dict[str, Any], activations: tuple[str, ...] = ACTIVATIONS) -> None:
+    """Check the keyword-only arguments that modules share, of those that are given."""
+    for argument, choices in (("activation", activations), ("precision", PRECISIONS)):
         if given.get(argument) is not None:
             check_choice(op, argument, given[argument], choices)
     if given.get("backend") is not None:
         validate_backend(given["backend"], f"{op}: backend")
+
+
+def _check(base: Any, given: dict[str, Any], padding: Any, paddings: tuple[str, ...]) -> None:
+    """Check what PyTorch's constructor does not know."""
+    op = base.__name__
+    check_extras(op, given)
     if not isinstance(padding, str):
         ndim = int(op[-2]) if op.endswith("d") and op[-2].isdigit() else 2  # Fold and Unfold are of images
         pad_pairs(op, "padding", padding, ndim)

@@ -90,9 +90,30 @@ class ndarray:  # noqa: N801, CuPy's name
         return self.host.size
 
     def __getitem__(self, key: Any) -> ndarray:
-        if key is not None and key != 0 and not isinstance(key, slice):
-            raise NotImplementedError(f"gpuconv indexes arrays with None, 0 and slices only, not {key!r}")
+        if isinstance(key, ndarray):
+            return _made(self.host[key.host], self.dtype)
+        for part in key if isinstance(key, tuple) else (key,):
+            if part is not None and part is not Ellipsis and type(part) is not slice and part != 0:
+                raise NotImplementedError(f"gpuconv indexes arrays with None, 0, slices and arrays only, not {key!r}")
         return ndarray(self.host[key], self.dtype, self.memory)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.host[_host(key)] = _host(value)
+        self.memory.before = self.memory.buffer.copy()
+
+    def swapaxes(self, one: int, other: int) -> ndarray:
+        return ndarray(self.host.swapaxes(one, other), self.dtype, self.memory)
+
+    def squeeze(self, axis: int) -> ndarray:
+        return ndarray(self.host.squeeze(axis), self.dtype, self.memory)
+
+    def reshape(self, *shape: int) -> ndarray:
+        host = self.host.reshape(shape)
+        shared = np.shares_memory(host, self.memory.buffer)
+        return ndarray(host, self.dtype, self.memory) if shared else _made(host, self.dtype)
+
+    def any(self) -> ndarray:
+        return _made(np.asarray(self.host.any()))
 
     def astype(self, dtype: Any) -> ndarray:
         return guarded(asnumpy(self), "bfloat16" if dtype == bfloat16 else np.dtype(dtype).name)
@@ -102,6 +123,63 @@ class ndarray:  # noqa: N801, CuPy's name
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")  # as CuPy
+
+
+def _operator(name: str) -> Any:
+    """Return an operator of integers and truth values: gpuconv computes with no others in CuPy's own kernels."""
+
+    def operate(self: ndarray, other: Any) -> ndarray:
+        if self.dtype.kind not in "ib":
+            raise NotImplementedError(f"gpuconv computes with integers only, not {self.dtype}")
+        return _made(getattr(self.host, name)(_host(other)))
+
+    return operate
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "mod", "and", "eq", "ge", "lt"):
+    setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+def _host(value: Any) -> Any:
+    """Return what NumPy takes in place of an array, a sequence of them, or a number."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_host, value))
+    return value.host if isinstance(value, ndarray) else value
+
+
+def _made(host: np.ndarray, dtype: Any = None) -> ndarray:
+    """Return a result of an operation, among NaN as every array that a kernel reads."""
+    array = _place(host.shape, host.strides, host.dtype if dtype is None else dtype, 0xFF, False)
+    array.host[...] = host
+    array.memory.before = array.memory.buffer.copy()
+    return array
+
+
+int64, promote_types = np.int64, np.promote_types
+
+
+def concatenate(arrays: Any, axis: int) -> ndarray:
+    return _made(np.concatenate(_host(arrays), axis), arrays[0].dtype)
+
+
+def stack(arrays: Any, axis: int) -> ndarray:
+    return _made(np.stack(_host(arrays), axis), arrays[0].dtype)
+
+
+def where(mask: ndarray, one: ndarray, other: ndarray) -> ndarray:
+    return _made(np.where(mask.host, one.host, other.host), one.dtype)
+
+
+def argmax(array: ndarray, axis: int) -> ndarray:
+    return _made(np.asarray(np.argmax(array.host, axis)))
+
+
+def arange(count: int) -> ndarray:
+    return _made(np.arange(count))
+
+
+def take_along_axis(array: ndarray, places: ndarray, axis: int) -> ndarray:
+    return _made(np.take_along_axis(array.host, places.host, axis), array.dtype)
 
 
 def dtype(name: str) -> Any:

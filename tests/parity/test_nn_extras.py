@@ -180,7 +180,7 @@ def test_wrong_arguments_have_torchs_class() -> None:
 # every module
 
 
-@pytest.mark.parametrize("name", gpuconv.nn.__all__)
+@pytest.mark.parametrize("name", [name for name in gpuconv.nn.__all__ if hasattr(torch.nn, name)])
 def test_signature_is_torchs_and_then_keywords(name: str) -> None:
     ours = list(inspect.signature(getattr(gpuconv.nn, name)).parameters.values())
     theirs = list(inspect.signature(getattr(torch.nn, name)).parameters.values())

@@ -15,7 +15,7 @@ import gpuconv
 from gpuconv.backends.numpy import pool_tiles as tiles
 from gpuconv.dispatch.plan_cache import CACHE
 
-COUNT = 400 if os.environ.get("GPUCONV_TEST_FULL") == "1" else 60
+COUNT = 200 if os.environ.get("GPUCONV_TEST_FULL") == "1" else 60
 LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -59,7 +59,8 @@ def drawn(rng: np.random.Generator) -> tuple[str, torch.Tensor, tuple[Any, ...]]
         "adaptive_avg": (out,),
         "adaptive_max": (out, True),
     }
-    if ndim > 1 and rng.random() < 0.3:
+    # Of a channels-last 3-D window with nothing but -inf torch gives an index of depth 0, which may lie outside of it.
+    if ndim > 1 and rng.random() < 0.3 and not (ndim == 3 and x.isinf().all()):
         x = x.contiguous(memory_format=LAST[ndim])
     return f"{pool}_pool{ndim}d", x, arguments[pool]
 

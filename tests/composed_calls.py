@@ -1,0 +1,50 @@
+"""Calls of causal and separable convolutions, drawn from a seed, for tests that put every function through the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+__all__ = ["composed"]
+
+Random = np.random.Generator
+
+Values = Callable[..., np.ndarray]
+"""Draws an array of a shape."""
+
+
+def composed(rng: Random, function: str, values: Values) -> dict[str, Any]:
+    """Return arguments of a function by name."""
+    return _causal(rng, values) if "causal" in function else _separable(rng, function, values)
+
+
+def _causal(rng: Random, values: Values) -> dict[str, Any]:
+    n, c, length, width = (int(rng.integers(*bounds)) for bounds in ((1, 3), (1, 4), (0, 8), (1, 5)))
+    options: dict[str, Any] = {"x": values(rng, n, c, length), "weight": values(rng, c, width), "seq_idx": None}
+    options["bias"] = values(rng, c) if rng.random() < 0.7 else None
+    options["activation"] = "silu" if rng.random() < 0.3 else None
+    if rng.random() < 0.4:
+        return options | {"seq_idx": np.sort(rng.integers(-1, 3, (n, length)).astype(np.int32))}
+    if rng.random() < 0.6:
+        options["initial_state"] = values(rng, n, c, width - 1)
+    return options | {"return_state": bool(rng.random() < 0.5)}
+
+
+def _separable(rng: Random, function: str, values: Values) -> dict[str, Any]:
+    c, middle, k, r, s = (int(n) for n in rng.integers(1, 4, 5))
+    batch = (2,) if rng.random() < 0.7 else ()
+    options: dict[str, Any] = {"input": values(rng, *batch, c, 6, 7)}
+    if "depthwise" in function:
+        options["depthwise_weight"] = values(rng, c * middle, 1, r, s)
+        options["pointwise_weight"] = values(rng, k, c * middle, 1, 1)
+        options["pointwise_bias"] = values(rng, k) if rng.random() < 0.7 else None
+    else:
+        options |= {"column_weight": values(rng, middle, c, r, 1), "row_weight": values(rng, k, middle, 1, s)}
+        options["row_bias"] = values(rng, k) if rng.random() < 0.7 else None
+    for name, least in (("stride", 1), ("dilation", 1), ("padding", 0)):
+        value = int(rng.integers(least, 3))
+        options[name] = value if rng.random() < 0.5 else (value, value)
+    options["padding_mode"] = str(rng.choice(["zeros", "circular"]))
+    return options | {"between": "relu", "activation": "relu" if rng.random() < 0.2 else None}
