@@ -74,6 +74,12 @@ class LaneCosts:
         self.fmas = self.each * self.tq * march.taps / columns.writes
         packs = 1.0 if self.wgrad else np.where(self.each > 1 if march.over_channels else self.vo > 1, 0.5, 1.0)
         self.conversions = half * (self.each * source_rows * self.columns + packs * self.outputs)
+        if march.over_channels:  # lines of 128 bytes that a warp's access touches
+            self.lines = self.stored_lines = np.maximum(32 * np.minimum(self.each * self.item, 16) / 128, 1)
+        else:
+            apart = self.tq * self.item * np.array([columns.reads / columns.writes, 1.0])[:, None]
+            wide = np.array([self.vec, self.vo]) * self.item
+            self.lines, self.stored_lines = np.clip(32 * apart / 128, np.maximum(32 * wide / 128, 1), 32)
         groups = columns.phases * np.ceil(columns.count / self.tq)
         across = np.ceil(march.channels / self.channels)
         if self.wgrad:
@@ -147,6 +153,7 @@ class LaneCosts:
             chain=chain,
             extra_bytes=extra,
             launches=1 + (self.splits > 1),
+            l1_bytes=128 * self.warps * (self.loads * self.lines + self.stores * self.stored_lines) * walked,
         )
 
 
@@ -161,7 +168,7 @@ def lane_tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
             if tq > columns.writes and (tq > 8 or tq >= 2 * columns.count):
                 continue
             groups = columns.phases * ceil_div(columns.count, tq)
-            for tt, bc, each in product((1, 2, 4, 8, 16), (16, 32, 64, 128, 256, 512), (1, 2, 4, 8)):
+            for tt, bc, each in product((1, 2, 4, 8, 16), (32, 64, 128, 256, 512), (1, 2, 4, 8)):
                 warps = tt * bc // (32 * each)
                 if warps in (1, 2, 4) and tt <= power_of_two(groups) and bc <= max(power_of_two(march.channels), 32):
                     yield {**common, "TQ": tq, "TT": tt, "BC": bc, "num_warps": warps}

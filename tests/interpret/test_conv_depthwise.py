@@ -1,0 +1,117 @@
+"""The depthwise kernels against the reference, in the interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from depthwise_cases import BRANCHES, SOLVERS, Case, Inputs, all_cases, check_case, launch
+from fprop_cases import DTYPES, LAYOUTS
+
+import gpuconv
+
+CASES = all_cases()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_matches_reference(case):
+    check_case(case)
+
+
+def test_cases_are_distinct_and_cover_everything():
+    assert len(set(CASES)) == len(CASES)
+    for kind in SOLVERS:
+        assert sum(case.kind == kind for case in CASES) >= 80, kind
+    for field, values in (("ndim", (1, 2, 3)), ("layout", LAYOUTS), ("dtype", DTYPES), ("branch", BRANCHES)):
+        assert {getattr(case, field) for case in CASES} == set(values)
+    for kind in SOLVERS:
+        assert {case.branch for case in CASES if case.kind == kind} == set(BRANCHES)
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+@pytest.mark.parametrize(("ndim", "layout"), ((1, "contiguous"), (2, "channels_last"), (3, "strided")))
+def test_small_integers_are_exact(kind, ndim, layout):
+    inputs = Inputs(Case(kind, ndim, layout, "bfloat16", "multiplier"), integers=True)
+    expected = inputs.call("numpy", torch.Tensor.double)
+    result = launch(inputs, inputs.problem(), "forward")
+    assert torch.equal(result.double(), expected.to(result.dtype).double())
+
+
+NOT_FINITE = (float("inf"), float("-inf"), float("nan"))
+
+
+@pytest.mark.parametrize("where", ("x", "w", "y"))
+@pytest.mark.parametrize("branch", ("plain", "stride 2", "dilated, stride 3", "multiplier", "depth", "stride over kernel"))
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_what_is_not_finite_stays_where_it_is(kind, layout, branch, where):
+    """Every element in turn, the first, the last and some between: NaN and infinities where the definition has them.
+
+    Padding counts as zeros, whose product with an infinity is NaN; what a gradient has no element for, counts nothing.
+    """
+    ndim = 3 if branch == "depth" else 2
+    inputs = Inputs(Case(kind, ndim, layout, "float32", branch))
+    given = getattr(inputs, where)
+    if {"x": "x", "y": "y", "w": "w"}[where] == inputs.problem().result:
+        pytest.skip("is the result")
+    places = torch.linspace(0, given.numel() - 1, 7).long()
+    for number, place in enumerate(places.tolist()):
+        changed = given.clone()
+        at = torch.unravel_index(torch.tensor(place), given.shape)
+        changed[at] = NOT_FINITE[number % 3]
+        setattr(inputs, where, changed)
+        expected = by_definition(inputs)
+        result = launch(inputs, inputs.problem(), "forward")
+        assert torch.equal(result.isnan(), expected.isnan()), (kind, branch, where, place)
+        assert torch.equal(result.isinf(), expected.isinf()), (kind, branch, where, place)
+    setattr(inputs, where, given)
+
+
+def by_definition(inputs: Inputs) -> torch.Tensor:
+    """Return the result in float64 by sums over taps, with x padded by zeros."""
+    x, w, y, geometry = inputs.x.double(), inputs.w.double(), inputs.y.double(), inputs.geometry
+    kind, c = inputs.case.kind, inputs.x.shape[1]
+    pads = [value for pair in reversed(geometry["padding"]) for value in pair]
+    padded = torch.nn.functional.pad(x, pads)
+    m = w.shape[0] // c
+    results = {"fprop": torch.zeros_like(y), "wgrad": torch.zeros_like(w), "dgrad": torch.zeros_like(padded)}
+    for tap in torch.cartesian_prod(*(torch.arange(size) for size in w.shape[2:])).reshape(-1, len(w.shape) - 2).tolist():
+        window = tuple(
+            slice(t * d, t * d + s * (size - 1) + 1, s)
+            for t, d, s, size in zip(tap, geometry["dilation"], geometry["stride"], y.shape[2:], strict=True)
+        )
+        shown = padded[(..., *window)].repeat_interleave(m, 1)
+        weight = w[(slice(None), 0, *tap)].reshape(1, -1, *(1,) * len(tap))
+        results["fprop"] += shown * weight
+        results["wgrad"][(slice(None), 0, *tap)] = (shown * y).sum((0, *range(2, y.ndim)))
+        results["dgrad"][(..., *window)] += (y * weight).reshape(y.shape[0], c, m, *y.shape[2:]).sum(2)
+    inner = tuple(slice(lo, lo + size) for (lo, _), size in zip(geometry["padding"], x.shape[2:], strict=True))
+    return results["dgrad"][(..., *inner)] if kind in ("dgrad", "transposed") else results[kind]
+
+
+@pytest.mark.parametrize("ndim", (1, 2, 3))
+def test_dispatcher_takes_them_by_itself(ndim):
+    """Of its own accord, for the forward pass and both gradients; the general solvers where they are refused."""
+    x = torch.randn(1, 8, *(9,) * ndim, requires_grad=True)
+    w = torch.randn(8, 1, *(3,) * ndim, requires_grad=True)
+    conv = getattr(gpuconv, f"conv{ndim}d")
+    with gpuconv.dispatch.record_plans() as plans:
+        y = conv(x, w, padding=1, groups=8, backend="triton")
+        y.sum().backward()
+    march, collect = SOLVERS["fprop"].id, SOLVERS["wgrad"].id
+    assert sorted(plan.solver.id for plan in plans) == sorted([march, march, collect])
+    with gpuconv.dispatch.record_plans() as plans:
+        conv(x, w, padding=1, groups=8, padding_mode="reflect", backend="triton")
+    assert [plan.solver.id for plan in plans] == ["triton.conv.fprop.implicit_gemm"]
+    text = str(gpuconv.explain(conv, x, w, padding=1, groups=8, padding_mode="reflect", backend="triton"))
+    assert "pads with zeros alone, not reflect" in text
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_refusals_name_the_reason(dtype):
+    x, w = torch.randn(1, 4, 40, 40, dtype=dtype), torch.randn(4, 1, 31, 31, dtype=dtype)
+    why = {
+        "march": gpuconv.explain(gpuconv.conv2d, x, w, groups=4, backend="triton"),
+        "channels": gpuconv.explain(gpuconv.conv2d, x, torch.randn(4, 2, 3, 3, dtype=dtype), groups=2, backend="triton"),
+    }
+    assert "keeps at most 128 weights of a channel in registers, not 961" in str(why["march"])
+    assert "takes one input channel per group, not 2" in str(why["channels"])
