@@ -224,10 +224,10 @@ workload does.
 ## Families: {where}
 
 Passes of the layers of [bench/workloads](../bench/workloads), each distinct one once: forward, input gradient (none
-where the input is an image or a volume of 1 or 3 channels) and weight gradient. Each has the solver that the dispatcher
-would take among those of the Triton backend, untuned. The roofline is the least bytes over the bandwidth of memory, or
-the FLOPs over the rate of what multiplies, whichever takes longer. Left out are passes whose roofline is {least} us or
-less, {left_out} of {passes}. What the families are: [bench/families.py](../bench/families.py).
+where the input has 1 or 3 channels, as sound, volumes and images have) and weight gradient. Each has the solver that
+the dispatcher would take among those of the Triton backend, untuned. The roofline is the least bytes over the bandwidth
+of memory, or the FLOPs over the rate of what multiplies, whichever takes longer. Left out are passes whose roofline is
+{least} us or less, {left_out} of {passes}. What the families are: [bench/families.py](../bench/families.py).
 """
 
 _WORST = """
