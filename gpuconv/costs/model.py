@@ -31,7 +31,7 @@ import numpy as np
 
 from .constants import Constants
 
-__all__ = ["Work", "concatenate", "estimate", "terms"]
+__all__ = ["Work", "concatenate", "estimate", "overheads", "terms"]
 
 _BYTES_PER_CLOCK = 64
 """Bytes that one multiprocessor takes from L2 in a clock at most (A100 white paper; assumed for others)."""
@@ -99,15 +99,22 @@ def terms(work: Work, constants: Constants) -> dict[str, np.ndarray]:
     }
 
 
+def overheads(work: Work, constants: Constants) -> dict[str, np.ndarray]:
+    """Return the microseconds of `work` that hide behind nothing: of its launches, and of passes before and after."""
+    value = constants.values
+    extra = np.asarray(work.extra_bytes, float)
+    in_l2 = extra < value["l2_mib"] * 2**20
+    return {
+        "launch": value["fixed_us"] + (np.asarray(work.launches) - 1) * value["launch_us"],
+        "passes": extra / np.where(in_l2, value["l2_tb_s"] * 1e6, value["dram_tb_s"] * 1e6),
+    }
+
+
 def estimate(work: Work, constants: Constants) -> np.ndarray:
     """Return the estimated microseconds of each config of `work` on a GPU."""
-    value = constants.values
     found = list(terms(work, constants).values())
     longest, total = found[0], found[0]
     for term in found[1:]:
         longest, total = np.maximum(longest, term), total + term
-    extra = np.asarray(work.extra_bytes, float)
-    in_l2 = extra < value["l2_mib"] * 2**20
-    passes = extra / np.where(in_l2, value["l2_tb_s"] * 1e6, value["dram_tb_s"] * 1e6)
-    launches = value["fixed_us"] + (np.asarray(work.launches) - 1) * value["launch_us"]
-    return np.atleast_1d(launches + longest + value["loss"] * (total - longest) + passes)
+    beside = overheads(work, constants)
+    return np.atleast_1d(beside["launch"] + longest + constants.values["loss"] * (total - longest) + beside["passes"])
