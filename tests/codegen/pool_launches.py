@@ -36,7 +36,8 @@ LAUNCHING = (
 )  # fmt: skip
 """Modules whose `launch_kernel` is recorded."""
 
-_TILE = ("TILE_P", "TILE_Q", "BLOCK", "BLOCK_M", "BLOCK_K", "BLOCK_L", "BLOCK_W", "BLOCK_Q")
+_TILE = ("TILE_P", "TILE_Q", "BLOCK", "BLOCK_M", "BLOCK_K", "BLOCK_L", "BLOCK_W", "BLOCK_Q",
+         "BLOCK_S", "LANES", "TT", "BC", "TQ")  # fmt: skip
 
 
 @dataclass(frozen=True)

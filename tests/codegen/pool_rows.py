@@ -47,7 +47,7 @@ Room = Callable[[Launch, Mapping[str, Any], tuple[int, int]], dict[str, float]]
 def planned(launch: Launch) -> dict[str, Any]:
     """Return the part of a row that the plan decides."""
     signature = signature_of(specialise(launch.kernel, launch.arguments), launch.config)
-    solver = launch.solver.removeprefix("triton.pool.")
+    solver = launch.solver.removeprefix("triton.").removeprefix("pool.")
     return {"signature": signature, "solver": solver, "tile": launch.tile, "warps": launch.config["num_warps"]}
 
 

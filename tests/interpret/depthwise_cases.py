@@ -19,9 +19,14 @@ from gpuconv.backends.triton.conv_march import MarchDepthwise
 from gpuconv.backends.triton.march_lanes import march_of
 from gpuconv.problem import ConvProblem
 
-SOLVERS = {"fprop": MarchDepthwise(), "dgrad": MarchDepthwise(), "transposed": MarchDepthwise(), "wgrad": CollectDepthwise()}
+SOLVERS = {
+    "fprop": MarchDepthwise(),
+    "dgrad": MarchDepthwise(),
+    "transposed": MarchDepthwise(),
+    "wgrad": CollectDepthwise(),
+}
 
-SIZES = {1: 29, 2: (9, 16), 3: (3, 5, 12)}
+SIZES = {1: 29, 2: (7, 14), 3: (2, 4, 9)}
 
 BRANCHES: dict[str, dict[str, Any]] = {
     "plain": {"pads": (1, 1)},
@@ -139,7 +144,11 @@ class Inputs:
         if case.kind == "transposed":
             options["output_size"] = tuple(x.shape[2:])
         function = getattr(gpuconv, name)
-        return gpuconv.explain(function, *arguments, **options, **epilogue) if explain else function(*arguments, **options, **epilogue)
+        return (
+            gpuconv.explain(function, *arguments, **options, **epilogue)
+            if explain
+            else function(*arguments, **options, **epilogue)
+        )
 
     def problem(self) -> ConvProblem:
         """Return the problem of the case."""
@@ -161,7 +170,7 @@ class Inputs:
 def config_of(case: Case, problem: ConvProblem) -> dict[str, Any]:
     """Return a small tile, so that small problems have several tiles on each axis."""
     march, turn = march_of(problem), sum(map(ord, case.id))
-    config: dict[str, Any] = {"steps": 2 + turn % 3, "num_warps": 1, "num_stages": 1}
+    config: dict[str, Any] = {"steps": 3 + turn % 3, "num_warps": 1, "num_stages": 1}
     config |= {"INDEX64": case.option("index64", False)}
     columns = march.columns
     if case.kind == "wgrad":
@@ -171,12 +180,12 @@ def config_of(case: Case, problem: ConvProblem) -> dict[str, Any]:
         config["AHEAD"] = turn // 2 % 2
     if march.over_channels:
         wide = 1 if march.result_size[2] == 1 else columns.writes * 2
-        return config | {"TQ": wide, "TT": (1, 2)[turn % 2], "BC": 16}
+        return config | {"TQ": wide, "TT": 1 if wide == 1 else 4, "BC": (32, 16)[turn % 4 == 0]}
     plain = columns.phases == 1 and columns.writes == 1
     tq = 8 if plain else 2 * columns.writes
     vec = gcd(8, tq * columns.reads, march.source_size[2]) if plain else 1
     vo = gcd((2, 4, 8)[turn % 3], march.result_size[2]) if plain else 1
-    return config | {"TQ": tq, "LANES": (8, 16)[turn % 2], "VEC": vec, "VO": vo}
+    return config | {"TQ": tq, "LANES": (64, 128)[turn % 2], "VEC": vec, "VO": vo}
 
 
 def launch(inputs: Inputs, problem: ConvProblem, order: str, config: dict[str, Any] | None = None) -> torch.Tensor:
@@ -207,11 +216,12 @@ def launch(inputs: Inputs, problem: ConvProblem, order: str, config: dict[str, A
 
 
 def check_case(case: Case) -> None:
-    """Assert that the kernels compute `case` within tolerance, the same bits in two program orders."""
+    """Assert that the kernels compute `case` within tolerance; a third of them twice, the same bits in another order."""
     inputs = Inputs(case)
     problem = inputs.problem()
     reference, magnitude = inputs.reference()
     result = launch(inputs, problem, "forward")
     numerics.assert_close(as_numpy(result), reference, magnitude, case.dtype, problem.reduction_length)
-    other = launch(inputs, problem, ORDERS[1 + len(case.id) % 2])
-    assert torch.equal(result.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+    if sum(map(ord, case.id)) % 3 == 0:
+        other = launch(inputs, problem, ORDERS[1 + len(case.id) % 2])
+        assert torch.equal(result.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))

@@ -40,7 +40,9 @@ NOT_FINITE = (float("inf"), float("-inf"), float("nan"))
 
 
 @pytest.mark.parametrize("where", ("x", "w", "y"))
-@pytest.mark.parametrize("branch", ("plain", "stride 2", "dilated, stride 3", "multiplier", "depth", "stride over kernel"))
+@pytest.mark.parametrize(
+    "branch", ("plain", "stride 2", "dilated, stride 3", "multiplier", "depth", "stride over kernel")
+)
 @pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
 @pytest.mark.parametrize("kind", SOLVERS)
 def test_what_is_not_finite_stays_where_it_is(kind, layout, branch, where):
@@ -74,7 +76,9 @@ def by_definition(inputs: Inputs) -> torch.Tensor:
     padded = torch.nn.functional.pad(x, pads)
     m = w.shape[0] // c
     results = {"fprop": torch.zeros_like(y), "wgrad": torch.zeros_like(w), "dgrad": torch.zeros_like(padded)}
-    for tap in torch.cartesian_prod(*(torch.arange(size) for size in w.shape[2:])).reshape(-1, len(w.shape) - 2).tolist():
+    for tap in (
+        torch.cartesian_prod(*(torch.arange(size) for size in w.shape[2:])).reshape(-1, len(w.shape) - 2).tolist()
+    ):
         window = tuple(
             slice(t * d, t * d + s * (size - 1) + 1, s)
             for t, d, s, size in zip(tap, geometry["dilation"], geometry["stride"], y.shape[2:], strict=True)
@@ -111,7 +115,9 @@ def test_refusals_name_the_reason(dtype):
     x, w = torch.randn(1, 4, 40, 40, dtype=dtype), torch.randn(4, 1, 31, 31, dtype=dtype)
     why = {
         "march": gpuconv.explain(gpuconv.conv2d, x, w, groups=4, backend="triton"),
-        "channels": gpuconv.explain(gpuconv.conv2d, x, torch.randn(4, 2, 3, 3, dtype=dtype), groups=2, backend="triton"),
+        "channels": gpuconv.explain(
+            gpuconv.conv2d, x, torch.randn(4, 2, 3, 3, dtype=dtype), groups=2, backend="triton"
+        ),
     }
     assert "keeps at most 128 weights of a channel in registers, not 961" in str(why["march"])
     assert "takes one input channel per group, not 2" in str(why["channels"])

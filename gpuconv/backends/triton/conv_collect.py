@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -104,17 +105,17 @@ class CollectDepthwise(TritonConv):
         taps, most = march_of(problem).taps, _MOST_TAPS // max(itemsize(problem.dtype) // 4, 1)
         if taps > most:
             return f"keeps at most {most} sums of a channel in registers, not {taps}"
-        return None if _fitting(problem) else f"has no tile that keeps {taps} sums and a window of rows in registers"
+        return None if _fitting(problem, workspace_limit()) else f"has no tile that keeps {taps} sums and a window of rows in registers"
 
     def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, ConvProblem)
-        configs = _fitting(problem)
+        configs = _fitting(problem, workspace_limit())
         times = cost_model.estimate(LaneCosts(problem, configs).work(), constants.constants_of(problem.device))
         return configs[int(np.argmin(times))]
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)
-        yield from _fitting(problem)
+        yield from _fitting(problem, workspace_limit())
 
     def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
         assert isinstance(problem, ConvProblem)
@@ -147,8 +148,9 @@ class CollectDepthwise(TritonConv):
             launch_kernel(problem, splits._conv_sum_splits_kernel, grid, pointers, arguments, _SUM)
 
 
-def _fitting(problem: ConvProblem) -> list[dict[str, Any]]:
-    """Return the configs of a problem whose registers suffice, each with several heights and numbers of splits."""
+@lru_cache(maxsize=512)
+def _fitting(problem: ConvProblem, room: int) -> list[dict[str, Any]]:
+    """Return configs whose registers suffice and whose splits take `room` bytes at most, of several heights and splits."""
     march = march_of(problem)
     height = march.rows.steps + march.rows.warm
     tiles = [{**tile, "steps": height, "UNROLL": 1, "splits": 1} for tile in lane_tiles(problem)]
@@ -157,15 +159,13 @@ def _fitting(problem: ConvProblem) -> list[dict[str, Any]]:
     costs = LaneCosts(problem, tiles)
     fits = costs.registers() <= MOST_REGISTERS
     found = []
-    for tile, across, items in zip(
-        np.array(tiles)[fits], costs.programs[fits], costs.items[fits], strict=True
-    ):
+    for tile, across, items in zip(np.array(tiles)[fits], costs.programs[fits], costs.items[fits], strict=True):
         for parts in (1, 2, 4, 8, 16):
             steps = ceil_div(height, parts)
             if parts > 1 and steps < 4:
                 continue
             unroll = 2 if march.taps <= 9 and steps % 2 == 0 else 1
-            most = min(int(items) * ceil_div(height, steps), workspace_limit() // max(_split_bytes(problem), 1))
+            most = min(int(items) * ceil_div(height, steps), room // max(_split_bytes(problem), 1))
             wanted = {max(min(ceil_div(programs, int(across)), most), 1) for programs in (132, 264, 528, 1056)}
             found += [{**tile, "steps": steps, "UNROLL": unroll, "splits": splits} for splits in sorted(wanted)]
     return found

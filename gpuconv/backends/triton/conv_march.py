@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
-from math import gcd
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -59,7 +58,7 @@ class MarchDepthwise(TritonConv):
         most = _MOST_TAPS // max(itemsize(problem.dtype) // 4, 1)
         if march.taps > most:
             return f"keeps at most {most} weights of a channel in registers, not {march.taps}"
-        if not self.default(problem):
+        if not _fitting(problem):
             return f"has no tile that keeps {march.taps} weights and {march.rows.open} open rows in registers"
         return None
 
@@ -98,6 +97,7 @@ class MarchDepthwise(TritonConv):
             launch_kernel(problem, kernels._conv_march_rows_kernel, grid, pointers, arguments, config)
 
 
+@lru_cache(maxsize=512)
 def _fitting(problem: ConvProblem) -> list[dict[str, Any]]:
     """Return the configs of a problem whose registers suffice, each with several heights."""
     tiles = list(lane_tiles(problem))

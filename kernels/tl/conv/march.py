@@ -123,7 +123,9 @@ def _march(
             for g in tl.static_range(TQ // VO):
                 q = result_column + g * VO * result_column_pitch
                 written = closed & within(q, result_width)
-                of_residual = _moved(residual, at * residual_stride_h + g * VO * result_column_pitch * residual_stride_w)
+                of_residual = _moved(
+                    residual, at * residual_stride_h + g * VO * result_column_pitch * residual_stride_w
+                )
                 if VO == 1:
                     value = sums[u * TQ + g]
                 else:
@@ -198,7 +200,9 @@ def _repr(specialization):
     lanes = f"{c['TT']}x{c['BC']}" if "BC" in c else f"{c['LANES']}v{c['VEC']}"
     kind = "dgrad" if c["GRAD"] else "fprop"
     name = "last" if "BC" in c else "rows"
-    return f"_conv_march_{name}_kernel_{kind}_{c['T']}x{c['R']}x{c['S']}_{lanes}x{c['TQ']}_i{64 if c['INDEX64'] else 32}"
+    return (
+        f"_conv_march_{name}_kernel_{kind}_{c['T']}x{c['R']}x{c['S']}_{lanes}x{c['TQ']}_i{64 if c['INDEX64'] else 32}"
+    )
 
 
 @triton.jit(repr=_repr)

@@ -1,0 +1,163 @@
+"""The codegen table of the depthwise kernels: plans by default of layers of networks, and of awkward ones.
+
+``python tests/codegen/narrow_table.py`` recompiles with the installed Triton every launch whose kernel or plan changed
+(``--all``: every launch) and rewrites its part of ``narrow_table.json`` and the page ``NARROW_TABLE.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+from pool_launches import POINTERS, Launch
+from pool_rows import ROOM_PER_BYTE, PoolTable
+from problems import conv_problem
+
+from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, TORCH
+from gpuconv.backends.base import Plan
+from gpuconv.backends.triton import conv_collect, conv_march
+from gpuconv.backends.triton.march_costs import LaneCosts
+from gpuconv.kernels.tl import common
+from gpuconv.kernels.tl.conv import collect, lanes, march, splits
+from gpuconv.problem import ConvProblem, itemsize
+
+WORDS = """
+A result of the forward pass and of the data gradient is one element, of the weight gradient one element of y, which all
+taps take part in. `per result` is the hot loop over the results of one thread in it; `room` is how many instructions of
+a thread can be executed while 4.3 TB/s (a measured copy on an H200) read and write what one result needs,
+`132 * 4 * 32 * 1.98e9 / 4.3e12 = 7.78` per byte on 132 multiprocessors at 1.98 GHz, each issuing one instruction of 32
+threads to each of 4 schedulers per clock. Windows of 5 x 5 and more are over it: the plain cores bound them.
+"""
+
+LAST, ROWS = CHANNELS_LAST, CONTIGUOUS
+
+LAYERS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "3x3 56": ((32, 144, 56, 56), (144, 1, 3, 3), {"padding": 1}),
+    "3x3/2 112": ((32, 96, 112, 112), (96, 1, 3, 3), {"padding": 1, "stride": 2}),
+    "5x5 28": ((32, 240, 28, 28), (240, 1, 5, 5), {"padding": 2}),
+    "7x7 56": ((32, 96, 56, 56), (96, 1, 7, 7), {"padding": 3}),
+    "causal 4": ((8, 1536, 2048), (1536, 1, 4), {"padding": 3}),
+    "3x3x3 16": ((8, 64, 16, 28, 28), (64, 1, 3, 3, 3), {"padding": 1}),
+}
+
+AWKWARD: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "7x7 7": ((32, 768, 7, 7), (768, 1, 7, 7), {"padding": 3}),
+    "5x5/2 56": ((32, 144, 56, 56), (144, 1, 5, 5), {"padding": 2, "stride": 2}),
+    "3x3 14": ((32, 384, 14, 14), (384, 1, 3, 3), {"padding": 1}),
+    "1-D 31": ((8, 512, 4096), (512, 1, 31), {"padding": 15}),
+    "3x3 dilated": ((16, 256, 33, 33), (256, 1, 3, 3), {"padding": 2, "dilation": 2}),
+    "3x3 57, 40 channels": ((16, 40, 57, 57), (40, 1, 3, 3), {"padding": 1}),
+    "multiplier 2": ((16, 64, 56, 56), (128, 1, 3, 3), {"padding": 1}),
+}
+
+
+def problems() -> Iterator[tuple[str, ConvProblem]]:
+    """Yield the name and problem of each entry."""
+    for layers, formats, kinds in (
+        (LAYERS, (LAST, ROWS), ("fprop", "dgrad", "wgrad")),
+        (AWKWARD, (LAST, ROWS), ("fprop", "dgrad", "wgrad")),
+    ):
+        for number, (name, (x, w, options)) in enumerate(layers.items()):
+            for place, layout in enumerate(formats):
+                for kind in kinds if layers is LAYERS else (kinds[(number + place) % 3],):
+                    problem = conv_problem(x, w, dtype="bfloat16", formats=layout, groups=x[1], **options)
+                    if name.startswith("causal"):  # as many results as positions
+                        problem = replace(problem, pad_hi=(0,), output_size=problem.input_size)
+                    yield f"{name} {kind} {layout}", replace(problem, kind=kind)
+    x, w, options = LAYERS["3x3 56"]
+    for dtype in ("float16", "float32", "float64"):
+        for kind, layout in (("fprop", LAST), ("fprop", ROWS), ("dgrad", ROWS), ("wgrad", LAST)):
+            problem = conv_problem(x, w, dtype=dtype, formats=layout, groups=x[1], **options)
+            yield f"3x3 56 {dtype} {kind} {layout}", replace(problem, kind=kind)
+    for layout in (LAST, ROWS):
+        problem = conv_problem(x, w, dtype="bfloat16", formats=layout, groups=x[1], **options)
+        epilogue = {"bias": True, "residual": True, "activation": "silu"}
+        yield f"3x3 56 epilogue fprop {layout}", replace(problem, **epilogue)
+        yield f"3x3 56 bias wgrad {layout}", replace(problem, kind="wgrad", bias=True)
+        large = conv_problem((2, 16, 30000, 40000), (16, 1, 3, 3), dtype="bfloat16", formats=layout, groups=16, padding=1)
+        yield f"3x3 64-bit fprop {layout}", large
+
+
+def solver_of(problem: ConvProblem) -> Any:
+    """Return the solver of the depthwise kernels for a problem."""
+    return conv_collect.SOLVERS[0] if problem.kind == "wgrad" else conv_march.SOLVERS[0]
+
+
+def launches(plan: Plan) -> list[Launch]:
+    """Return the launches of a plan, in order, on tensors without memory."""
+    problem: Any = plan.problem
+    recorded: list[Launch] = []
+
+    def record(
+        _: Any, kernel: Any, grid: tuple[int, ...], pointers: Mapping[str, Any], arguments: Any, config: Any
+    ) -> None:
+        types = {f"{name}_ptr": t if t is None else POINTERS[t.dtype] for name, t in pointers.items()}
+        given = types | dict(arguments)
+        given = {name: given[name] for name in kernel.arg_names}
+        recorded.append(Launch(problem, plan.solver.id, len(recorded), kernel, grid, given, dict(config)))
+
+    shapes = {"x": problem.x_shape, "w": problem.w_shape, "y": problem.y_shape, "residual": problem.result_shape}
+    formats = {"x": problem.x_format, "w": problem.w_format, "y": problem.y_format, "residual": problem.result_format}
+    tensors: dict[str, Any] = {
+        name: TORCH.empty(shape, problem.dtype, "meta", formats[name])
+        for name, shape in shapes.items()
+        if name != "residual" or problem.residual
+    }
+    if problem.bias:
+        tensors["bias"] = TORCH.empty((problem.k,), problem.dtype, "meta", CONTIGUOUS)
+    for name, (dtype, elements) in plan.solver.parts(plan).items():  # type: ignore[attr-defined]
+        tensors[name] = torch.empty(elements, dtype=getattr(torch, dtype), device="meta")
+    with ExitStack() as stack:
+        for module in (conv_march, conv_collect):
+            stack.enter_context(mock.patch.object(module, "launch_kernel", record))
+        plan.solver.launch(problem, tensors, plan.config)  # type: ignore[attr-defined]
+    return recorded
+
+
+def entries() -> dict[str, Launch]:
+    """Return the launches of the plan for every problem, by name; of the sums of splits the first alone."""
+    found: dict[str, Launch] = {}
+    for name, problem in problems():
+        solver = solver_of(problem)
+        assert solver.why_not(problem) is None, (name, solver.why_not(problem))
+        first, *others = launches(solver.plan(problem))
+        found[name] = first
+        if others and name.startswith("3x3 56 wgrad"):
+            (found[f"{name} sum"],) = others
+    return found
+
+
+def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, int]) -> dict[str, float]:
+    """Return what a result costs in the hot loop, and what there is room for: its write, and its share of the read."""
+    problem: Any = launch.problem
+    if launch.number:
+        return {}
+    costs = LaneCosts(problem, [launch.config])
+    results = float(costs.outputs[0]) * launch.config.get("UNROLL", 1)
+    elements = problem.result_shape if problem.kind != "wgrad" else problem.y_shape
+    count = 1
+    for size in elements:
+        count *= size
+    moved = problem.min_bytes / count
+    modelled = float(costs.instructions()[0]) / float(costs.outputs[0])
+    assert moved >= itemsize(problem.dtype)
+    return {
+        "per_result": round(loop[0] / results, 2),
+        "room": round(ROOM_PER_BYTE * moved, 1),
+        "modelled": round(modelled, 2),
+        "modelled_registers": round(float(costs.registers()[0])),
+    }
+
+
+TABLE = PoolTable(
+    "narrow_table", "Codegen table of the depthwise kernels", WORDS, "result", entries(),
+    (common, lanes, march, collect, splits), room,
+)  # fmt: skip
+
+
+if __name__ == "__main__":
+    TABLE.main()
