@@ -43,7 +43,7 @@ lanes_need = $(if $(filter-out %-triton36 $(MORE_LANES),$(LANES)),$(STAMP)) \
   $(if $(filter stack-gpu-image,$(LANES)),$(VENV_IMAGE)/.stamp) $(if $(filter numpy-alone,$(LANES)),$(VENV_NUMPY)/.stamp)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint format codegen gpu-report report clean python
+.PHONY: help demo test test-full lint format codegen gpu-report report model-gap clean python
 
 help:
 	@echo "make demo       set up $(VENV) and run the demonstration; the picture goes to $(DEMO)"
@@ -54,6 +54,7 @@ help:
 	@echo "make codegen    recompile what changed for the tables and pages of tests/codegen (ALL=--all: everything)"
 	@echo "make gpu-report measure everything on this host's GPU, with $(PYTHON), which needs torch, triton and numpy"
 	@echo "make report     rebuild the README's tables from bench/results"
+	@echo "make model-gap  rewrite docs/model-gap.md: modelled time over roofline, by family of layers, without a GPU"
 	@echo "make clean      remove environments, build outputs and caches"
 	@echo 'Some lanes only: make test LANES="lint unit".  Another interpreter: make test PYTHON=python3.12'
 
@@ -90,6 +91,9 @@ gpu-report:
 
 report: python
 	$(PYTHON) bench/readme.py
+
+model-gap: $(STAMP)
+	$(BIN)/python bench/model_gap.py
 
 clean:
 	rm -rf $(VENV) $(VENV36) $(VENV_IMAGE) $(VENV_NUMPY) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

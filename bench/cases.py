@@ -2,7 +2,8 @@
 
 A workload lists the convolutions, transposed convolutions and poolings of a network with sizes per sample and calls per
 forward pass; the batch sizes of inference and of training stand in it too. Training adds the gradients: of the input
-(but not of images and volumes, with 1 or 3 channels, which need none) and of the weight.
+(but not of images and volumes, with 1 or 3 channels, which need none) and of the weight. Sets beside the networks are
+`pooling`, the cases of `pool_cases.py`, and `kernelbench`, those of `kernelbench.py`, which only its name asks for.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from gpuconv import shapes
-from gpuconv.arrays import CHANNELS_LAST
+from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
 from gpuconv.problem import ConvProblem, PoolProblem, Problem
 
+from . import kernelbench
 from .calls import as_called
 from .pool_cases import CASES as POOL_CASES
 
@@ -29,8 +31,10 @@ __all__ = [
     "Case",
     "Use",
     "all_cases",
+    "everything",
     "family",
     "in_turns",
+    "kernelbench_problems",
     "layer_problems",
     "networks",
     "problem_key",
@@ -100,6 +104,7 @@ def problem_key(problem: Problem) -> str:
             words.append(f"to {_sizes(problem.output_size)}")
         else:
             words.append(f"k{_sizes(problem.kernel)} s{_sizes(problem.stride)} p{_sizes(problem.pad_lo)}")
+            words += [f"d{_sizes(problem.dilation)}"] * (max(problem.dilation) > 1)
         words += ["ceil"] * problem.ceil_mode + ["indices"] * problem.return_indices
         words += [number, problem.x_format]
         return " ".join(words)
@@ -115,8 +120,9 @@ def problem_key(problem: Problem) -> str:
     return " ".join(word for word in (*words, number, layout) if word)
 
 
-def _conv(layer: Mapping[str, Any], batch: int, dtype: str, precision: str) -> ConvProblem:
+def _conv(layer: Mapping[str, Any], batch: int, number: str, layout: str) -> ConvProblem:
     """Describe a layer of a workload; a transposed one has the letters of the convolution it is the gradient of."""
+    dtype, precision = DTYPES[number]
     transposed = layer["op"].startswith("conv_transpose")
     x, y = (layer["output"], layer["input"]) if transposed else (layer["input"], layer["output"])
     pads = tuple(layer["padding"])
@@ -124,12 +130,12 @@ def _conv(layer: Mapping[str, Any], batch: int, dtype: str, precision: str) -> C
         op=layer["op"], kind="transposed" if transposed else "fprop", n=batch, c=x[0], k=y[0], groups=layer["groups"],
         input_size=tuple(x[1:]), kernel=tuple(layer["weight"][2:]), output_size=tuple(y[1:]),
         stride=tuple(layer["stride"]), pad_lo=pads, pad_hi=pads, dilation=tuple(layer["dilation"]),
-        padding_mode="zeros", dtype=dtype, device="meta", array="torch", x_format=CHANNELS_LAST, w_format=CHANNELS_LAST,
-        y_format=CHANNELS_LAST, bias=layer["bias"], precision=precision,
+        padding_mode="zeros", dtype=dtype, device="meta", array="torch", x_format=layout, w_format=layout,
+        y_format=layout, bias=layer["bias"], precision=precision,
     )  # fmt: skip
 
 
-def _pool(layer: Mapping[str, Any], batch: int, dtype: str) -> PoolProblem:
+def _pool(layer: Mapping[str, Any], batch: int, number: str, layout: str) -> PoolProblem:
     pool, ndim = layer["op"].rpartition("_pool")[0], len(layer["input"]) - 1
     one, none = (1,) * ndim, (0,) * ndim
     x, y = tuple(layer["input"][1:]), tuple(layer["output"][1:])
@@ -141,23 +147,24 @@ def _pool(layer: Mapping[str, Any], batch: int, dtype: str) -> PoolProblem:
     return PoolProblem(
         op=layer["op"], pool=pool, kind="fprop", n=batch, c=layer["input"][0], input_size=x, kernel=window["kernel"],
         output_size=y, stride=window["stride"], pad_lo=window["padding"], pad_hi=window["padding"],
-        dilation=window["dilation"], dtype=dtype, device="meta", array="torch", x_format=CHANNELS_LAST,
-        y_format=CHANNELS_LAST, ceil_mode=layer.get("ceil_mode", False),
+        dilation=window["dilation"], dtype=DTYPES[number][0], device="meta", array="torch", x_format=layout,
+        y_format=layout, ceil_mode=layer.get("ceil_mode", False),
     )  # fmt: skip
 
 
-def layer_problems(layer: Mapping[str, Any], batch: int, phase: str, number: str) -> Iterator[Problem]:
+def layer_problems(
+    layer: Mapping[str, Any], batch: int, phase: str, number: str, layout: str = CHANNELS_LAST
+) -> Iterator[Problem]:
     """Yield the problems of one layer: the forward pass, and in training what its backward pass computes."""
-    dtype, precision = DTYPES[number]
     if "pool" in layer["op"]:
-        if precision == "tf32":  # has no products to round: float32 says it already
+        if number == "tf32":  # has no products to round: float32 says it already
             return
-        pool = _pool(layer, batch, dtype)
+        pool = _pool(layer, batch, number, layout)
         yield as_called(pool)
         if phase == "training":
             yield as_called(replace(pool, kind="bwd"))
         return
-    forward = _conv(layer, batch, dtype, precision)
+    forward = _conv(layer, batch, number, layout)
     yield as_called(forward)
     if phase == "training":
         plain = replace(forward, bias=False)
@@ -165,6 +172,17 @@ def layer_problems(layer: Mapping[str, Any], batch: int, phase: str, number: str
         if layer["input"][0] not in _IMAGE_CHANNELS:
             yield as_called(replace(plain, kind=of_input))
         yield as_called(replace(plain, kind="wgrad"))
+
+
+def kernelbench_problems(one: kernelbench.Published) -> tuple[Problem, ...]:
+    """Return the calls of a problem of KernelBench, in its number format and layout."""
+    numbers = ["float32" if "pool" in layer["op"] else "tf32" for layer in one.layers]
+    calls = zip(one.layers, numbers, strict=True)
+    return tuple(
+        problem
+        for layer, number in calls
+        for problem in layer_problems(layer, one.batch, "inference", number, CONTIGUOUS)
+    )
 
 
 def _pooling_layers() -> Iterator[tuple[Mapping[str, Any], int]]:
@@ -184,14 +202,10 @@ def _pooling_layers() -> Iterator[tuple[Mapping[str, Any], int]]:
         yield layer, n
 
 
-def _runs(names: Iterable[str] | None) -> Iterator[tuple[str, str, int, list[Mapping[str, Any]]]]:
-    """Yield (network, phase, batch, layers) of everything that can be measured, or of the networks in `names`."""
+def _runs(names: Iterable[str]) -> Iterator[tuple[str, str, int, list[Mapping[str, Any]]]]:
+    """Yield (network, phase, batch, layers) of the networks, or POOLING, in `names`."""
     known = networks()
-    wanted = tuple(names) if names is not None else (*known, POOLING)
-    unknown = sorted(set(wanted) - {*known, POOLING})
-    if unknown:
-        raise ValueError(f"no workload named {', '.join(unknown)}; there are {', '.join((*known, POOLING))}")
-    for name in wanted:
+    for name in names:
         if name == POOLING:
             for layer, batch in _pooling_layers():
                 yield POOLING, "training", batch, [layer]
@@ -236,6 +250,29 @@ def in_turns(cases: Iterable[Case]) -> list[Case]:
     return found
 
 
+def everything() -> tuple[str, ...]:
+    """Return the names of all workloads, those included that only their name asks for: what a record may be of."""
+    return *networks(), POOLING, kernelbench.NAME
+
+
+def _chosen(names: Iterable[str] | None) -> tuple[tuple[str, ...], bool]:
+    """Return which networks (and POOLING) are asked for by `names`, and whether KernelBench is.
+
+    Raises
+    ------
+    ValueError
+        If a name is none of a workload.
+    """
+    known = (*networks(), POOLING)
+    if names is None:
+        return known, False
+    wanted = tuple(names)
+    unknown = sorted(set(wanted) - set(everything()))
+    if unknown:
+        raise ValueError(f"no workload named {', '.join(unknown)}; there are {', '.join(everything())}")
+    return tuple(name for name in wanted if name != kernelbench.NAME), kernelbench.NAME in wanted
+
+
 def all_cases(
     names: Iterable[str] | None = None,
     numbers: Iterable[str] = ("float16", "bfloat16", "tf32"),
@@ -250,13 +287,21 @@ def all_cases(
     Parameters
     ----------
     names, numbers, phases, passes
-        What to keep: networks, number formats of `DTYPES`, ``"inference"`` and ``"training"``, and kinds of problem.
+        What to keep: networks (default: all, and `pooling`), number formats of `DTYPES`, ``"inference"`` and
+        ``"training"``, and kinds of problem. The problems of KernelBench, which are inference, have one number format
+        each, whatever `numbers` are.
+
+    Raises
+    ------
+    ValueError
+        If there is no workload of a name.
     """
     uses: dict[Problem, list[Use]] = {}
     order: dict[Problem, tuple[int, int]] = {}
     numbers, phases = tuple(numbers), tuple(phases)
     kinds = None if passes is None else set(passes)
-    for name, phase, batch, layers in _runs(names):
+    chosen, with_kernelbench = _chosen(names)
+    for name, phase, batch, layers in _runs(chosen):
         if phase not in phases:
             continue
         for number in numbers:
@@ -269,5 +314,10 @@ def all_cases(
             for place, (problem, count) in enumerate(found):
                 uses.setdefault(problem, []).append(Use(name, phase, batch, count))
                 order[problem] = min(order.get(problem, (tier, place)), (tier, place))
+    for place, one in enumerate(kernelbench.published() if with_kernelbench and "inference" in phases else ()):
+        for problem in kernelbench_problems(one):
+            if kinds is None or problem.kind in kinds:
+                uses.setdefault(problem, []).append(Use(kernelbench.NAME, "inference", one.batch, 1))
+                order[problem] = min(order.get(problem, (0, place)), (0, place))
     cases = [Case(problem, tuple(of), order[problem]) for problem, of in uses.items()]
     return in_turns(sorted(cases, key=lambda case: (case.order, case.key)))

@@ -14,6 +14,7 @@ On a rented card, whose commands end after 600 seconds, whose tree comes without
     # fix what it showed, off the card; copy its folder into the tree; then, on another machine with the same GPU:
     python bench/gpu_report.py --resume FOLDER --budget 60 --stage parity compile benchmark --only failed --out $OUT
     python bench/gpu_report.py --resume --budget 200 --stage sanitizer=90 compile benchmark --kind dgrad wgrad bwd
+    python bench/gpu_report.py --resume --budget 200 --stage ceilings compile benchmark --network kernelbench
 
 The budget is everything, from the start of the process to the written summary; the sum of the budgets of one command
 must stay below its limit: 530 of 600 seconds. A resumed run keeps the records of the same GPU and libraries whose
@@ -68,6 +69,10 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         help=f"of {', '.join(STAGE_NAMES)}; default: all",
     )  # fmt: skip
     parser.add_argument("--kind", nargs="+", action="extend", choices=KINDS, help="passes to benchmark, compile, tune")
+    parser.add_argument(
+        "--network", nargs="+", action="extend",
+        help="whose layers to benchmark, compile, tune; `pooling` and `kernelbench` are sets, too",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder of the outputs")
     parser.add_argument("--resume", nargs="?", type=Path, const=Path(), help="go on with the run in --out, or in DIR")
     parser.add_argument("--only", choices=("failed",), help="what was wrong, failed or crashed in the resumed run")
@@ -129,23 +134,23 @@ def finish(options: argparse.Namespace, budget: Budget) -> None:
 
 
 def report_cases(dry: bool) -> list[Any]:
-    """Return the cases whose results a report shows."""
+    """Return the cases whose results a report shows, where there are any."""
     if dry:
         from bench.dry import tiny_cases
 
         return tiny_cases()
-    from bench.cases import all_cases
+    from bench.cases import all_cases, everything
 
-    return all_cases()
+    return all_cases(everything())
 
 
-def print_order(most: int = 60) -> None:
+def print_order(networks: list[str] | None, most: int = 60) -> None:
     """Print the cases that a run on a GPU measures first."""
     from collections import Counter
 
     from bench.cases import all_cases, family
 
-    first = all_cases()[:most]
+    first = all_cases(networks)[:most]
     print(f"on a GPU the first {most} cases are:")
     for number, case in enumerate(first, 1):
         print(f"{number:>4} {family(case.problem):<16} {case.key}")
@@ -244,7 +249,7 @@ def main() -> int:
             list_all(options)
             return 0
         if options.dry_run:
-            print_order()
+            print_order(options.network)
         budget = Budget(STARTED, options.budget)
         status = supervise(options, budget)
         finish(options, budget)

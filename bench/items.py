@@ -31,13 +31,14 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What stages may need: the clock, earlier results, where outputs go, how long there is, and kinds of problem."""
+    """What stages may need: the clock, earlier results, where outputs go, how long there is, kinds and networks."""
 
     clock: Clock
     store: Store
     out: Path
     seconds_left: Callable[[], float]
     kinds: Sequence[str] | None = None
+    networks: Sequence[str] | None = None
 
     @property
     def dry(self) -> bool:
@@ -50,5 +51,5 @@ class Context:
 
             cases = tiny_cases()
         else:
-            cases = all_cases()
+            cases = all_cases(self.networks)
         return [case for case in cases if self.kinds is None or case.problem.kind in self.kinds]

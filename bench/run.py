@@ -1,6 +1,7 @@
 """Measure the layers of real networks: gpuconv against cuDNN through PyTorch, Inductor, FlagGems and TileOPs.
 
     python bench/run.py [--network resnet50] [--number float16] [--phase inference] [--kind fprop] [--out DIR]
+    python bench/run.py --network kernelbench       # the problems of KernelBench level 1, contiguous and in tf32
     python bench/run.py --dry-run       # the same path on the CPU, in Triton's interpreter, on tiny problems
     python bench/run.py --from DIR      # tables and plots again, from results on disk
 
@@ -27,7 +28,9 @@ CONTENDERS = ("gpuconv", "torch_channels_last", "torch_contiguous", "gpuconv_cup
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", action="append", help="repeat for several; `pooling` is a set of its own")
+    parser.add_argument(
+        "--network", action="append", help="repeat for several; `pooling` and `kernelbench` are sets, too"
+    )
     parser.add_argument("--number", action="append", choices=("float16", "bfloat16", "tf32", "float32"))
     parser.add_argument("--phase", action="append", choices=("inference", "training"))
     parser.add_argument("--kind", action="append", choices=("fprop", "dgrad", "wgrad", "transposed", "bwd"))
@@ -45,10 +48,11 @@ def chosen_cases(options: argparse.Namespace) -> list[Any]:
         from bench.dry import tiny_cases
 
         return tiny_cases()[: options.most]
-    from bench.cases import PHASES, all_cases
+    from bench.cases import PHASES, all_cases, everything
 
     numbers = options.number or ("float16", "bfloat16", "tf32")
-    return all_cases(options.network, numbers, options.phase or PHASES, options.kind)[: options.most]
+    names = everything() if options.source and options.network is None else options.network
+    return all_cases(names, numbers, options.phase or PHASES, options.kind)[: options.most]
 
 
 def measure_all(options: argparse.Namespace, cases: list[Any], store: Any, clock: Any) -> None:

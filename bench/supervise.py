@@ -166,6 +166,7 @@ def worker_command(options: argparse.Namespace, stages: list[str], part: str, de
     command += ["--scratch", str(options.scratch), "--stage"]
     command += [name if seconds is None else f"{name}={seconds}" for name, seconds in wanted.items()]
     command += ["--kind", *options.kind] if options.kind else []
+    command += ["--network", *options.network] if options.network else []
     command += ["--item-limit", str(options.item_limit)] if options.item_limit else []
     return command + ["--only", options.only] * bool(options.only) + ["--dry-run"] * options.dry_run
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from gpuconv.problem import ConvProblem, Problem
 
-from .cases import all_cases, problem_key
+from .cases import all_cases, everything, problem_key
 from .items import Context
 from .store import write_atomically
 
@@ -130,7 +130,7 @@ def fit_items(context: Context) -> Iterator[Item]:
 
         cases = tiny_cases()
     else:
-        cases = all_cases(numbers=("float16", "bfloat16", "tf32", "float32"))
+        cases = all_cases(everything(), ("float16", "bfloat16", "tf32", "float32"))
     records = context.store.current()
     samples = [Sample(*sample) for sample in samples_of(records, {case.key: case.problem for case in cases})]
     samples += samples_from_json([record["tuning"] for record in records if "tuning" in record])

@@ -42,7 +42,12 @@ class Worker:
         self.part, self.parts = map(int, options.part.split("/"))
         self.store = Store(options.out, self.run, options.known, options.session)
         self.context = Context(
-            clock_for(device), self.store, options.out, lambda: self.deadline - time.time(), options.kind
+            clock_for(device),
+            self.store,
+            options.out,
+            lambda: self.deadline - time.time(),
+            options.kind,
+            options.network,
         )
         self.mark: Path = options.scratch / in_hand(options.part)
         self.parent = os.getppid()

@@ -26,6 +26,8 @@ from triton.backends.compiler import BaseBackend, GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 
+from gpuconv.backends.triton.common import launch_options
+
 __all__ = [
     "FOLDER", "OURS", "build", "collected", "describe", "recorded", "refusal", "source_of", "sources", "write_launches",
 ]  # fmt: skip
@@ -130,7 +132,7 @@ def _from_json(value: Any) -> Any:
 @cache
 def _front_end() -> tuple[Any, Any, Any]:
     backend = make_backend(TARGET)
-    options = backend.parse_options({})
+    options = backend.parse_options(launch_options({}))
     return backend, options, backend.get_codegen_implementation(options)
 
 

@@ -266,9 +266,19 @@ def direct_work(
     warps: Any = 4,
     launches: Any = 1,
     extra_bytes: Any = 0,
-    flops: float = 0.0,
+    flops: Any = 0.0,
+    *,
+    l1_bytes: Any = 0.0,
+    l2_bytes: Any = None,
+    resident: Any = None,
+    pipe: str | None = None,
+    path: str = "direct",
+    feed: Any = 1.0,
 ) -> Work:
-    """Describe kernels without shared operands, which memory, issue or latency bounds: pools, depthwise convolutions.
+    """Describe kernels that memory, issue, L1 or latency bounds: pools, depthwise and narrow convolutions.
+
+    What is said in all is shared evenly by the programs. Each argument but `problem`, `pipe` and `path` may be an array
+    of one element per config.
 
     Parameters
     ----------
@@ -283,21 +293,43 @@ def direct_work(
     launches, extra_bytes
         Launches, and bytes that move beside the least.
     flops
-        In all, on the plain cores.
+        In all, on `pipe`, products with zeros and padding of tiles included.
+    l1_bytes
+        In all, through L1 and shared memory; see :class:`.model.Work`.
+    l2_bytes
+        In all, through L2: for example the least bytes and rows that several programs read; default: the least bytes.
+    resident
+        Programs that a multiprocessor holds, as registers and shared memory allow; default: 64 warps.
+    pipe
+        What computes `flops`, one of :data:`.constants.PIPES`; default: the plain cores of the problem's dtype. For
+        tensor cores :func:`pipe_of` has the pipe.
+    path
+        How operands reach `pipe`, one of :data:`.constants.PATHS`, which says what part of its rate is reached.
+    feed
+        Fraction of the rate of `pipe` that tiles of this shape can be fed.
+
+    Raises
+    ------
+    ValueError
+        If there is no such pipe or path.
     """
+    for name, given, allowed in (("pipe", pipe, PIPES), ("path", path, PATHS)):
+        if given is not None and given not in allowed:
+            raise ValueError(f"direct_work: {name} must be one of {', '.join(allowed)}, but got {given!r}")
     programs = np.maximum(np.asarray(programs, float), 1)
-    dtype = "fma64" if problem.dtype == "float64" else "fma32"
+    plain = "fma64" if problem.dtype == "float64" else "fma32"
     return Work(
         programs=programs,
-        resident=np.clip(np.floor(64 / np.asarray(warps)), 1, 32),
-        pipe=np.full(programs.shape or 1, PIPES.index(dtype)),
-        path=np.full(programs.shape or 1, PATHS.index("direct")),
+        resident=np.clip(np.floor(64 / np.asarray(warps)) if resident is None else resident, 1, 32),
+        pipe=np.full(programs.shape or 1, PIPES.index(pipe or plain)),
+        path=np.full(programs.shape or 1, PATHS.index(path)),
         flops=flops / programs,
-        feed=1.0,
-        l2_bytes=problem.min_bytes / programs,
+        feed=feed,
+        l2_bytes=(problem.min_bytes if l2_bytes is None else l2_bytes) / programs,
         dram_bytes=float(problem.min_bytes),
         instructions=np.asarray(instructions, float) / 32 / programs + _PROLOGUE * np.asarray(warps),
         chain=chain,
         extra_bytes=extra_bytes,
         launches=launches,
+        l1_bytes=l1_bytes / programs,
     )

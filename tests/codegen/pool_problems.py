@@ -114,6 +114,8 @@ def _awkward() -> Iterator[tuple[str, PoolProblem]]:
             f"max 13x13/s1 backward {layout}",
             pool_problem("max", spatial_pyramid, 13, 1, 6, kind="bwd", offsets=True, **same),
         )
+        positions = pool_problem("max", spatial_pyramid, 13, 1, 6, kind="bwd", **same)
+        yield f"max 13x13/s1 backward of positions {layout}", positions
         yield f"avg 31x31/s1 {layout}", pool_problem("avg", spatial_pyramid, 31, 1, 15, count_include_pad=False, **same)
         yield f"avg 31x31/s1 backward {layout}", pool_problem("avg", spatial_pyramid, 31, 1, 15, kind="bwd", **same)
         yield from _general_backward(layout)

@@ -22,6 +22,7 @@ from gpuconv.kernels.tl.pool import (
     keys,
     max,
     sum,
+    taps,
     tiled,
     tiled_bwd,
 )
@@ -82,7 +83,7 @@ TABLE = PoolTable(
     WORDS,
     "result",
     entries(),
-    (pool, keys, max, sum, tiled, tiled_bwd),
+    (pool, keys, max, sum, taps, tiled, tiled_bwd),
     room,
 )
 

@@ -124,8 +124,10 @@ def _branches(family: str) -> dict[int, Branches]:
         if family == "max":
             forward = _rotating(forward, "numbers", ("positions", "none", "taps"))
             backward = _rotating(backward, "numbers", ("positions", "taps"))
-            for name, branch in backward.items():
-                branch["numbers"] = "taps" if "separable" in name else branch["numbers"]
+            for name, branch in list(backward.items()):
+                if "separable" in name:
+                    branch["numbers"] = "taps"
+                    backward[f"{name}, positions"] = {**branch, "numbers": "positions"}
         elif family == "avg":
             forward = _rotating(_rotating(forward, "include_pad", (True, False)), "divisor", (None, None, None, 7))
             backward = _rotating(_rotating(backward, "include_pad", (False, True)), "divisor", (None, -3, None))

@@ -123,9 +123,11 @@ def test_a_bad_element_reaches_only_its_windows(solver, bad):
 def test_dispatch_picks_tiles_for_small_windows_and_passes_for_large_ones():
     x, y = torch.empty(32, 64, 99, 99), torch.empty(32, 64, 49, 49)
     back = (gpuconv.max_pool2d_with_indices_backward, y, x, 3, 2, 0, 1, False, y.long())
+    large = (gpuconv.max_pool2d_with_indices_backward, x, x, 13, 1, 6, 1, False, x.long())
     for expected, call in (
         ("max.fprop.tiled", (gpuconv.max_pool2d, x, 3, 2)),
         ("max.bwd.tiled", back),
+        ("max.bwd.separable", large),
         ("avg.fprop.separable", (gpuconv.avg_pool2d, x, 13, 1)),
         ("lp.fprop.tiled", (gpuconv.lp_pool2d, x, 2, 2)),
         ("lp.fprop.general", (gpuconv.lp_pool2d, x, 3, 2)),
@@ -172,9 +174,9 @@ def test_refusals_name_the_reason():
         (lambda: gpuconv.lp_pool2d(x, 3, 2, backend="triton.pool.lp.fprop.tiled"), "takes powers of 1 and 2, not 3"),
         (
             lambda: gpuconv.max_pool2d_with_indices_backward(
-                x[:, :, :1, :1], x, 9, 9, 0, 1, False, x[:, :, :1, :1].long(), backend="triton.pool.max.bwd.separable"
+                x[:, :, :1], x, (9, 1), (9, 1), 0, 1, False, x[:, :, :1].long(), backend="triton.pool.max.bwd.separable"
             ),
-            "int64 indices",
+            "have one axis",
         ),
         (lambda: gpuconv.avg_pool2d(x.long(), 2, backend="triton.pool.avg.fprop.tiled"), "computes float16"),
     ):

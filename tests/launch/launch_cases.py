@@ -31,6 +31,7 @@ UNALIGNED = unaligned(half(1, 32, 8, 8, last=False))
 COLUMNS = half(2, 36, 144)
 MANY_X, MANY_DY = half(8, 32, 12, 12), half(8, 32, 12, 12)
 LEAVES = [tensor.clone().requires_grad_() for tensor in (MANY_X, W, B)]
+POSITIONS = torch.arange(144).view(12, 12).expand(2, 32, 12, 12).to(memory_format=LAST)
 LEAF, POOLED = X.clone().requires_grad_(), half(2, 32, 6, 6)
 
 
@@ -41,6 +42,11 @@ def _backward() -> list[torch.Tensor]:
 
 def _separable_pool() -> torch.Tensor:
     return gpuconv.max_pool2d(X, 7, 1, 3, backend="triton.pool.max.fprop.separable")
+
+
+def _separable_pool_backward() -> torch.Tensor:
+    backward = gpuconv.max_pool2d_with_indices_backward
+    return backward(DY, X, 7, 1, 3, 1, False, POSITIONS, backend="triton.pool.max.bwd.separable")
 
 
 def _pool_backward() -> list[torch.Tensor]:
@@ -62,6 +68,7 @@ CALLS: dict[str, tuple[int, Callable[[], Any]]] = {
     "max_pool": (1, lambda: gpuconv.max_pool2d(X, 3, 2, 1)),
     "max_pool with indices": (1, lambda: gpuconv.max_pool2d(X, 3, 2, 1, return_indices=True)),
     "max_pool, axis after axis": (2, _separable_pool),
+    "gradient of max_pool by positions, axis after axis": (4, _separable_pool_backward),
     "avg_pool, unbatched": (1, lambda: gpuconv.avg_pool2d(X[0], 2)),
     "lp_pool": (1, lambda: gpuconv.lp_pool2d(X, 2.0, 2)),
     "adaptive_avg_pool": (1, lambda: gpuconv.adaptive_avg_pool2d(X, 5)),

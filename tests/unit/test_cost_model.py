@@ -111,6 +111,65 @@ def test_a_direct_depthwise_kernel_ranks_over_the_gemm():
     assert time_direct > problem.min_bytes / (H200.values["dram_tb_s"] * 1e6)
 
 
+def depthwise(**options) -> tuple[ConvProblem, float, cost_model.Work]:
+    """Return a depthwise layer, the number of its outputs, and the work of a kernel with 20 instructions for each."""
+    problem = conv(32, 96, 112, 96, groups=96)
+    outputs = float(problem.n * problem.k * 112 * 112)
+    return problem, outputs, describe.direct_work(problem, 20 * outputs, [outputs / 1024], 3, **options)
+
+
+def test_bytes_through_l1_bound_a_kernel_that_has_many():
+    """128 bytes per clock and multiprocessor: 80 bytes an output take nearly three times as long as memory takes."""
+    problem, outputs, _ = depthwise()
+    least, clocks = problem.min_bytes / 4.3e6, 132 * 128 * 1.83e3
+    for each in (4, 80):
+        work = depthwise(l1_bytes=each * outputs)[2]
+        found = terms(work, H200)
+        assert float(found["l1"][0]) == pytest.approx(each * outputs / clocks, rel=0.02)  # the last round is not full
+        longest = max(found, key=lambda term: np.atleast_1d(found[term])[0])
+        assert longest == ("dram" if each == 4 else "l1")
+    assert 2 * least < float(estimate(work, H200)[0]) < 4 * least
+
+
+def test_a_work_that_says_nothing_of_l1_has_the_estimate_it_had():
+    """The term is nothing where it is not described, for GEMMs too; a program's bytes are added to both parts."""
+    problem, outputs, work = depthwise()
+    assert np.all(terms(work, H200)["l1"] == 0)
+    gemm = describe.conv_work(problem, FPROP.configs(problem))
+    assert np.all(terms(gemm, H200)["l1"] == 0)
+    found = terms(gemm, H200)
+    del found["l1"]
+    bounded = np.broadcast_arrays(*found.values())
+    rest = np.sum(bounded, axis=0) - np.max(bounded, axis=0)
+    alone = replace(gemm, extra_bytes=0.0, launches=1)
+    assert estimate(alone, H200) == pytest.approx(3.0 + np.max(bounded, axis=0) + 0.1 * rest)
+    both = concatenate([gemm, depthwise(l1_bytes=8 * outputs)[2]])
+    assert both.l1_bytes.tolist() == [0.0] * len(gemm.programs) + [8 * 1024]
+
+
+def test_direct_works_say_what_goes_through_l2_and_how_many_programs_run_at_once():
+    problem, _, usual = depthwise()
+    assert usual.l2_bytes * usual.programs == pytest.approx(problem.min_bytes)
+    twice = depthwise(l2_bytes=2 * problem.min_bytes)[2]
+    assert terms(twice, H200)["l2"] == pytest.approx(2 * terms(usual, H200)["l2"])
+    alone = depthwise(resident=2)[2]
+    assert usual.resident == 16 and alone.resident == 2
+    assert terms(alone, H200)["wait"] == pytest.approx(8 * terms(usual, H200)["wait"], rel=0.05)
+
+
+def test_direct_works_may_multiply_on_tensor_cores():
+    outputs = depthwise()[1]
+    flops = 2 * 16 * 9 * outputs  # of 16 channels each, 15 with weights of zero
+    plain, tensor = (depthwise(flops=flops, pipe=pipe, path="direct")[2] for pipe in (None, "tensor16"))
+    ratio = terms(plain, H200)["pipe"] / terms(tensor, H200)["pipe"]
+    assert ratio == pytest.approx(H200.values["tensor16_tflops"] / H200.values["fma32_tflops"])
+    slower = depthwise(flops=flops, pipe="tensor16", path="register", feed=0.5)[2]
+    assert terms(slower, H200)["pipe"] == pytest.approx(2 * 0.6 / 0.55 * terms(tensor, H200)["pipe"])
+    for name in ("pipe", "path"):
+        with pytest.raises(ValueError, match=f"{name} must be one of .*, but got 'wide'"):
+            depthwise(**{name: "wide"})
+
+
 def test_narrow_loads_and_packing_cost():
     last, planes = conv(32, 128, 28, 128), conv(32, 128, 28, 128, formats=CONTIGUOUS)
     assert FPROP.rank(last) < FPROP.rank(planes)

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tuning_cases import pretended
+from tuning_cases import pool, pretended
 
 from gpuconv import shapes
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
 from gpuconv.backends.base import Solver
+from gpuconv.backends.triton.pool_adaptive import adaptive_arguments
 from gpuconv.costs import constants
 from gpuconv.costs.work import roofline
-from gpuconv.dispatch import backends
+from gpuconv.dispatch import backends, candidates, solver_of
 from gpuconv.problem import ConvProblem, PoolProblem, Problem
 
 COUNT = 4000 if os.environ.get("GPUCONV_TEST_FULL") == "1" else 160
@@ -152,18 +153,43 @@ def test_estimates_of_kernels_lie_around_the_roofline(
                 )
 
 
+@pytest.mark.parametrize("size", [56, 512])
+@pytest.mark.parametrize("pool", ["adaptive_avg", "adaptive_max"])
 def test_the_gradient_of_a_global_pool_is_estimated_by_its_bytes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    pool: str, size: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    """Every position is in one window, which is as long as the plane: the time is that of writing the plane."""
+    """Every position is in one window, which is as long as the plane: the time is that of writing the plane.
+
+    And that one window is all that the kernel walks through.
+    """
     problem = PoolProblem(
-        op="adaptive_avg_pool2d_backward", pool="adaptive_avg", kind="bwd", n=64, c=256, input_size=(56, 56),
-        kernel=(56, 56), output_size=(1, 1), stride=(1, 1), pad_lo=(0, 0), pad_hi=(0, 0), dilation=(1, 1),
-        dtype="float32", device="cuda:0", array="torch", x_format=CONTIGUOUS, y_format=CONTIGUOUS,
+        op=f"{pool}_pool2d_backward", pool=pool, kind="bwd", n=16, c=64, input_size=(size, size), kernel=(size, size),
+        output_size=(1, 1), stride=(1, 1), pad_lo=(0, 0), pad_hi=(0, 0), dilation=(1, 1), dtype="float32",
+        device="cuda:0", array="torch", x_format=CONTIGUOUS, y_format=CONTIGUOUS,
     )  # fmt: skip
     with pretended(monkeypatch, tmp_path):
         for backend in ("triton", "cupy"):
             for solver in solvers(backend, problem):
                 assert solver.rank(problem) < 5 * (5 + roofline(problem, H200)[0]), solver.id
+    gather = solver_of("triton.pool.adaptive.bwd.gather")
+    dense = {"y": (64, 1, 1, 1), "dx": (64 * size**2, size**2, size, 1)}
+    arguments = adaptive_arguments(problem, dense, gather.plan(problem).config)
+    assert [arguments[f"most_{axis}"] for axis in "opq"] == [1, 1, 1]
     on_cpu = replace(problem, device="cpu")
     assert all(solver.rank(on_cpu) < on_cpu.min_bytes / 1000 for solver in solvers("numpy", on_cpu))
+
+
+@pytest.mark.parametrize("kernel", [13, 31])
+def test_the_gradient_of_a_large_max_pool_costs_its_sides(
+    kernel: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """Not its area: from offsets, which autograd saves, and from positions, which cost two launches more."""
+    pad = (kernel // 2,) * 2
+    positions = pool(8, 64, 56, kernel, 1, "bwd", output_size=(56, 56), pad_lo=pad, pad_hi=pad)
+    offsets = replace(positions, offsets=True)
+    with pretended(monkeypatch, tmp_path):
+        found = {problem.offsets: candidates(problem, "triton")[0] for problem in (positions, offsets)}
+        assert {candidate.solver.id for candidate in found.values()} == {"triton.pool.max.bwd.separable"}
+        general = solver_of("triton.pool.max.bwd.general").rank(positions)
+    assert found[True].estimate < found[False].estimate < found[True].estimate + 20
+    assert general > kernel / 4 * found[False].estimate

@@ -100,9 +100,13 @@ def bound_registers(kernel: str, tile: dict[str, int]) -> dict[str, int]:
     return tile | {"maxnreg": 255}
 
 
+_FUSED = {"enable_fp_fusion": True}
+"""A product and a sum may be one instruction, rounded once. Said at every launch: Triton 3.10 will not by itself."""
+
+
 def launch_options(config: Mapping[str, int]) -> dict[str, int]:
-    """Return what of `config` is for the compiler."""
-    return {name: config[name] for name in ("num_warps", "num_stages", "maxnreg") if name in config}
+    """Return what of `config` is for the compiler, with what is the same for every kernel."""
+    return {name: config[name] for name in ("num_warps", "num_stages", "maxnreg") if name in config} | _FUSED
 
 
 def index64(problem: ConvProblem, strides: Strides, rows: int) -> bool:

@@ -29,8 +29,16 @@ _PER_TAP = 32
 """Instructions of a thread per element of a window: its coordinates and bounds are computed for each."""
 
 
+_PER_POSITION = 80
+"""Instructions of a thread per position that becomes a tap, read off compiled kernels: it is divided by two sides."""
+
+
 class WindowPool(TritonPool):
-    """One pass of one family of window pools; `separable` pools one axis after another."""
+    """One pass of one family of window pools; `separable` pools one axis after another.
+
+    The separable gradient of a max pool takes positions too: as taps, and with a second answer for those that no max
+    pool chose; see :func:`.pool_windows.max_backward`.
+    """
 
     def __init__(self, pool: str, kind: str, separable: bool) -> None:
         self.pools, self.kind, self.separable = (pool,), kind, separable
@@ -49,8 +57,6 @@ class WindowPool(TritonPool):
             return f"windows of {_by(problem.kernel)} have one axis"
         if prod(problem.kernel) <= _SMALL_WINDOW:
             return f"windows of {_by(problem.kernel)} are small: one launch reads all {prod(problem.kernel)} elements"
-        if problem.pool == "max" and problem.kind == "bwd" and not problem.offsets:
-            return "int64 indices may choose two elements of one line, which passes over axes cannot tell apart"
         return None
 
     def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
@@ -65,7 +71,13 @@ class WindowPool(TritonPool):
         sizes = np.array([config["BLOCK_M"] * config["BLOCK_L"] for config in configs], float)
         warps = np.array([config["num_warps"] for config in configs], float)
         programs = np.ceil(max(results) / sizes)
-        return direct_work(problem, _PER_TAP * read, programs, sum(taps), warps, len(passes), between)
+        instructions, launches = _PER_TAP * read, len(passes)
+        if self.separable and problem.pool == "max" and problem.kind == "bwd" and not problem.offsets:
+            # Of positions that a max pool chose: the launch behind the passes does nothing.
+            windows, launches = planes * prod(problem.output_size), launches + 2
+            instructions += _PER_POSITION * windows
+            between += 2 * itemsize(problem.offset_dtype) * windows
+        return direct_work(problem, instructions, programs, sum(taps), warps, launches, between)
 
     def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, PoolProblem)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...arrays import CHANNELS_LAST, channels_last_strides, contiguous_strides
+from ...arrays import CHANNELS_LAST, CONTIGUOUS, channels_last_strides, contiguous_strides
 from ...problem import PoolProblem
 from ...shapes import ceil_div, effective_kernel
 from ..axes import three
@@ -34,6 +34,7 @@ __all__ = [
     "sum_backward_arguments",
     "sum_forward",
     "sum_forward_arguments",
+    "taps_arguments",
 ]
 
 ALL_AXES = 3
@@ -227,9 +228,14 @@ def max_backward(
 ) -> None:  # fmt: skip
     """Launch the backward pass of a max pool: ``y`` and ``indices`` to ``dx``, with the sign of ``x`` if that is given.
 
-    The arguments are those of :func:`max_forward`; `separable` needs taps that a max pool chose.
+    The arguments are those of :func:`max_forward`. Passes over axes need taps that a max pool chose. Positions may come
+    from anywhere: they become taps first, and where passes then find that no max pool chose them, a launch over all
+    axes behind them computes the result again, which otherwise does nothing.
     """
-    grad, indices = tensors.get("y"), tensors.get("indices")
+    grad, indices, conflict = tensors.get("y"), tensors.get("indices"), None
+    checked = separable and positions
+    if checked:
+        indices, conflict = _taps(problem, indices, config, workspace)
     for step in backward_passes(problem, separable):
         result, below = tensors.get("dx"), None
         if not step.last:
@@ -238,17 +244,54 @@ def max_backward(
             below = workspace.take(shape, problem.offset_dtype, problem.x_format)
         if workspace.counting:
             continue
-        from ...kernels.tl.pool.max import _pool_max_bwd_general_kernel as kernel
-
-        assert grad is not None and indices is not None and result is not None
-        x = tensors["x"] if step.last and problem.pool == "lp" else None
-        strides = {"y": grad.stride(), "indices": indices.stride(), "dx": result.stride()}
-        if x is not None:
-            strides["x"] = x.stride()
-        arguments = max_backward_arguments(problem, strides, config, step, positions)
-        pointers = {"y": grad, "indices": indices, "x": x, "dx": result, "below": below}
-        launch_kernel(problem, kernel, grid_of(problem, config, step), pointers, arguments, config)
+        pointers = {"y": grad, "indices": indices, "dx": result, "below": below}
+        pointers["x"] = tensors["x"] if step.last and problem.pool == "lp" else None
+        pointers["conflict"] = None if step.last else conflict
+        _max_backward_pass(problem, pointers, config, step, positions and not checked)
         grad, indices = result, below
+    if checked and not workspace.counting:
+        pointers = {name: tensors[name] for name in ("y", "indices", "dx")}
+        everything = Pass(ALL_AXES, problem.input_size, True, True)
+        pointers |= {"x": None, "below": None, "conflict": conflict}
+        _max_backward_pass(problem, pointers, config, everything, True)
+
+
+def _max_backward_pass(
+    problem: PoolProblem, pointers: Mapping[str, Any], config: Config, step: Pass, positions: bool
+) -> None:
+    """Launch a pass; `pointers` has every tensor of the kernel by name, or None."""
+    from ...kernels.tl.pool.max import _pool_max_bwd_general_kernel as kernel
+
+    named = ("y", "indices", "dx", "x")
+    strides = {name: pointers[name].stride() for name in named if pointers[name] is not None}
+    arguments = max_backward_arguments(problem, strides, config, step, positions)
+    launch_kernel(problem, kernel, grid_of(problem, config, step), pointers, arguments, config)
+
+
+def taps_arguments(problem: PoolProblem, strides: Strides, config: Config) -> dict[str, Any]:
+    """Return every argument of the kernel of taps but its pointers, by name.
+
+    `strides` are those of ``indices`` and, as ``y``, of the taps.
+    """
+    step = Pass(ALL_AXES, problem.output_size, True, True)
+    arguments = pool_arguments(problem, strides) | _tile_arguments(problem, strides, config, step)
+    del arguments["AXIS"]
+    return arguments
+
+
+def _taps(problem: PoolProblem, indices: Any, config: Config, workspace: Workspace) -> tuple[Any, Any]:
+    """Launch what makes taps of positions; return them and the flag for windows that passes cannot tell apart."""
+    taps = workspace.take(problem.y_shape, problem.offset_dtype, problem.y_format)
+    conflict = workspace.take((1,), "int32", CONTIGUOUS)
+    if not workspace.counting:
+        from ...kernels.tl.pool.taps import _pool_max_taps_kernel as kernel
+
+        strides = {"indices": indices.stride(), "y": taps.stride()}
+        arguments = taps_arguments(problem, strides, config)
+        grid = grid_of(problem, config, Pass(ALL_AXES, problem.output_size, True, True))
+        pointers = {"indices": indices, "taps": taps, "conflict": conflict}
+        launch_kernel(problem, kernel, grid, pointers, arguments, config)
+    return taps, conflict
 
 
 def _finish(problem: PoolProblem, step: Pass) -> str:

@@ -175,6 +175,7 @@ def _pool_max_bwd_general_kernel(
     x_ptr,
     dx_ptr,
     below_ptr,
+    conflict_ptr,
     n,
     c,
     d,
@@ -228,10 +229,16 @@ def _pool_max_bwd_general_kernel(
     Tensors: y and indices [N, C, O, P, Q], dx [N, C, D, H, W] by strides in elements (of a pass, with the sizes before
     and after it). With x, by strides of its own, sums are multiplied by the sign of x where a window chose the element.
     `below`, with the strides of dx, takes for the next pass what a tap that matched leaves of its number, -1 where none
-    did: of one line, all windows that choose it choose the same element of it. Each of x and below may be None.
+    did: of one line, all windows that choose it choose the same element of it. That is so of what a max pool chose; of
+    numbers from elsewhere, `conflict` (one int32) gets 1 from a pass in which two windows chose two elements of a line,
+    and a launch over all axes does nothing where it is still 0. Each of x, below and conflict may be None.
     Dtypes: sums are formed in COMPUTE. Numbers are taps or, with POSITIONS, positions in the plane of x.
     Grid: (cdiv(rows, BLOCK_M) * cdiv(lanes, BLOCK_L),) over dx, see `positions`. INDEX64 computes offsets in 64 bits.
     """
+    if AXIS == 3:
+        if conflict_ptr is not None:
+            if tl.load(conflict_ptr) == 0:
+                return
     POOLED_D: tl.constexpr = AXIS == 0 or AXIS == 3
     POOLED_H: tl.constexpr = AXIS == 1 or AXIS == 3
     POOLED_W: tl.constexpr = AXIS == 2 or AXIS == 3
@@ -254,6 +261,7 @@ def _pool_max_bwd_general_kernel(
     indices_first = indices_ptr + (i_n * indices_stride_n + i_c * indices_stride_c)
     total = tl.zeros([BLOCK_M, BLOCK_L], COMPUTE)
     left = tl.full([BLOCK_M, BLOCK_L], -1, tl.int32)
+    crossed = tl.zeros([BLOCK_M, BLOCK_L], tl.int32)
     for j in range(0, WINDOWS_D):
         i_o = o_0 + j
         t = 0
@@ -287,6 +295,8 @@ def _pool_max_bwd_general_kernel(
                     number = number.to(tl.int32)
                     hit = reads & (number >= 0) & (number // BELOW == t + r + s)
                     if below_ptr is not None:
+                        if conflict_ptr is not None:
+                            crossed = tl.where(hit & (left >= 0) & (left != number % BELOW), 1, crossed)
                         left = tl.where(hit, number % BELOW, left)
                 total += tl.where(hit, grad, 0.0)
                 if x_ptr is not None:
@@ -301,3 +311,6 @@ def _pool_max_bwd_general_kernel(
     tl.store(dx_ptr + dx_offset, total.to(dx_ptr.dtype.element_ty), mask=inside)
     if below_ptr is not None:
         tl.store(below_ptr + dx_offset, left.to(below_ptr.dtype.element_ty), mask=inside)
+        if conflict_ptr is not None:
+            # Whoever writes, writes the same.
+            tl.store(conflict_ptr + tl.zeros([BLOCK_M, BLOCK_L], tl.int32), crossed, mask=crossed != 0)

@@ -11,6 +11,11 @@ def general_name(kernel, c):
     return _name(kernel, c, "dhwa"[c["AXIS"]], *finish, f"{c['BLOCK_M']}x{c['BLOCK_L']}")
 
 
+def taps_name(kernel, c):
+    """Name the kernel of taps after its constants `c`: window, tile, and index type."""
+    return _name(kernel, c, f"{c['BLOCK_M']}x{c['BLOCK_L']}")
+
+
 def tiled_name(kernel, c):
     """Name a tiled kernel after its constants `c`: window, strides, tile, and index type."""
     stride = f"s{c['STRIDE_D']}{c['STRIDE_H']}{c['STRIDE_W']}"
@@ -22,6 +27,12 @@ def general_metadata(grid, kernel, args):
     axis, taps = args["AXIS"], (args["T"], args["R"], args["S"])
     work = taps[0] * taps[1] * taps[2] if axis == 3 else taps[axis]
     return {"name": kernel.name, "flops": grid[0] * args["BLOCK_M"] * args["BLOCK_L"] * work}
+
+
+def taps_metadata(grid, kernel, args):
+    """Report the bytes that must move: an index and a tap of each window."""
+    windows = args["n"] * args["c"] * args["o"] * args["p"] * args["q"]
+    return {"name": kernel.name, "bytes": windows * (8 + args["taps_ptr"].element_size())}
 
 
 def tiled_metadata(grid, kernel, args):
