@@ -22,7 +22,7 @@ from gpuconv.backends.base import Plan
 from gpuconv.backends.triton import conv_collect, conv_march
 from gpuconv.backends.triton.march_costs import LaneCosts
 from gpuconv.kernels.tl import common
-from gpuconv.kernels.tl.conv import collect, lanes, march, splits
+from gpuconv.kernels.tl.conv import collect, collect_lanes, lanes, march, march_lanes, splits
 from gpuconv.problem import ConvProblem, itemsize
 
 WORDS = """
@@ -78,7 +78,9 @@ def problems() -> Iterator[tuple[str, ConvProblem]]:
         epilogue = {"bias": True, "residual": True, "activation": "silu"}
         yield f"3x3 56 epilogue fprop {layout}", replace(problem, **epilogue)
         yield f"3x3 56 bias wgrad {layout}", replace(problem, kind="wgrad", bias=True)
-        large = conv_problem((2, 16, 30000, 40000), (16, 1, 3, 3), dtype="bfloat16", formats=layout, groups=16, padding=1)
+        large = conv_problem(
+            (2, 16, 30000, 40000), (16, 1, 3, 3), dtype="bfloat16", formats=layout, groups=16, padding=1
+        )
         yield f"3x3 64-bit fprop {layout}", large
 
 
@@ -155,7 +157,7 @@ def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, int]) -> dict[
 
 TABLE = PoolTable(
     "narrow_table", "Codegen table of the depthwise kernels", WORDS, "result", entries(),
-    (common, lanes, march, collect, splits), room,
+    (common, lanes, march_lanes, march, collect_lanes, collect, splits), room,
 )  # fmt: skip
 
 

@@ -105,7 +105,9 @@ class CollectDepthwise(TritonConv):
         taps, most = march_of(problem).taps, _MOST_TAPS // max(itemsize(problem.dtype) // 4, 1)
         if taps > most:
             return f"keeps at most {most} sums of a channel in registers, not {taps}"
-        return None if _fitting(problem, workspace_limit()) else f"has no tile that keeps {taps} sums and a window of rows in registers"
+        if not _fitting(problem, workspace_limit()):
+            return f"has no tile that keeps {taps} sums and a window of rows in registers"
+        return None
 
     def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, ConvProblem)
@@ -150,7 +152,7 @@ class CollectDepthwise(TritonConv):
 
 @lru_cache(maxsize=512)
 def _fitting(problem: ConvProblem, room: int) -> list[dict[str, Any]]:
-    """Return configs whose registers suffice and whose splits take `room` bytes at most, of several heights and splits."""
+    """Return configs whose registers suffice and whose splits take `room` bytes at most, of several heights."""
     march = march_of(problem)
     height = march.rows.steps + march.rows.warm
     tiles = [{**tile, "steps": height, "UNROLL": 1, "splits": 1} for tile in lane_tiles(problem)]

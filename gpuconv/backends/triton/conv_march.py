@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,9 @@ from .common import (
     TritonConv,
     accumulator_type,
     launch_kernel,
-    power_of_two,
     remembered,
     strides_of,
 )
-from .march_axes import refused_axis
 from .march_costs import MOST_REGISTERS, LaneCosts, lane_tiles
 from .march_lanes import march_arguments, march_of
 
@@ -51,9 +50,11 @@ class MarchDepthwise(TritonConv):
         if problem.padding_mode != "zeros":
             return f"pads with zeros alone, not {problem.padding_mode}"
         if problem.kind != "fprop":
-            spatial = zip(problem.stride, problem.dilation, problem.kernel, strict=True)
-            if any(refused_axis(stride, dilation) for stride, dilation, taps in spatial if taps > 1):
-                return f"takes gradients whose stride and dilation share no divisor, not {problem.stride} and {problem.dilation}"
+            plane = list(zip(problem.stride, problem.dilation, problem.kernel, strict=True))[-2:]
+            refused = [(stride, dilation) for stride, dilation, taps in plane if taps > 1 and gcd(stride, dilation) > 1]
+            if refused:
+                stride, dilation = refused[0]
+                return f"takes gradients whose stride and dilation in the plane share no divisor, not {stride} and {dilation}"
         march = march_of(problem)
         most = _MOST_TAPS // max(itemsize(problem.dtype) // 4, 1)
         if march.taps > most:

@@ -1,11 +1,11 @@
 """Repairs that Triton's interpreter (``TRITON_INTERPRET=1``) needs in its releases up to 3.9.
 
-The interpreter runs kernels on CPU tensors with NumPy. Three of its operations go wrong, and one is waste:
+The interpreter runs kernels on CPU tensors with NumPy. Four of its operations go wrong, and one is waste:
 
 * ``__index__`` of a tensor converts a one-element array with ``int``, which NumPy 2.4 refuses, so a loop whose bounds
   are computed fails (triton 3.6 to 3.8);
 * ``dot`` multiplies the bits of bfloat16 operands, which it holds as uint16 (triton 3.6 to 3.9);
-* masked loads and stores refuse a mask whose int1 elements it holds as int32, as those of some comparisons (triton 3.9);
+* masked loads and stores refuse a mask that it holds as int32, as it does those of some comparisons (triton 3.9);
 * every sum and product of 32-bit integers is computed again in 64 bits to look for an overflow, and what was found is
   dropped unless the interpreter debugs, which takes half of its time (triton 3.6 to 3.9).
 """

@@ -7,7 +7,7 @@ from math import gcd
 
 from ...shapes import ceil_div
 
-__all__ = ["MarchAxis", "forward_axis", "gradient_axis", "refused_axis"]
+__all__ = ["MarchAxis", "forward_axis", "gradient_axis"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +15,8 @@ class MarchAxis:
     """One axis, taken apart into phases whose windows have no dilation.
 
     In phase f the source position i is ``source + f * source_phase + i * source_pitch`` and the result position j is
-    ``result + f * result_phase + j * result_pitch``. Of these, a step reads `reads` source positions and closes `writes`
-    of the result; one of the two is 1. Forward, tap r leads from result position j to source position
+    ``result + f * result_phase + j * result_pitch``. A step reads `reads` source positions and closes `writes` of the
+    result; one of the two is 1. Forward, tap r leads from result position j to source position
     ``reads * j + r``; in a gradient, from source position i to result position ``writes * i + r``. `count` result
     positions of a phase begin at 0.
     """
@@ -76,8 +76,3 @@ def gradient_axis(taps: int, stride: int, dilation: int, pad: int, size: int) ->
         taps, 1, stride, dilation, dilation * (start // stride), 1, dilation, dilation * start - pad, stride, dilation,
         highest - start + 1,
     )  # fmt: skip
-
-
-def refused_axis(stride: int, dilation: int) -> bool:
-    """Tell whether a gradient's stride and dilation share a divisor: some results are sums of nothing then."""
-    return gcd(stride, dilation) > 1

@@ -106,7 +106,7 @@ class LaneCosts:
         return np.asarray(found + _epilogue_instructions(self.problem) * self.outputs)
 
     def registers(self) -> np.ndarray:
-        """Return the registers of a thread: taps, open sums (or a window of y), a row of columns, what is loaded ahead."""
+        """Return the registers of a thread: taps, open sums (or a window of y), a row of columns, what comes ahead."""
         words = max(self.item // 4, 1)
         kept = self.march.taps + self.march.rows.open * self.tq + self.columns + (self.wgrad and self.problem.bias)
         ahead = self.ahead * self.march.rows.reads * self.march.slices * self.columns * self.item / 4

@@ -50,6 +50,11 @@ class March:
         return 0, axis.reads * (columns - 1) + axis.taps
 
 
+def _three(values: Sequence[int], axes: Sequence[int | None]) -> tuple[int, int, int]:
+    depth, rows, columns = (_of_axis(values, axis, 1) for axis in axes)
+    return depth, rows, columns
+
+
 def _of_axis(values: Sequence[int], axis: int | None, otherwise: int) -> int:
     return otherwise if axis is None else values[axis]
 
@@ -65,8 +70,7 @@ def march_of(problem: ConvProblem) -> March:
     last = problem.x_format == problem.y_format == CHANNELS_LAST and problem.c * problem.k > 1
     axes = {1: (None, 0, None) if last else (None, None, 0), 2: (None, 0, 1), 3: (0, 1, 2)}[problem.ndim]
     sizes = (problem.output_size, problem.input_size) if grad else (problem.input_size, problem.output_size)
-    source, result = (tuple(_of_axis(size, axis, 1) for axis in axes) for size in sizes)
-    kernel = tuple(_of_axis(problem.kernel, axis, 1) for axis in axes)
+    source, result, kernel = (_three(values, axes) for values in (*sizes, problem.kernel))
     found = []
     for axis, taps, size, is_column in zip(axes[1:], kernel[1:], result[1:], (False, True), strict=True):
         stride, dilation = _of_axis(problem.stride, axis, 1), _of_axis(problem.dilation, axis, 1)
@@ -171,11 +175,11 @@ def march_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
     }
     arguments |= {f"source_{axis}": size for axis, size in zip("dhw", march.source_size, strict=True)}
     arguments |= {f"result_{axis}": size for axis, size in zip("dhw", march.result_size, strict=True)}
-    for letter, axis in zip("dhw", march.axes, strict=True):
+    for letter, place in zip("dhw", march.axes, strict=True):
         arguments |= {
-            f"pad_{letter}": _of_axis(problem.pad_lo, axis, 0),
-            f"STRIDE_{letter.upper()}": _of_axis(problem.stride, axis, 1),
-            f"DILATION_{letter.upper()}": _of_axis(problem.dilation, axis, 1),
+            f"pad_{letter}": _of_axis(problem.pad_lo, place, 0),
+            f"STRIDE_{letter.upper()}": _of_axis(problem.stride, place, 1),
+            f"DILATION_{letter.upper()}": _of_axis(problem.dilation, place, 1),
         }
     for name, axis in (("row", rows), ("column", columns)):
         arguments |= {f"result_{name}": axis.result, f"result_{name}_phase": axis.result_phase}
@@ -218,9 +222,8 @@ def _position_lanes(
     first, last = march.window(tq)
     groups = columns.phases * ceil_div(columns.count, tq)
     planes = problem.n * march.channels
-    found: dict[str, Any] = {
-        "groups": groups, "planes": planes, "tiles": ceil_div(planes * groups, config["LANES"]), "LANES": config["LANES"]
-    }  # fmt: skip
+    found: dict[str, Any] = {"groups": groups, "planes": planes, "LANES": config["LANES"]}
+    found["tiles"] = ceil_div(planes * groups, config["LANES"])
     vectors = {}
     for name, of in (("VEC", "source"), ("VO", "result")):
         sizes, channels = (march.source_size, 1) if of == "source" else (march.result_size, march.channels)

@@ -108,7 +108,7 @@ def slices_of(
     T: tl.constexpr, STRIDE_D: tl.constexpr, DILATION_D: tl.constexpr, STEP_D: tl.constexpr, INVERSE_D: tl.constexpr,
     MULTIPLES: tl.constexpr, SLICES: tl.constexpr, GRAD: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Return what is summed over beside rows and columns: taps along the depth and, in a gradient, filters of a channel.
+    """Return what is summed over beside rows and columns: taps along the depth and, in a gradient, a channel's filters.
 
     The result has three entries per slice: SLICES offsets into the source, as many into w, and as many that tell
     whether the slice lies in the source. Taps of a gradient come in steps of STEP_D from the first that meets `o`.
