@@ -67,6 +67,7 @@ class PoolTable:
     launches: Mapping[str, Launch]
     modules: tuple[ModuleType, ...]
     room: Room
+    loop: Callable[[str], tuple[int, int]] = loading_loop
 
     @property
     def file(self) -> Path:
@@ -111,7 +112,7 @@ class PoolTable:
         row = planned(launch) | report(compiled, sass).row()
         del row["wide_async"]
         row["instructions"] -= operations(sass).count("NOP")
-        loop = loading_loop(sass)
+        loop = self.loop(sass)
         row |= {"accesses": accesses(sass), "hot_loop": loop[0]}
         row |= {"conversions": conversions(ttgir), "round_trips": round_trips(ttgir)}
         return row | self.room(launch, row, loop)

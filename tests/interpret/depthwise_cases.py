@@ -98,7 +98,7 @@ def all_cases() -> list[Case]:
     cases = []
     for number, (kind, ndim, layout, dtype) in enumerate(product(SOLVERS, (1, 2, 3), LAYOUTS, DTYPES)):
         for step in range(2):
-            branch = names[(2 * number + number // 10 + step) % len(names)]
+            branch = names[(2 * number + number // 7 + step) % len(names)]
             cases.append(Case(kind, ndim, layout, dtype, branch))
     return list(dict.fromkeys(cases))
 

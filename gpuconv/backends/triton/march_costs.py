@@ -24,10 +24,13 @@ MOST_REGISTERS = 200
 _MOST_COLUMNS = 32
 """Columns of a lane at most."""
 
-_PER_ACCESS = 3.2
-"""Instructions of a load or store: itself, its address and its bounds. Read off compiled loops, as what follows."""
+_PER_ACCESS = {True: 4.2, False: 3.6}
+"""Instructions of a load or store: itself, its address and its bounds; of lanes over channels or not.
 
-_PER_STEP = {"march": {True: (33, 30), False: (0, 30)}, "collect": {True: (45, 0), False: (26, 0)}}
+Read off compiled loops, as what follows.
+"""
+
+_PER_STEP = {"march": {True: (30, 30), False: (0, 30)}, "collect": {True: (45, 0), False: (26, 0)}}
 """Instructions of a thread per step, and per source row of it, beside all others; for lanes over channels or not."""
 
 _ACTIVATIONS = {None: 0, "relu": 2, "relu6": 4, "hardswish": 8, "sigmoid": 12, "silu": 13, "tanh": 14, "gelu": 30}
@@ -100,7 +103,8 @@ class LaneCosts:
         """Return the instructions of a thread per step."""
         rows = self.march.rows
         fixed, per_row = _PER_STEP["collect" if self.wgrad else "march"][self.march.over_channels]
-        found = self.fmas + self.conversions + _PER_ACCESS * (self.loads + self.stores) + fixed + per_row * rows.reads
+        accesses = _PER_ACCESS[self.march.over_channels] * (self.loads + self.stores)
+        found = self.fmas + self.conversions + accesses + fixed + per_row * rows.reads
         if self.wgrad:  # what moves along the window of rows, and the sums of the bias
             found = found + self.each * self.tq * (rows.warm / self.unroll + self.problem.bias)
         return np.asarray(found + _epilogue_instructions(self.problem) * self.outputs)
@@ -118,7 +122,7 @@ class LaneCosts:
         rows, axis = march.rows, march.columns
         threads = 32 * self.warps
         used = self.registers()
-        used = np.minimum(np.where(used > 150, 1.25 * used, used), 255)
+        used = np.minimum(np.where(used > 125, 1.3 * used, used), 255)
         resident = np.clip(np.floor(np.minimum(65536 / (used * threads), 2048 / threads)), 1, 32)
         apart = self.tq * axis.reads / axis.writes  # source columns between neighbouring lanes
         halo = self.columns - apart  # what two neighbours read; L1 has it

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .lanes import as_column, load_vector, slices_of
-from .march_lanes import all_finite, gradient_directly, march, moved
+from .march_lanes import gradient_directly, march, moved, not_finite
 
 
 def _repr(specialization):
@@ -172,12 +172,12 @@ def _conv_march_last_kernel(
     bias = load_vector(bias_ptr, c * bias_stride, c < channels, ACC_DTYPE)
     scale = load_vector(scale_ptr, c * scale_stride, c < channels, ACC_DTYPE)
     shift = load_vector(shift_ptr, c * shift_stride, c < channels, ACC_DTYPE)
-    exact = GRAD
+    infinite = 0
     if GRAD:
-        exact = not all_finite(w, live, slices, w_stride_r, w_stride_s, R, S, SLICES)
-    if exact:
+        infinite = not_finite(w, live, slices, w_stride_r, w_stride_s, R, S, SLICES)
+    if infinite > 0:
         gradient_directly(
-            source, w, result, residual, bias, scale, shift, live, q, first, steps, slices,
+            source, w, result, residual, bias, scale, shift, live, infinite, q, first, steps, slices,
             source_h, source_w, result_h, result_w,
             result_row + phase * result_row_phase, result_row_pitch, result_column_pitch, pad_h, pad_w,
             source_stride_h * UNIT, source_stride_w * UNIT, result_stride_h * RESULT_UNIT,
@@ -337,12 +337,12 @@ def _conv_march_rows_kernel(
     bias = load_vector(bias_ptr, c * bias_stride, live, ACC_DTYPE)
     scale = load_vector(scale_ptr, c * scale_stride, live, ACC_DTYPE)
     shift = load_vector(shift_ptr, c * shift_stride, live, ACC_DTYPE)
-    exact = GRAD
+    infinite = 0
     if GRAD:
-        exact = not all_finite(w, live, slices, w_stride_r, w_stride_s, R, S, SLICES)
-    if exact:
+        infinite = not_finite(w, live, slices, w_stride_r, w_stride_s, R, S, SLICES)
+    if infinite > 0:
         gradient_directly(
-            source, w, result, residual, bias, scale, shift, live, q, first, steps, slices,
+            source, w, result, residual, bias, scale, shift, live, infinite, q, first, steps, slices,
             source_h, source_w, result_h, result_w,
             result_row + phase * result_row_phase, result_row_pitch, result_column_pitch, pad_h, pad_w,
             source_stride_h * VEC, source_stride_w, result_stride_h * VO, result_stride_w,

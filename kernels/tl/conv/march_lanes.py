@@ -126,20 +126,20 @@ def march(
 
 
 @triton.jit
-def all_finite(w, live, slices, w_stride_r, w_stride_s, R: tl.constexpr, S: tl.constexpr, SLICES: tl.constexpr):
-    """Tell whether every weight of a program's lanes is a finite number."""
+def not_finite(w, live, slices, w_stride_r, w_stride_s, R: tl.constexpr, S: tl.constexpr, SLICES: tl.constexpr):
+    """Return how many lanes of a program have a weight that is no finite number."""
     zeros = tl.zeros(live.shape, tl.float32)
     for z in tl.static_range(SLICES):
         for r in tl.static_range(R):
             for s in tl.static_range(S):
                 tap = tl.load(w + (slices[SLICES + z] + r * w_stride_r + s * w_stride_s), mask=live, other=0.0)
                 zeros += (tap * 0.0).to(tl.float32)  # NaN where the tap is not finite
-    return tl.sum(tl.reshape((zeros != zeros).to(tl.int32), [zeros.numel])) == 0
+    return tl.sum(tl.reshape((zeros != zeros).to(tl.int32), [zeros.numel]))
 
 
 @triton.jit
 def gradient_directly(
-    source, w, result, residual, bias, scale, shift, live, result_column, first, steps, slices,
+    source, w, result, residual, bias, scale, shift, live, lanes, result_column, first, steps, slices,
     height, width, result_height, result_width, result_row, result_row_pitch, result_column_pitch, pad_h, pad_w,
     source_stride_h, source_stride_w, result_stride_h, result_stride_w, residual_stride_h, residual_stride_w,
     w_stride_r, w_stride_s,
@@ -149,16 +149,18 @@ def gradient_directly(
 ):  # fmt: skip
     """Do what :func:`march` does for a gradient, tap by tap: what is not in the source is multiplied by nothing.
 
-    For weights that are not finite, whose product with a zero is NaN. Pointers are those of the lanes' planes.
+    For the weights of `lanes` lanes that are not finite, whose product with a zero is NaN. Pointers are those of the
+    lanes' planes.
     """
+    none = lanes >> 20  # which the compiler does not know: it would unroll loops over taps
     for step in range(first, first + steps):
-        for place in range(0, U * TQ):
+        for place in range(0, U * TQ + none):
             at = result_row + (U * step + place // TQ) * result_row_pitch
             q = result_column + place % TQ * result_column_pitch
             written = live & within(at, result_height) & within(q, result_width)
             total = tl.zeros(live.shape, ACC_DTYPE)
             for z in tl.static_range(SLICES):
-                for tap in range(0, R * S):
+                for tap in range(0, R * S + none):
                     r = tap // S
                     s = tap % S
                     from_h = at + pad_h - r * DILATION_H
