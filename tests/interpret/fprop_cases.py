@@ -200,7 +200,7 @@ class Inputs:
         }
         explanation = gpuconv.explain(
             self.function, self.x, self.w, **arguments, **self.options, residual=self.residual,
-            activation=self.activation, backend="triton",
+            activation=self.activation, backend=FpropImplicitGemm.id,
         )  # fmt: skip
         assert explanation.solver == FpropImplicitGemm.id, explanation
         return explanation.problem

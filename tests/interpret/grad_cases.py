@@ -274,7 +274,7 @@ class GradInputs:
 
     def problem(self) -> ConvProblem:
         """Return the problem of the case."""
-        explanation = self._apply(gpuconv.explain, "triton")
+        explanation = self._apply(gpuconv.explain, _SOLVERS[self.case.kind].id)
         assert explanation.solver == _SOLVERS[self.case.kind].id, explanation
         problem: ConvProblem = explanation.problem
         if self.case.kind == "wgrad":

@@ -55,7 +55,7 @@ def test_what_is_not_finite_stays_where_it_is(kind, layout, branch, where):
     given = getattr(inputs, where)
     if {"x": "x", "y": "y", "w": "w"}[where] == inputs.problem().result:
         pytest.skip("is the result")
-    places = torch.linspace(0, given.numel() - 1, 7).long()
+    places = torch.linspace(0, given.numel() - 1, 4).long()
     for number, place in enumerate(places.tolist()):
         changed = given.clone()
         at = torch.unravel_index(torch.tensor(place), given.shape)

@@ -104,7 +104,7 @@ def test_gpus_differ() -> None:
 
 def test_the_longest_part_of_an_estimate_is_named() -> None:
     depthwise = choose(conv(32, 96, 56, 96, kernel=7, groups=96), H200)
-    assert depthwise.term == "issue" and depthwise.ratio > 20
+    assert depthwise.term == "pipe" and 2 < depthwise.ratio < 8  # 49 products on the plain cores for 4 bytes
     tiny = choose(conv(1, 16, 4, 16, kernel=1), H200)
     assert tiny.term == "launch"
     work = solver_of("triton.conv.fprop.implicit_gemm").work

@@ -17,7 +17,7 @@ from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver
 from .common import Memo, Strides, TritonConv, accumulator_type, launch_kernel, remembered, strides_of
-from .march_costs import MOST_REGISTERS, LaneCosts, lane_tiles
+from .march_costs import LONGEST_STEP, MOST_REGISTERS, LaneCosts, lane_tiles
 from .march_lanes import march_arguments, march_of
 
 __all__ = ["SOLVERS", "CollectDepthwise", "collect_arguments", "splits_arguments"]
@@ -102,6 +102,8 @@ class CollectDepthwise(TritonConv):
             return f"takes one input channel per group, not {problem.c // max(problem.groups, 1)}"
         if problem.padding_mode != "zeros":
             return f"pads with zeros alone, not {problem.padding_mode}"
+        if march_of(problem).longest_step > LONGEST_STEP:
+            return f"unrolls strides up to {LONGEST_STEP}, not {max(problem.stride)}"
         taps, most = march_of(problem).taps, _MOST_TAPS // max(itemsize(problem.dtype) // 4, 1)
         if taps > most:
             return f"keeps at most {most} sums of a channel in registers, not {taps}"

@@ -24,7 +24,7 @@ from .common import (
     remembered,
     strides_of,
 )
-from .march_costs import MOST_REGISTERS, LaneCosts, lane_tiles
+from .march_costs import LONGEST_STEP, MOST_REGISTERS, LaneCosts, lane_tiles
 from .march_lanes import march_arguments, march_of
 
 __all__ = ["SOLVERS", "MarchDepthwise"]
@@ -54,7 +54,9 @@ class MarchDepthwise(TritonConv):
             refused = [(stride, dilation) for stride, dilation, taps in plane if taps > 1 and gcd(stride, dilation) > 1]
             if refused:
                 stride, dilation = refused[0]
-                return f"takes gradients whose stride and dilation in the plane share no divisor, not {stride} and {dilation}"
+                return f"takes gradients whose stride and dilation share no divisor, not {stride} and {dilation}"
+        if march_of(problem).longest_step > LONGEST_STEP:
+            return f"unrolls strides up to {LONGEST_STEP}, not {max(problem.stride)}"
         march = march_of(problem)
         most = _MOST_TAPS // max(itemsize(problem.dtype) // 4, 1)
         if march.taps > most:

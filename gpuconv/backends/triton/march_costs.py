@@ -16,10 +16,13 @@ from ...shapes import ceil_div
 from .common import power_of_two
 from .march_lanes import march_of
 
-__all__ = ["MOST_REGISTERS", "LaneCosts", "lane_tiles"]
+__all__ = ["LONGEST_STEP", "MOST_REGISTERS", "LaneCosts", "lane_tiles"]
 
 MOST_REGISTERS = 200
 """Registers of a thread, by :meth:`LaneCosts.registers`, above which no tile is proposed: compiled ones have more."""
+
+LONGEST_STEP = 8
+"""Rows or columns that a step moves on by at most: all that it passes is unrolled."""
 
 _MOST_COLUMNS = 32
 """Columns of a lane at most."""

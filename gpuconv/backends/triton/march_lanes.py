@@ -42,6 +42,11 @@ class March:
         """Weights of a lane."""
         return self.slices * self.kernel[1] * self.kernel[2]
 
+    @property
+    def longest_step(self) -> int:
+        """Rows or columns, of the source or of the result, that a step or a lane moves on by at most."""
+        return max(size for axis in (self.rows, self.columns) for size in (axis.reads, axis.writes))
+
     def window(self, columns: int) -> tuple[int, int]:
         """Return the first source column that `columns` columns of the result read, and the one behind the last."""
         axis = self.columns
