@@ -95,19 +95,23 @@ def by_definition(inputs: Inputs) -> torch.Tensor:
 @pytest.mark.parametrize("ndim", (1, 2, 3))
 def test_dispatcher_takes_them_by_itself(ndim):
     """Of its own accord, for the forward pass and both gradients; the general solvers where they are refused."""
-    x = torch.randn(1, 8, *(9,) * ndim, requires_grad=True)
-    w = torch.randn(8, 1, *(3,) * ndim, requires_grad=True)
+    size = {1: 4096, 2: 56, 3: 20}[ndim]
+    x, w = torch.empty(4, 32, *(size,) * ndim), torch.empty(32, 1, *(3,) * ndim)
     conv = getattr(gpuconv, f"conv{ndim}d")
-    with gpuconv.dispatch.record_plans() as plans:
-        y = conv(x, w, padding=1, groups=8, backend="triton")
-        y.sum().backward()
-    march, collect = SOLVERS["fprop"].id, SOLVERS["wgrad"].id
-    assert sorted(plan.solver.id for plan in plans) == sorted([march, march, collect])
-    with gpuconv.dispatch.record_plans() as plans:
-        conv(x, w, padding=1, groups=8, padding_mode="reflect", backend="triton")
-    assert [plan.solver.id for plan in plans] == ["triton.conv.fprop.implicit_gemm"]
-    text = str(gpuconv.explain(conv, x, w, padding=1, groups=8, padding_mode="reflect", backend="triton"))
-    assert "pads with zeros alone, not reflect" in text
+    options = {"padding": 1, "groups": 32, "backend": "triton"}
+    calls = {
+        "fprop": (conv, x, w),
+        "dgrad": (getattr(gpuconv, f"conv{ndim}d_input_grad"), x.shape, w, x),
+        "wgrad": (getattr(gpuconv, f"conv{ndim}d_weight_grad"), x, w.shape, x),
+    }
+    for kind, (function, *arguments) in calls.items():
+        explanation = gpuconv.explain(function, *arguments, **options)
+        assert explanation.solver == SOLVERS[kind].id, kind
+        general = "triton.conv.wgrad.split_k" if kind == "wgrad" else f"triton.conv.{kind}.implicit_gemm"
+        assert {SOLVERS[kind].id, general} <= {row.solver.id for row in explanation.candidates if row.reason is None}
+    explanation = gpuconv.explain(conv, x, w, padding_mode="reflect", **options)
+    assert explanation.solver == "triton.conv.fprop.implicit_gemm"
+    assert "pads with zeros alone, not reflect" in str(explanation)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))

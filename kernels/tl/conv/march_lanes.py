@@ -113,7 +113,7 @@ def march(
             for g in tl.static_range(TQ // VO):
                 beside = g * VO * result_column_pitch
                 written = closed & within(result_column + beside, result_width)
-                of_residual = moved(residual, at * residual_stride_h + g * VO * result_column_pitch * residual_stride_w)
+                of_residual = moved(residual, at * residual_stride_h + beside * residual_stride_w)
                 if VO == 1:
                     value = sums[u * TQ + g]
                 else:
