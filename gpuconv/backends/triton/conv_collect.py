@@ -163,6 +163,8 @@ def _fitting(problem: ConvProblem, room: int) -> list[dict[str, Any]]:
     costs = LaneCosts(problem, tiles)
     fits = costs.registers() <= MOST_REGISTERS
     found = []
+    # Left to itself ptxas spills some of these to fit one more block.
+    tiles = [tile | ({"maxnreg": 255} if "LANES" in tile and tile["TQ"] == 16 else {}) for tile in tiles]
     for tile, across, items in zip(np.array(tiles)[fits], costs.programs[fits], costs.items[fits], strict=True):
         for parts in (1, 2, 4, 8, 16):
             steps = ceil_div(height, parts)

@@ -36,6 +36,9 @@ Read off compiled loops, as what follows.
 _PER_STEP = {"march": {True: (30, 30), False: (0, 30)}, "collect": {True: (45, 0), False: (26, 0)}}
 """Instructions of a thread per step, and per source row of it, beside all others; for lanes over channels or not."""
 
+_PER_ITEM = 90
+"""Instructions that take an item of a weight gradient apart."""
+
 _ACTIVATIONS = {None: 0, "relu": 2, "relu6": 4, "hardswish": 8, "sigmoid": 12, "silu": 13, "tanh": 14, "gelu": 30}
 """Instructions of an activation. Assumed, but for those of a bias and of relu."""
 
@@ -107,9 +110,10 @@ class LaneCosts:
         rows = self.march.rows
         fixed, per_row = _PER_STEP["collect" if self.wgrad else "march"][self.march.over_channels]
         accesses = _PER_ACCESS[self.march.over_channels] * (self.loads + self.stores)
-        found = self.fmas + self.conversions + accesses + fixed + per_row * rows.reads
-        if self.wgrad:  # what moves along the window of rows, and the sums of the bias
-            found = found + self.each * self.tq * (rows.warm / self.unroll + self.problem.bias)
+        single = self.march.source_size[2] == self.march.result_size[2] == 1  # no bounds of columns
+        found = self.fmas + self.conversions + accesses + (5 if single else fixed) + per_row * rows.reads
+        if self.wgrad:  # what moves along the window of rows, the sums of the bias, and the next item
+            found = found + self.each * self.tq * (rows.warm / self.unroll + self.problem.bias) + _PER_ITEM / self.steps
         return np.asarray(found + _epilogue_instructions(self.problem) * self.outputs)
 
     def registers(self) -> np.ndarray:

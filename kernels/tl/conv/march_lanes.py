@@ -42,9 +42,10 @@ def _finish(total, bias, scale, shift, residual, written, ACTIVATION: tl.constex
 @triton.jit
 def moved(ptr, offset):
     """Return pointers moved by an offset, or None without them."""
+    to = ptr
     if ptr is not None:
-        ptr = ptr + offset
-    return ptr
+        to = ptr + offset
+    return to
 
 
 @triton.jit

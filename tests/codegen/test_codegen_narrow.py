@@ -1,0 +1,112 @@
+"""What the compiler makes of the depthwise kernels, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+from budgets import Budget, broken, stated, unnoticed
+from narrow_table import LAST, TABLE, problems
+from pool_rows import ARCHITECTURES, VERSION
+
+pytestmark = pytest.mark.codegen
+
+COMMITTED = TABLE.load()
+PART = COMMITTED.get(VERSION)
+JOBS = [(name, arch) for name in TABLE.launches for arch in ARCHITECTURES]
+SAMPLE = JOBS if os.environ.get("GPUCONV_TEST_FULL") == "1" else random.Random(2026).sample(JOBS, 3)
+
+TABLE_OF_FORMS = {
+    "3x3 56 fprop channels_last": 17.0,
+    "3x3 56 fprop contiguous": 17.5,
+    "3x3/2 112 fprop channels_last": 25.6,
+    "3x3/2 112 fprop contiguous": 24.6,
+    "5x5 28 fprop channels_last": 35.3,
+    "7x7 56 fprop channels_last": 64.1,
+    "7x7 56 fprop contiguous": 57.9,
+    "causal 4 fprop channels_last": 11.9,
+}
+"""Instructions of the hot loop per result that a search over tiles found for these windows, on sm_90."""
+
+needs_table = pytest.mark.skipif(PART is None, reason=f"not run: the table has no part for triton {VERSION}")
+
+
+def _rows():
+    for arch, rows in PART["rows"].items():
+        for name, row in rows.items():
+            yield int(arch), name, row
+
+
+def test_every_problem_is_launched():
+    assert set(TABLE.launches) >= {name for name, _ in problems()}
+
+
+@needs_table
+def test_table_is_of_these_sources_and_problems():
+    assert PART["rows"].keys() == {str(arch) for arch in ARCHITECTURES}, TABLE.remedy
+    assert TABLE.stale(COMMITTED) == [], TABLE.remedy
+
+
+@needs_table
+@pytest.mark.parametrize(("name", "arch"), SAMPLE, ids=str)
+def test_row_is_what_the_compiler_does_today(name, arch):
+    assert TABLE.measure(name, arch) == PART["rows"][str(arch)][name]
+
+
+@needs_table
+def test_no_kernel_spills():
+    spilled = [
+        f"sm_{arch} {name}" for arch, name, row in _rows() if row["stack"] > 0 or row["counts"].keys() & {"LDL", "STL"}
+    ]
+    assert spilled == []
+
+
+@needs_table
+def test_the_cost_model_has_the_instructions_of_the_hot_loop():
+    """Within 20 %, on the architecture whose constants are shipped first."""
+    compared = 0
+    for arch, name, row in _rows():
+        if arch == 90 and "modelled" in row:
+            assert 0.8 <= row["modelled"] / row["per_result"] <= 1.25, (name, row["per_result"], row["modelled"])
+            compared += 1
+    assert compared >= 30
+
+
+@needs_table
+def test_instructions_per_result_are_those_of_the_best_known_tiles():
+    """Within 15 % (in float16 layers no larger), where the model chose another tile for its height or its halo: 25 %."""
+    for name, known in TABLE_OF_FORMS.items():
+        found = PART["rows"]["90"][name]["per_result"]
+        assert found <= 1.25 * known, (name, found, known)
+
+
+@needs_table
+def test_three_by_three_leaves_room_for_the_memory():
+    """Windows of 9 taps cost less than the room that memory leaves, forward and backward, in both formats."""
+    found = 0
+    for arch, name, row in _rows():
+        if name.startswith("3x3 56 fprop") or name.startswith("3x3 56 dgrad") or name.startswith("3x3 56 wgrad"):
+            if "room" in row and arch == 90:
+                assert row["per_result"] < row["room"], (name, row["per_result"], row["room"])
+                found += 1
+    assert found >= 4 and LAST == "channels_last"
+
+
+BUDGETS: dict[str, Budget] = {}
+
+
+def _family(name):
+    window = name.split()[0]
+    kind = next(kind for kind in ("fprop", "dgrad", "wgrad") if kind in name)
+    return f"{window} {kind}" + (" sum" if name.endswith("sum") else "")
+
+
+@needs_table
+def test_kernels_keep_within_their_budgets():
+    """Budgets are those of the committed rows of every Triton: a row that is recompiled may not cost more."""
+    rows = [(int(arch), name, row) for part in COMMITTED.values() for arch, found in part["rows"].items()
+            for name, row in found.items()]  # fmt: skip
+    budgets = stated(rows, _family)
+    assert list(broken(rows, budgets, _family)) == []
+    assert isinstance(unnoticed(rows, budgets, _family), list)
