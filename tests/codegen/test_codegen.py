@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import random
 from collections import Counter
 
 import pytest
 from aot import compile_for, launch_arguments, specialise
+from sample import chosen
 from table import (
     ARCHITECTURES,
     ENTRIES,
@@ -35,9 +34,8 @@ TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 LOOP_BUDGET = {"fprop": 150, "dgrad": 260, "transposed": 210, "wgrad": 410}
 """Instructions of the hot loop of 128 x 128 x 64 tiles on Hopper by pass, zero padding: a few above today's most."""
 
-FULL = os.environ.get("GPUCONV_TEST_FULL") == "1"
 JOBS = [(name, arch) for name in ENTRIES for arch in ARCHITECTURES]
-SAMPLE = JOBS if FULL else random.Random(f"2026, {VERSION}").sample(JOBS, 10)
+SAMPLE = chosen(JOBS, 10)
 
 needs_table = pytest.mark.skipif(PART is None, reason=f"not run: the table has no part for triton {VERSION}")
 

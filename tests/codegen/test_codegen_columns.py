@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import random
-
 import pytest
 from budgets import Budget, broken, unnoticed
 from columns_table import TABLE, problems
 from pool_rows import ARCHITECTURES, VERSION
+from sample import chosen
 
 pytestmark = pytest.mark.codegen
 
 COMMITTED = TABLE.load()
 PART = COMMITTED.get(VERSION)
 JOBS = [(name, arch) for name in TABLE.launches for arch in ARCHITECTURES]
-SAMPLE = JOBS if os.environ.get("GPUCONV_TEST_FULL") == "1" else random.Random(2026).sample(JOBS, 2)
+SAMPLE = chosen(JOBS, 2)
 
 BUDGETS = {
     "fold contiguous": Budget(loop=333, warps=8),

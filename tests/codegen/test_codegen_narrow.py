@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import random
-
 import pytest
 from budgets import Budget, broken, stated, unnoticed
 from narrow_table import LAST, TABLE, problems
 from pool_rows import ARCHITECTURES, VERSION
+from sample import chosen
 
 pytestmark = pytest.mark.codegen
 
 COMMITTED = TABLE.load()
 PART = COMMITTED.get(VERSION)
 JOBS = [(name, arch) for name in TABLE.launches for arch in ARCHITECTURES]
-SAMPLE = JOBS if os.environ.get("GPUCONV_TEST_FULL") == "1" else random.Random(2026).sample(JOBS, 3)
+SAMPLE = chosen(JOBS, 3)
 
 TABLE_OF_FORMS = {
     "3x3 56 fprop channels_last": 17.0,
@@ -75,7 +73,7 @@ def test_the_cost_model_has_the_instructions_of_the_hot_loop():
 
 @needs_table
 def test_instructions_per_result_are_those_of_the_best_known_tiles():
-    """Within 15 % (in float16 layers no larger), where the model chose another tile for its height or its halo: 25 %."""
+    """Within 25 %: for the sake of its height or its halo the cost model may choose a tile that is not the shortest."""
     for name, known in TABLE_OF_FORMS.items():
         found = PART["rows"]["90"][name]["per_result"]
         assert found <= 1.25 * known, (name, found, known)
@@ -86,10 +84,9 @@ def test_three_by_three_leaves_room_for_the_memory():
     """Windows of 9 taps cost less than the room that memory leaves, forward and backward, in both formats."""
     found = 0
     for arch, name, row in _rows():
-        if name.startswith("3x3 56 fprop") or name.startswith("3x3 56 dgrad") or name.startswith("3x3 56 wgrad"):
-            if "room" in row and arch == 90:
-                assert row["per_result"] < row["room"], (name, row["per_result"], row["room"])
-                found += 1
+        if arch == 90 and "room" in row and name.startswith(("3x3 56 fprop", "3x3 56 dgrad", "3x3 56 wgrad")):
+            assert row["per_result"] < row["room"], (name, row["per_result"], row["room"])
+            found += 1
     assert found >= 4 and LAST == "channels_last"
 
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import random
-
 import pytest
 from budgets import Budget, broken, unnoticed
 from pool_problems import problems
 from pool_rows import ARCHITECTURES, VERSION
 from pool_table import TABLE
+from sample import chosen
 
 pytestmark = pytest.mark.codegen
 
 LAUNCHES = TABLE.launches
 COMMITTED = TABLE.load()
 PART = COMMITTED.get(VERSION)
-FULL = os.environ.get("GPUCONV_TEST_FULL") == "1"
 JOBS = [(name, arch) for name in LAUNCHES for arch in ARCHITECTURES]
-SAMPLE = JOBS if FULL else random.Random(2026).sample(JOBS, 6)
+SAMPLE = chosen(JOBS, 6)
 ALIGNED = ("2x2/s2", "3x3/s2", "3x3/s1")
 
 BUDGETS = {

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import random
-
 import pytest
 from budgets import Budget, broken, unnoticed
 from pool_adaptive_problems import ENTRIES
 from pool_adaptive_table import TABLE
 from pool_rows import ARCHITECTURES, VERSION
+from sample import chosen
 
 from gpuconv.arrays import CHANNELS_LAST
 
@@ -18,9 +16,8 @@ pytestmark = pytest.mark.codegen
 LAUNCHES = TABLE.launches
 COMMITTED = TABLE.load()
 PART = COMMITTED.get(VERSION)
-FULL = os.environ.get("GPUCONV_TEST_FULL") == "1"
 JOBS = [(name, arch) for name in LAUNCHES for arch in ARCHITECTURES]
-SAMPLE = JOBS if FULL else random.Random(2026).sample(JOBS, 6)
+SAMPLE = chosen(JOBS, 6)
 
 NARROW_WINDOWS = ("56 to 7", "3-D", "claims apart")
 """Parts of names of entries of which lines or planes are not multiples of 16 elements."""
