@@ -55,7 +55,7 @@ class ForwardRuns(TritonConv):
 
     def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, ConvProblem)
-        configs = list(run_tiles(problem))
+        configs = list(run_tiles(problem, serial=False))
         if not configs:
             return {}
         times = cost_model.estimate(RunCosts(problem, configs).work(), constants.constants_of(problem.device))

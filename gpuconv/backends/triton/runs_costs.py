@@ -67,15 +67,22 @@ class RunCosts:
         words, tile = max(self.item // 4, 1), self.elements * self.item / 4
         sums = self.outputs * (self.runs.open + self.merged * power_of_two(self.runs.taps[1])) * words
         loads = self.elements / self.vec * (4 if self.runs.taps[0] > 1 and self.vec.max() >= 4 else 2)
-        return np.asarray(36 + sums + loads + (0.6 * self.unroll + self.ahead) * tile)
+        hoisted = 0.6 * (self.unroll - 1) * (self.vec >= 4)  # loads of later steps that the compiler begins early
+        found = 36 + sums + loads + (0.6 + hoisted + self.ahead) * tile
+        if self.old:  # every warp reads all weights into registers, and keeps about half of them there
+            weights = self.blocks * self.runs.taps[1] * self.depth * self.n * self.item / 128
+            found = found + 0.5 * weights + 0.5 * tile
+        return np.asarray(found)
 
     def instructions(self) -> np.ndarray:
         """Return the instructions of a thread per step, as read off compiled loops."""
         loads = self.elements / self.vec
         tensor = self.products * self.depth / 16 * self.m / 16 / self.warps
         moves = (self.runs.open - 1) * self.outputs * ((self.unroll == 1) & (self.merged == 0))
-        added = self.merged * self.runs.taps[1] * self.outputs
-        found = 20 + self.outputs + 6 * loads + 7.8 * tensor + moves + 1.3 * added
+        added = self.merged * (0.4 + 1.15 * self.runs.taps[1]) * self.outputs
+        kept = 0.5 * self.ahead * self.elements * self.item / 4
+        found = 6 + 1.2 * self.outputs + 3.8 * loads + (16 if self.whole else 21.5) * self.rows + kept
+        found = found + 7.5 * tensor + 1.1 * moves + added
         problem = self.problem
         heavy = _ACTIVATIONS.get(problem.activation, 20)
         ended = problem.bias + problem.scale + problem.shift + 3 * problem.residual + heavy
@@ -114,6 +121,7 @@ class RunCosts:
         pipe, factor = pipe_of(problem)
         spread = np.array([spread_elements(problem, config) for config in self.configs], float) * item
         feed = np.interp(self.side, list(_FEED) + [128], [*_FEED.values(), 1.0])
+        loads = self.elements / self.vec
         plain = PIPES[pipe].startswith("fma")
         return Work(
             programs=programs,
@@ -124,7 +132,7 @@ class RunCosts:
             feed=1.0 if plain else feed,
             l2_bytes=fresh * walked + result * self.steps + weights,
             dram_bytes=float(problem.min_bytes),
-            instructions=self.warps * (self.instructions() * walked + 250 + 1.5 * weights / 16 / self.threads),
+            instructions=self.warps * (self.instructions() * walked + 260 + 5 * loads + 13 * weights / 16 / self.threads),
             chain=walked + 3,
             extra_bytes=2 * spread,
             launches=2,
@@ -148,15 +156,21 @@ def _shapes(problem: ConvProblem) -> Iterator[dict[str, Any]]:
                 yield from ({**tile, "AHEAD": ahead, "num_warps": warps, "num_stages": 1} for ahead in (1, 0))
 
 
-def run_tiles(problem: ConvProblem) -> Iterator[dict[str, Any]]:
-    """Yield the configs of a problem whose registers suffice, each with several heights."""
+def run_tiles(problem: ConvProblem, serial: bool = True) -> Iterator[dict[str, Any]]:
+    """Yield the configs of a problem whose registers suffice, each with several heights.
+
+    Tiles that load a row when they need it come only where there is no room to load it ahead, or with `serial`: the
+    cost model does not see what they wait.
+    """
     shapes = list(_shapes(problem))
     if not shapes:
         return
     found = RunCosts(problem, [{**shape, "steps": 1} for shape in shapes]).registers()
+    fits = {tuple(shape.items()): registers <= _MOST_REGISTERS for shape, registers in zip(shapes, found, strict=True)}
     rows = runs_of(problem).output[1]
     heights = {max(ceil_div(rows, parts), 1) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 32)}
     heights = {rows, *(height for height in heights if height >= min(rows, 4))}
-    for shape, registers in zip(shapes, found, strict=True):
-        if registers <= _MOST_REGISTERS:
+    for shape in shapes:
+        better = not shape["AHEAD"] and fits[tuple({**shape, "AHEAD": 1}.items())]
+        if fits[tuple(shape.items())] and (serial or not better):
             yield from ({**shape, "steps": height} for height in sorted(heights))
