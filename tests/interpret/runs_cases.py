@@ -147,7 +147,7 @@ def config_of(case: Case, problem: ConvProblem) -> dict[str, Any]:
     runs, turn = runs_of(problem), sum(map(ord, case.id))
     slices = [side for side in (1, 2, 4, 8) if side <= most_slices(problem) and runs.depth(side) >= 16]
     return {
-        "BLOCK_M": (16, 32)[turn % 2], "BLOCK_N": 16, "steps": 1 + turn % 3, "MERGED": turn % 3 == 0,
+        "BLOCK_M": (16, 32)[turn % 2], "BLOCK_N": (16, 8)[turn // 3 % 2], "steps": 1 + turn % 3, "MERGED": turn % 3 == 0,
         "UNROLL": runs.open if turn // 2 % 2 else 1, "AHEAD": turn // 4 % 2, "SLICES": slices[turn % len(slices)],
         "INDEX64": case.option("index64", False), "num_warps": 1, "num_stages": 1,
     }  # fmt: skip

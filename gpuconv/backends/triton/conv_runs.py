@@ -45,6 +45,8 @@ class ForwardRuns(TritonConv):
             return f"takes 1 to {_MOST_CHANNELS} input channels, not {problem.c}"
         if problem.padding_mode != "zeros":
             return f"pads with zeros alone, not {problem.padding_mode}"
+        if problem.dtype == "float32" and problem.precision == "tf32x3":
+            return "forms one product of two operands, not the three of tf32x3"
         dilation, kernel = three(problem.dilation, 1), three(problem.kernel, 1)
         if any(step > 1 and taps > 1 for step, taps in zip(dilation[1:], kernel[1:], strict=True)):
             return f"takes windows of neighbouring rows and columns, not dilation {problem.dilation}"

@@ -84,6 +84,11 @@ class RunCosts:
         found = 6 + 1.2 * self.outputs + 3.8 * loads + (16 if self.whole else 21.5) * self.rows + kept
         found = found + 7.5 * tensor + 1.1 * moves + added
         problem = self.problem
+        fmas = self.products * self.m * self.depth * self.side / self.threads
+        if problem.dtype == "float64":  # products of 8 x 8 x 4 on tensor cores, and what reads their operands
+            found = found + 3 * fmas / 8
+        elif PIPES[pipe_of(problem)[0]] == "fma32":
+            found = found + 1.2 * fmas
         heavy = _ACTIVATIONS.get(problem.activation, 20)
         ended = problem.bias + problem.scale + problem.shift + 3 * problem.residual + heavy
         return np.asarray(found + ended * self.outputs)
@@ -92,12 +97,12 @@ class RunCosts:
         """Return the bytes through L1 and shared memory of a step of a program, which compiled loops agree with.
 
         Runs are loaded and written to shared memory. Whole ones are read from there by every product, others once;
-        weights are read by every product of 64 rows; results are written to it, read, and stored.
+        weights are read by every product of 64 rows, or by warps of which each keeps half; results are written to it, read, and stored.
         """
         tile = self.m * self.depth * self.item
         runs = self.rows * tile
         read = self.products * tile if self.whole and not self.old else runs
-        shares = self.m / 16 if self.old else self.m / 64
+        shares = self.m / 32 if self.old else self.m / 64
         weights = self.products * self.depth * self.side * self.item * np.maximum(shares, 1)
         return np.asarray(2 * runs + read + weights + 3 * self.m * self.n * self.item)
 
