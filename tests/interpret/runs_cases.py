@@ -30,7 +30,8 @@ BRANCHES: dict[str, dict[str, Any]] = {
                 "size": {1: 48, 2: (8, 16), 3: (4, 8, 8)}},
     "four channels": {"c": 4, "pads": (1, 1), "size": {1: 32, 2: (6, 8), 3: (3, 4, 8)}, "k": 32},
     "one channel": {"c": 1, "pads": (1, 1)},
-    "one channel, stem": {"c": 1, "stride": 2, "kernel": {1: 7, 2: 5, 3: 3}, "pads": (2, 1), "size": {1: 40, 2: (8, 16), 3: (4, 6, 8)}},
+    "one channel, stem": {"c": 1, "stride": 2, "kernel": {1: 7, 2: 5, 3: 3}, "pads": (2, 1),
+                          "size": {1: 40, 2: (8, 16), 3: (4, 6, 8)}},
     "two to two": {"c": 2, "k": 2, "pads": (1, 1)},
     "sixteen": {"c": 16, "k": 16, "pads": (1, 1), "size": {1: 16, 2: (5, 6), 3: (3, 4, 4)}, "n": 1},
     "seven": {"c": 7, "kernel": {1: 5, 2: (3, 2), 3: (2, 1, 3)}, "pads": (1, 0)},
@@ -38,15 +39,17 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "stride over kernel": {"stride": {1: 4, 2: (4, 3), 3: (2, 3, 4)}, "kernel": 2, "pads": (0, 1)},
     "strides apart": {"stride": {1: 3, 2: (3, 2), 3: (1, 3, 2)}, "kernel": 3, "pads": (2, 1)},
     "rows alone": {"kernel": {1: 1, 2: (5, 1), 3: (1, 4, 1)}, "pads": {1: (0, 0), 2: (0, 0), 3: (0, 0)}},
-    "kernel over input": {"size": {1: 4, 2: (2, 3), 3: (1, 2, 3)}, "kernel": {1: 7, 2: (3, 4), 3: (2, 3, 3)}, "pads": (3, 2)},
+    "kernel over input": {"size": {1: 4, 2: (2, 3), 3: (1, 2, 3)}, "kernel": {1: 7, 2: (3, 4), 3: (2, 3, 3)},
+                          "pads": (3, 2)},
     "one by one": {"kernel": 1, "stride": {1: 2, 2: (1, 2), 3: (2, 1, 2)}},
-    "depth": {"kernel": {1: 3, 2: 3, 3: (5, 2, 2)}, "stride": {1: 1, 2: 1, 3: (2, 1, 1)}, "dilation": {1: 1, 2: 1, 3: (3, 1, 1)},
-              "size": {1: 30, 2: (7, 9), 3: (11, 3, 4)}, "pads": {1: (2, 1), 2: (2, 1), 3: (2, 1)}},
+    "depth": {"kernel": {1: 3, 2: 3, 3: (5, 2, 2)}, "stride": {1: 1, 2: 1, 3: (2, 1, 1)},
+              "dilation": {1: 1, 2: 1, 3: (3, 1, 1)}, "size": {1: 30, 2: (7, 9), 3: (11, 3, 4)}, "pads": (2, 1)},
     "epilogue": {"bias": True, "scale": True, "shift": True, "residual": True, "activation": "silu", "pads": (1, 1),
                  "size": {1: 32, 2: (6, 16), 3: (3, 4, 8)}, "k": 24},
     "relu": {"bias": True, "residual": True, "activation": "relu", "stride": {1: 2, 2: 2, 3: 1}, "pads": (1, 0)},
     "64-bit": {"index64": True, "pads": (1, 1), "stride": {1: 1, 2: (2, 1), 3: (2, 1, 1)}, "bias": True},
-    "64-bit, stem": {"index64": True, "stride": 2, "kernel": {1: 7, 2: 5, 3: 3}, "pads": (2, 2), "residual": True, "k": 32},
+    "64-bit, stem": {"index64": True, "stride": 2, "kernel": {1: 7, 2: 5, 3: 3}, "pads": (2, 2),
+                     "residual": True, "k": 32},
     "one image, one row": {"n": 1, "size": {1: 9, 2: (1, 9), 3: (1, 1, 9)}, "pads": (1, 1), "kernel": 3},
 }  # fmt: skip
 
@@ -147,8 +150,9 @@ def config_of(case: Case, problem: ConvProblem) -> dict[str, Any]:
     runs, turn = runs_of(problem), sum(map(ord, case.id))
     slices = [side for side in (1, 2, 4, 8) if side <= most_slices(problem) and runs.depth(side) >= 16]
     return {
-        "BLOCK_M": (16, 32)[turn % 2], "BLOCK_N": (16, 8)[turn // 3 % 2], "steps": 1 + turn % 3, "MERGED": turn % 3 == 0,
-        "UNROLL": runs.open if turn // 2 % 2 else 1, "AHEAD": turn // 4 % 2, "SLICES": slices[turn % len(slices)],
+        "BLOCK_M": (16, 32)[turn % 2], "BLOCK_N": (16, 8)[turn // 3 % 2], "steps": 1 + turn % 3,
+        "MERGED": turn % 3 == 0, "UNROLL": runs.open if turn // 2 % 2 else 1, "AHEAD": turn // 4 % 2,
+        "SLICES": slices[turn % len(slices)],
         "INDEX64": case.option("index64", False), "num_warps": 1, "num_stages": 1,
     }  # fmt: skip
 

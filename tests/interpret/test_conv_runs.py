@@ -32,7 +32,9 @@ def test_cases_are_distinct_and_cover_everything():
 
 
 @pytest.mark.parametrize("branch", ("plain", "stem", "patches", "two to two"))
-@pytest.mark.parametrize(("ndim", "layout"), ((1, "contiguous"), (2, "channels_last"), (2, "contiguous"), (3, "strided")))
+@pytest.mark.parametrize(
+    ("ndim", "layout"), ((1, "contiguous"), (2, "channels_last"), (2, "contiguous"), (3, "strided"))
+)
 def test_small_integers_are_exact(ndim, layout, branch):
     inputs = Inputs(Case(ndim, layout, "float16", branch), integers=True)
     expected = inputs.call("numpy", torch.Tensor.double)
@@ -146,8 +148,8 @@ MUTANTS = {
     "slice mask dropped": ("(slice_ >= 0) & (slice_ < d)", "(slice_ < d)"),
     "depth dilation ignored": ("slice_ = z + (t + b * TIN) * DILATION_D", "slice_ = z + (t + b * TIN)"),
     "window ignored": ("return tl.where(window, tile, 0.0)", "return tile"),
-    "pieces swapped": ("_pieces(low, BLOCK_M, ROWS // 2, BLOCK_N) + _pieces(high", "_pieces(high, BLOCK_M, ROWS // 2, BLOCK_N) + _pieces(low"),
-    "filter row shifted": ("_plus(sums[m], pieces, STRIDE_H * (OPEN - 1 - m) + j, R)", "_plus(sums[m], pieces, STRIDE_H * (OPEN - 1 - m), R)"),
+    "pieces swapped": ("low, high = tl.split(halves)", "high, low = tl.split(halves)"),
+    "filter row shifted": ("pieces, STRIDE_H * (OPEN - 1 - m) + j, R)", "pieces, STRIDE_H * (OPEN - 1 - m), R)"),
     "weights of the first block": ("STRIDE_H * (OPEN - 1 - m) + j, b * R, R,", "STRIDE_H * (OPEN - 1 - m) + j, 0, R,"),
     "warm-up row stored": ("keeps & (at_p >= first) &", "keeps &"),
     "rows after the chunk": ("(at_p < first + steps) & (at_p < p)", "(at_p < first + steps)"),
@@ -177,7 +179,8 @@ def _noticed() -> bool:
             if not torch.equal(finite, by_definition(inputs).isfinite()):
                 return True
             continue
-        for options in ({"MERGED": True, "UNROLL": 1}, {"MERGED": False, "SLICES": max(16 // runs_of(problem).depth(1), 1)}):
+        slices = max(16 // runs_of(problem).depth(1), 1)
+        for options in ({"MERGED": True, "UNROLL": 1}, {"MERGED": False, "SLICES": slices}):
             config = config_of(case, problem) | options | {"steps": 2, "BLOCK_M": 16}
             expected = inputs.call("numpy", torch.Tensor.double)
             try:

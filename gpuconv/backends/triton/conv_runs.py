@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ...config import workspace_limit
 from ...costs import constants
 from ...costs import model as cost_model
 from ...costs.model import Work
@@ -50,9 +51,14 @@ class ForwardRuns(TritonConv):
         dilation, kernel = three(problem.dilation, 1), three(problem.kernel, 1)
         if any(step > 1 and taps > 1 for step, taps in zip(dilation[1:], kernel[1:], strict=True)):
             return f"takes windows of neighbouring rows and columns, not dilation {problem.dilation}"
-        if not self.default(problem):
+        config = self.default(problem)
+        if not config:
             runs = runs_of(problem)
-            return f"has no tile that holds {runs.taps[1]} filter rows of {runs.depth(1)} elements and {runs.open} open rows"
+            held = f"{runs.taps[1]} filter rows of {runs.depth(1)} elements and {runs.open} open rows"
+            return f"has no tile that holds {held}"
+        needed, limit = spread_elements(problem, config) * itemsize(problem.dtype), workspace_limit()
+        if needed > limit:
+            return f"needs {needed} bytes of workspace for weights, more than the limit of {limit}"
         return None
 
     def default(self, problem: Problem) -> dict[str, Any]:

@@ -191,4 +191,3 @@ def spread_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str
 def weight_bytes(problem: ConvProblem, config: Mapping[str, Any]) -> int:
     """Return the bytes of the spread weights of one tile of filters, which a program keeps in shared memory."""
     return spread_elements(problem, config) // ceil_div(problem.k, config["BLOCK_N"]) * itemsize(problem.dtype)
-

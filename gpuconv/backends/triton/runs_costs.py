@@ -19,7 +19,7 @@ from .runs_axes import Runs, most_slices, runs_of, spread_elements, weight_bytes
 __all__ = ["RunCosts", "run_tiles"]
 
 _MOST_REGISTERS = 232
-"""Registers of a thread, by :meth:`RunCosts.registers`, above which no tile is proposed: compiled ones may have more."""
+"""Registers of a thread, by :meth:`RunCosts.registers`, above which no tile is proposed: compiled may have more."""
 
 _MOST_WEIGHTS = 64 << 10
 """Bytes of weights that a program keeps in shared memory at most: one multiprocessor holds two programs beside each
@@ -97,7 +97,8 @@ class RunCosts:
         """Return the bytes through L1 and shared memory of a step of a program, which compiled loops agree with.
 
         Runs are loaded and written to shared memory. Whole ones are read from there by every product, others once;
-        weights are read by every product of 64 rows, or by warps of which each keeps half; results are written to it, read, and stored.
+        weights are read by every product of 64 rows, or, before Hopper, by every warp, which keeps half of them;
+        results are written to shared memory, read, and stored.
         """
         tile = self.m * self.depth * self.item
         runs = self.rows * tile
@@ -125,8 +126,8 @@ class RunCosts:
         result = self.m * np.minimum(self.n, problem.k) * item * (1 + problem.residual)
         pipe, factor = pipe_of(problem)
         spread = np.array([spread_elements(problem, config) for config in self.configs], float) * item
-        feed = np.interp(self.side, list(_FEED) + [128], [*_FEED.values(), 1.0])
-        loads = self.elements / self.vec
+        feed = np.interp(self.side, [*_FEED, 128], [*_FEED.values(), 1.0])
+        before = 260 + 5 * self.elements / self.vec + 13 * weights / 16 / self.threads
         plain = PIPES[pipe].startswith("fma")
         return Work(
             programs=programs,
@@ -137,7 +138,7 @@ class RunCosts:
             feed=1.0 if plain else feed,
             l2_bytes=fresh * walked + result * self.steps + weights,
             dram_bytes=float(problem.min_bytes),
-            instructions=self.warps * (self.instructions() * walked + 260 + 5 * loads + 13 * weights / 16 / self.threads),
+            instructions=self.warps * (self.instructions() * walked + before),
             chain=walked + 3,
             extra_bytes=2 * spread,
             launches=2,

@@ -1,4 +1,4 @@
-"""Forward convolution with few input channels: marching rows of tensor-core products over runs of neighbouring elements.
+"""Forward convolution with few input channels: rows of tensor-core products over runs of neighbouring elements.
 
 Of one input row a column of the result needs a run: the S C elements of a window's row where channels are innermost, S
 elements of each channel's plane otherwise. Runs are read as they lie, nothing is copied or padded: an input row becomes
@@ -117,8 +117,11 @@ def _add_rows(
 
 
 @triton.jit
-def _finish(total, bias, scale, shift, residual, written, ACTIVATION: tl.constexpr):
-    """Return activation((total + bias) * scale + shift + residual); `residual` holds pointers. Each may be None."""
+def _finish(total, bias, scale, shift, residual, offset, written, ACTIVATION: tl.constexpr):
+    """Return activation((total + bias) * scale + shift + residual); each may be None.
+
+    `residual` holds pointers, which `offset` moves.
+    """
     if bias is not None:
         total = total + bias
     if scale is not None:
@@ -126,7 +129,7 @@ def _finish(total, bias, scale, shift, residual, written, ACTIVATION: tl.constex
     if shift is not None:
         total = total + shift
     if residual is not None:
-        total = total + tl.load(residual, mask=written, other=0.0).to(total.dtype)
+        total = total + tl.load(residual + offset, mask=written, other=0.0).to(total.dtype)
     return activate(total, ACTIVATION)
 
 
@@ -137,14 +140,6 @@ def _of_channels(ptr, channel, stride, k, ACC_DTYPE: tl.constexpr):
     if ptr is not None:
         values = tl.load(ptr + channel * stride, mask=channel < k, other=0.0).to(ACC_DTYPE)
     return values
-
-
-@triton.jit
-def _moved(pointers, offset):
-    """Return pointers moved by an offset, or None without them."""
-    if pointers is not None:
-        pointers = pointers + offset
-    return pointers
 
 
 @triton.jit(repr=_repr)
@@ -337,8 +332,8 @@ def _conv_runs_kernel(
             )
             at_p = step - (OPEN - 1)
             written = keeps & (at_p >= first) & (at_p < first + steps) & (at_p < p)
-            of_residual = _moved(residual, at_p * residual_stride_p * RESULT_UNIT)
-            value = _finish(sums[0], bias, scale, shift, of_residual, written, ACTIVATION)
+            of_residual = at_p * residual_stride_p * RESULT_UNIT
+            value = _finish(sums[0], bias, scale, shift, residual, of_residual, written, ACTIVATION)
             tl.store(result + at_p * y_stride_p * RESULT_UNIT, value.to(y_ptr.dtype.element_ty), mask=written)
             still_open = sums[1:]
 
