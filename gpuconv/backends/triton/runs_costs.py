@@ -66,9 +66,9 @@ class RunCosts:
         """Return the registers of a thread: open rows, tiles, their pointers, and what is loaded ahead."""
         words, tile = max(self.item // 4, 1), self.elements * self.item / 4
         sums = self.outputs * (self.runs.open + self.merged * power_of_two(self.runs.taps[1])) * words
-        loads = self.elements / self.vec * (4 if self.runs.taps[0] > 1 and self.vec.max() >= 4 else 2)
-        hoisted = 0.6 * (self.unroll - 1) * (self.vec >= 4)  # loads of later steps that the compiler begins early
-        found = 36 + sums + loads + (0.6 + hoisted + self.ahead) * tile
+        early = 1.4 if self.runs.taps[0] > 1 else 0.6  # loads of later steps that the compiler begins early
+        held = 0.6 + early * (self.unroll - 1) * (self.vec >= 4) + self.ahead
+        found = 36 + sums + 2 * self.elements / self.vec + held * tile
         if self.old:  # every warp reads all weights into registers, and keeps about half of them there
             weights = self.blocks * self.runs.taps[1] * self.depth * self.n * self.item / 128
             found = found + 0.5 * weights + 0.5 * tile
