@@ -102,7 +102,7 @@ class RunCosts:
         """
         tile = self.m * self.depth * self.item
         runs = self.rows * tile
-        read = self.products * tile if self.whole and not self.old else runs
+        read = self.products * tile if self.whole and not self.old else (1 + 0.5 * self.ahead) * runs
         shares = self.m / 32 if self.old else self.m / 64
         weights = self.products * self.depth * self.side * self.item * np.maximum(shares, 1)
         return np.asarray(2 * runs + read + weights + 3 * self.m * self.n * self.item)
@@ -127,7 +127,7 @@ class RunCosts:
         pipe, factor = pipe_of(problem)
         spread = np.array([spread_elements(problem, config) for config in self.configs], float) * item
         feed = np.interp(self.side, [*_FEED, 128], [*_FEED.values(), 1.0])
-        before = 260 + 5 * self.elements / self.vec + 13 * weights / 16 / self.threads
+        before = 260 + 20 * self.elements / self.vec + 13 * weights / 16 / self.threads
         plain = PIPES[pipe].startswith("fma")
         return Work(
             programs=programs,
@@ -159,7 +159,8 @@ def _shapes(problem: ConvProblem) -> Iterator[dict[str, Any]]:
                 continue
             tile = {"BLOCK_M": m, "BLOCK_N": n, "MERGED": merged, "UNROLL": unroll, "SLICES": slices}
             if weight_bytes(problem, tile) <= _MOST_WEIGHTS:
-                yield from ({**tile, "AHEAD": ahead, "num_warps": warps, "num_stages": 1} for ahead in (1, 0))
+                choices = (1, 0) if runs.output[1] + runs.open > 2 else (0,)  # there is a row to load ahead
+                yield from ({**tile, "AHEAD": ahead, "num_warps": warps, "num_stages": 1} for ahead in choices)
 
 
 def run_tiles(problem: ConvProblem, serial: bool = True) -> Iterator[dict[str, Any]]:
@@ -177,6 +178,6 @@ def run_tiles(problem: ConvProblem, serial: bool = True) -> Iterator[dict[str, A
     heights = {max(ceil_div(rows, parts), 1) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 32)}
     heights = {rows, *(height for height in heights if height >= min(rows, 4))}
     for shape in shapes:
-        better = not shape["AHEAD"] and fits[tuple({**shape, "AHEAD": 1}.items())]
+        better = not shape["AHEAD"] and fits.get(tuple({**shape, "AHEAD": 1}.items()), False)
         if fits[tuple(shape.items())] and (serial or not better):
             yield from ({**shape, "steps": height} for height in sorted(heights))
