@@ -1,0 +1,105 @@
+"""Forward convolution with few input channels on the kernel over runs: problems, tiles, arguments and launches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...config import workspace_limit
+from ...costs import constants
+from ...costs import model as cost_model
+from ...costs.model import Work
+from ...problem import ConvProblem, Problem, itemsize
+from ..axes import three
+from ..base import Plan, Solver
+from .common import VECTORS, Memo, TritonConv, accumulator_type, launch_kernel, remembered, strides_of
+from .runs_axes import runs_arguments, runs_of, spread_arguments, spread_elements
+from .runs_costs import RunCosts, run_tiles
+
+__all__ = ["SOLVERS", "ForwardRuns"]
+
+_MOST_CHANNELS = 16
+"""Input channels at most: with more, a tap of a filter is a reduction that tensor cores are fed well with."""
+
+_SPREAD_PASS = {"num_warps": 4, "num_stages": 1}
+
+
+class ForwardRuns(TritonConv):
+    """Forward convolution of few channels: every input row is loaded once, as runs of neighbouring elements.
+
+    A plan is two launches: a small one spreads the weights to the order of the runs.
+    """
+
+    id = "triton.conv.fprop.runs"
+    kinds = ("fprop",)
+
+    def why_not(self, problem: Problem) -> str | None:
+        reason = super().why_not(problem)
+        if reason is not None:
+            return reason
+        assert isinstance(problem, ConvProblem)
+        if problem.groups != 1:
+            return f"takes one group, not {problem.groups}"
+        if not 1 <= problem.c <= _MOST_CHANNELS:
+            return f"takes 1 to {_MOST_CHANNELS} input channels, not {problem.c}"
+        if problem.padding_mode != "zeros":
+            return f"pads with zeros alone, not {problem.padding_mode}"
+        if problem.dtype == "float32" and problem.precision == "tf32x3":
+            return "forms one product of two operands, not the three of tf32x3"
+        dilation, kernel = three(problem.dilation, 1), three(problem.kernel, 1)
+        if any(step > 1 and taps > 1 for step, taps in zip(dilation[1:], kernel[1:], strict=True)):
+            return f"takes windows of neighbouring rows and columns, not dilation {problem.dilation}"
+        config = self.default(problem)
+        if not config:
+            runs = runs_of(problem)
+            held = f"{runs.taps[1]} filter rows of {runs.depth(1)} elements and {runs.open} open rows"
+            return f"has no tile that holds {held}"
+        needed, limit = spread_elements(problem, config) * itemsize(problem.dtype), workspace_limit()
+        if needed > limit:
+            return f"needs {needed} bytes of workspace for weights, more than the limit of {limit}"
+        return None
+
+    def default(self, problem: Problem) -> dict[str, Any]:
+        assert isinstance(problem, ConvProblem)
+        configs = list(run_tiles(problem, serial=False))
+        if not configs:
+            return {}
+        times = cost_model.estimate(RunCosts(problem, configs).work(), constants.constants_of(problem.device))
+        return configs[int(np.argmin(times))]
+
+    def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
+        assert isinstance(problem, ConvProblem)
+        yield from run_tiles(problem)
+
+    def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
+        assert isinstance(problem, ConvProblem)
+        return RunCosts(problem, configs).work()
+
+    def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
+        assert isinstance(problem, ConvProblem)
+        return Plan(self, problem, spread_elements(problem, config) * itemsize(problem.dtype), dict(config))
+
+    def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:
+        assert isinstance(plan.problem, ConvProblem)
+        return {"spread": (plan.problem.dtype, spread_elements(plan.problem, plan.config))}
+
+    def launch(
+        self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
+    ) -> None:
+        from ...kernels.tl.conv import runs as kernels
+
+        strides = strides_of(tensors)
+        arguments = dict(remembered(memo, "spread", spread_arguments, problem, strides, config))
+        grid = (arguments.pop("programs"),)
+        pointers = {name: tensors[name] for name in ("w", "spread")}
+        launch_kernel(problem, kernels._conv_runs_spread_kernel, grid, pointers, arguments, _SPREAD_PASS)
+        arguments = dict(remembered(memo, "runs", runs_arguments, problem, strides, config))
+        grid = (arguments.pop("programs"),)
+        arguments["ACC_DTYPE"] = accumulator_type(problem)
+        pointers = {name: tensors.get(name) for name in ("x", "spread", "y", *VECTORS, "residual")}
+        launch_kernel(problem, kernels._conv_runs_kernel, grid, pointers, arguments, config)
+
+
+SOLVERS: tuple[Solver, ...] = (ForwardRuns(),)

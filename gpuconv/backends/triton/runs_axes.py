@@ -1,0 +1,193 @@
+"""What the kernels of convolutions over runs compute of a problem, and every argument of theirs but the pointers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd
+from typing import Any
+
+from ...arrays import CHANNELS_LAST
+from ...problem import ConvProblem, itemsize
+from ...shapes import ceil_div
+from ..axes import three
+from .common import Strides, conv_arguments, index64, power_of_two
+
+__all__ = ["Runs", "most_slices", "runs_arguments", "runs_of", "spread_arguments", "spread_elements", "weight_bytes"]
+
+_LEAST_DEPTH = 16
+"""Elements of a reduction that ``tl.dot`` takes at least."""
+
+_SPREAD_ELEMENTS = 4096
+"""Elements of one program of the pass that spreads weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """The runs of a problem in the memory formats that it states.
+
+    A window's row is `used` neighbouring elements of each of `planes` planes (1 where channels are innermost), read
+    `vec` elements at a time from `lead` before it, `run` elements in all. `open` rows of the result meet an input row.
+    """
+
+    over_planes: bool
+    used: int
+    vec: int
+    lead: int
+    run: int
+    planes: int
+    open: int
+    taps: tuple[int, int, int]
+    stride: tuple[int, int, int]
+    output: tuple[int, int, int]
+
+    def depth(self, slices: int) -> int:
+        """Return the elements of the reduction of one input row, `slices` slices of depth at a time."""
+        return slices * self.planes * self.run
+
+    def blocks(self, slices: int) -> int:
+        """Return in how many blocks of `slices` slices the filter's are."""
+        return ceil_div(self.taps[0], slices)
+
+
+def _run_of(problem: ConvProblem, vec: int, elements: int, planes: int) -> tuple[int, int]:
+    """Return lead and length of a run whose loads are `vec` elements wide; `elements` of it per column of input."""
+    lead = -problem.pad_lo[-1] * elements % vec
+    run = max(power_of_two(lead + elements * problem.kernel[-1]), vec)
+    slices = power_of_two(problem.kernel[0]) if problem.ndim == 3 else 1
+    return lead, max(run, _LEAST_DEPTH // min(slices * planes, _LEAST_DEPTH))
+
+
+@lru_cache(maxsize=4096)
+def runs_of(problem: ConvProblem) -> Runs:
+    """Return the runs of a forward problem: vectors as wide as loads of every column may be."""
+    over_planes = problem.x_format != CHANNELS_LAST and problem.c > 1
+    elements = 1 if over_planes else problem.c
+    planes = power_of_two(problem.c) if over_planes else 1
+    most = 16 // itemsize(problem.dtype)
+    vec = gcd(most, problem.stride[-1] * elements, problem.input_size[-1] * elements)
+    lead, run = _run_of(problem, vec, elements, planes)
+    taps, stride = three(problem.kernel, 1), three(problem.stride, 1)
+    return Runs(
+        over_planes, elements * problem.kernel[-1], vec, lead, run, planes, ceil_div(taps[1], stride[1]),
+        (taps[0], taps[1], taps[2]), (stride[0], stride[1], stride[2]), _as_three(problem.output_size),
+    )  # fmt: skip
+
+
+def _as_three(size: Sequence[int]) -> tuple[int, int, int]:
+    d, h, w = three(size, 1)
+    return d, h, w
+
+
+def most_slices(problem: ConvProblem) -> int:
+    """Return the slices of depth, a power of two, that hold a whole filter."""
+    return power_of_two(three(problem.kernel, 1)[0])
+
+
+def _rows(runs: Runs, config: Mapping[str, Any]) -> int:
+    """Return the filter rows that the spread weights have room for."""
+    return power_of_two(runs.taps[1]) if config["MERGED"] else runs.taps[1]
+
+
+def spread_elements(problem: ConvProblem, config: Mapping[str, Any]) -> int:
+    """Return the number of elements of the spread weights."""
+    runs, slices = runs_of(problem), config["SLICES"]
+    columns = ceil_div(problem.k, config["BLOCK_N"]) * config["BLOCK_N"]
+    return runs.blocks(slices) * _rows(runs, config) * runs.depth(slices) * columns
+
+
+def _of_both(problem: ConvProblem, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constants that both kernels have."""
+    runs = runs_of(problem)
+    return {
+        "C": problem.c, "T": runs.taps[0], "R": runs.taps[1], "S": runs.taps[2], "PLANES": runs.over_planes,
+        "LEAD": runs.lead, "RUN": runs.run, "CHANNELS": runs.planes, "SLICES": config["SLICES"],
+        "ROWS": _rows(runs, config), "BLOCK_N": config["BLOCK_N"],
+    }  # fmt: skip
+
+
+def _unit(numbers: Sequence[int], most: int) -> int:
+    """Return the largest divisor of `most` that all of `numbers`, of which 0 is a multiple of everything, share."""
+    return gcd(most, *numbers)
+
+
+def _source(problem: ConvProblem, runs: Runs, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what describes x: whether runs are dense, its unit, and strides in it. Axes of size 1 have stride 0."""
+    names = {"n": problem.n, "d": arguments["d"], "h": arguments["h"]} | ({"c": problem.c} if runs.over_planes else {})
+    strides = {f"x_stride_{axis}": arguments[f"x_stride_{axis}"] if size > 1 else 0 for axis, size in names.items()}
+    elements = 1 if runs.over_planes else problem.c
+    channels = runs.over_planes or problem.c == 1 or arguments["x_stride_c"] == 1
+    dense = channels and (arguments["w"] == 1 or arguments["x_stride_w"] == elements)
+    row = arguments["w"] * elements
+    unit = _unit([row, *strides.values()], runs.vec) if dense and not arguments["INDEX64"] else 1
+    found = {name: stride // unit for name, stride in strides.items()}
+    return found | {"DENSE": dense, "VEC": runs.vec, "UNIT": unit, "row_size": row // unit}
+
+
+def _result(problem: ConvProblem, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what describes y and residual: which axis is innermost, and what is in units of theirs."""
+    last = arguments["y_stride_k"] == 1 and problem.k > 1
+    sizes = {"n": problem.n, "k": problem.k, "o": arguments["o"], "p": arguments["p"], "q": arguments["q"]}
+    divided = "nopq" if last else "nkop"
+    tensors = ("y", "residual") if problem.residual else ("y",)
+    names = {f"{tensor}_stride_{axis}": sizes[axis] for tensor in tensors for axis in divided}
+    numbers = {name: arguments[name] if size > 1 else 0 for name, size in names.items()}
+    size = "k" if last else "q"
+    numbers[size] = sizes[size]
+    unit = 1 if arguments["INDEX64"] else _unit(list(numbers.values()), 8)
+    return {name: number // unit for name, number in numbers.items()} | {"LAST_OUT": last, "RESULT_UNIT": unit}
+
+
+_TAKEN = (
+    "n", "d", "h", "o", "p", "q", "x_stride_c", "x_stride_w", "bias_stride", "scale_stride", "shift_stride", "pad_d",
+    "pad_h", "STRIDE_D", "STRIDE_H", "STRIDE_W", "DILATION_D", "ACTIVATION", "PRECISION",
+    *(f"{tensor}_stride_{axis}" for tensor in ("y", "residual") for axis in "nkopq"),
+)  # fmt: skip
+"""Arguments that are what :func:`.common.conv_arguments` has by these names."""
+
+
+def runs_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every argument of the kernel over runs but its pointers, by name.
+
+    Parameters
+    ----------
+    problem
+        A forward problem; 1-D and 2-D get leading axes of size 1.
+    strides
+        Strides in elements of ``x``, ``w``, ``y``, where the problem has one of ``residual``, and of the vectors of the
+        epilogue that are not contiguous.
+    config
+        The tile; ``INDEX64`` in it forces the 64-bit variant.
+    """
+    runs = runs_of(problem)
+    arguments = conv_arguments(problem, strides)
+    rows = problem.n * arguments["o"] * arguments["q"]
+    tiles_m, chunks = ceil_div(rows, config["BLOCK_M"]), ceil_div(arguments["p"], config["steps"])
+    wide = index64(problem, strides, max(rows + config["BLOCK_M"], spread_elements(problem, config)))
+    found = {name: arguments[name] for name in _TAKEN} | _of_both(problem, config)
+    found |= {name: config[name] for name in ("steps", "MERGED", "UNROLL", "AHEAD", "BLOCK_M")}
+    found |= {
+        "k": problem.k, "tiles_m": tiles_m, "tiles_n": ceil_div(problem.k, config["BLOCK_N"]),
+        "PAD_W": problem.pad_lo[-1], "INDEX64": bool(config.get("INDEX64")) or wide,
+    }  # fmt: skip
+    arguments["INDEX64"] = found["INDEX64"]
+    found |= _source(problem, runs, arguments) | _result(problem, arguments)
+    return found | {"programs": chunks * tiles_m * found["tiles_n"]}
+
+
+def spread_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every argument of the kernel that spreads weights but its pointers, as :func:`runs_arguments`."""
+    runs = runs_of(problem)
+    arguments = conv_arguments(problem, strides)
+    depth = runs.depth(config["SLICES"])
+    block = max(min(depth, _SPREAD_ELEMENTS // config["BLOCK_N"]), 1)
+    found = {f"w_stride_{axis}": arguments[f"w_stride_{axis}"] for axis in "kctrs"} | _of_both(problem, config)
+    wide = index64(problem, strides, spread_elements(problem, config))
+    found |= {"k": problem.k, "BLOCK_E": block, "INDEX64": bool(config.get("INDEX64")) or wide}
+    return found | {"programs": spread_elements(problem, config) // (block * config["BLOCK_N"])}
+
+
+def weight_bytes(problem: ConvProblem, config: Mapping[str, Any]) -> int:
+    """Return the bytes of the spread weights of one tile of filters, which a program keeps in shared memory."""
+    return spread_elements(problem, config) // ceil_div(problem.k, config["BLOCK_N"]) * itemsize(problem.dtype)

@@ -1,0 +1,203 @@
+"""The kernel over runs against the reference, in the interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fprop_cases import DTYPES, LAYOUTS
+from mutants import mutant_module
+from runs_cases import BRANCHES, SOLVER, Case, Inputs, all_cases, check_case, config_of, launch
+
+import gpuconv
+from gpuconv.backends.triton.runs_axes import runs_of
+from gpuconv.kernels.tl.conv import runs as kernels
+
+CASES = all_cases()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_matches_reference(case):
+    check_case(case)
+
+
+def test_cases_are_distinct_and_cover_everything():
+    assert len(set(CASES)) == len(CASES) >= 120
+    for field, values in (("ndim", (1, 2, 3)), ("layout", LAYOUTS), ("dtype", DTYPES), ("branch", BRANCHES)):
+        assert {getattr(case, field) for case in CASES} == set(values)
+    options = [config_of(case, Inputs(case).problem()) for case in CASES]
+    for name in ("MERGED", "AHEAD", "BLOCK_M", "BLOCK_N", "INDEX64"):
+        assert len({config[name] for config in options}) == 2, name
+    assert len({config["SLICES"] for config in options}) >= 3
+    assert {config["UNROLL"] for config in options} >= {1, 2, 3}
+
+
+@pytest.mark.parametrize("branch", ("plain", "stem", "patches", "two to two"))
+@pytest.mark.parametrize(
+    ("ndim", "layout"), ((1, "contiguous"), (2, "channels_last"), (2, "contiguous"), (3, "strided"))
+)
+def test_small_integers_are_exact(ndim, layout, branch):
+    inputs = Inputs(Case(ndim, layout, "float16", branch), integers=True)
+    expected = inputs.call("numpy", torch.Tensor.double)
+    result = launch(inputs, inputs.problem(), "forward")
+    assert torch.equal(result.double(), expected.to(result.dtype).double())
+
+
+NOT_FINITE = (float("inf"), float("-inf"), float("nan"))
+
+
+@pytest.mark.parametrize("merged", (False, True))
+@pytest.mark.parametrize("where", ("x", "w"))
+@pytest.mark.parametrize("branch", ("plain", "stem", "patches", "stride over kernel", "depth", "four channels"))
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last", "strided"))
+def test_what_is_not_finite_stays_where_it_is(layout, branch, where, merged):
+    """Elements in turn, the first, the last and some between: NaN and infinities where the definition has them.
+
+    Padding counts as zeros, whose product with an infinity is NaN; what lies beside a window counts nothing.
+    """
+    inputs = Inputs(Case(3 if branch == "depth" else 2, layout, "float32", branch))
+    problem, given = inputs.problem(), getattr(inputs, where)
+    config = config_of(inputs.case, problem) | {"MERGED": merged, "steps": 3}
+    for number, place in enumerate(torch.linspace(0, given.numel() - 1, 5).long().tolist()):
+        changed = given.clone()
+        changed[torch.unravel_index(torch.tensor(place), given.shape)] = NOT_FINITE[(number + merged) % 3]
+        setattr(inputs, where, changed)
+        expected = by_definition(inputs)
+        result = launch(inputs, problem, "forward", config)
+        assert torch.equal(result.isnan(), expected.isnan()), (branch, where, place)
+        assert torch.equal(result.isinf(), expected.isinf()), (branch, where, place)
+
+
+def by_definition(inputs: Inputs) -> torch.Tensor:
+    """Return the convolution in float64 by sums over taps, with x padded by zeros."""
+    x, w, geometry = inputs.x.double(), inputs.w.double(), inputs.geometry
+    padded = torch.nn.functional.pad(x, [value for pair in reversed(geometry["padding"]) for value in pair])
+    found = torch.zeros(inputs.y.shape, dtype=torch.float64)
+    for tap in torch.cartesian_prod(*(torch.arange(size) for size in w.shape[2:])).tolist():
+        window = tuple(
+            slice(t * d, t * d + s * (size - 1) + 1, s)
+            for t, d, s, size in zip(tap, geometry["dilation"], geometry["stride"], found.shape[2:], strict=True)
+        )
+        shown = padded[(..., *window)]
+        weight = w[(..., *tap)]
+        for c in range(x.shape[1]):  # one product at a time: einsum may skip none
+            found += shown[:, c : c + 1] * weight[:, c].reshape(1, -1, *(1,) * len(tap))
+    return found
+
+
+LARGE = (
+    ((32, 3, 224, 224), (64, 3, 7, 7), 2, "channels_last"),
+    ((32, 3, 224, 224), (64, 3, 7, 7), 2, "contiguous"),
+    ((32, 3, 224, 224), (96, 3, 4, 4), 4, "channels_last"),
+    ((32, 1, 24006), (32, 1, 7), 1, "contiguous"),
+    ((4, 1, 96, 96, 96), (16, 1, 3, 3, 3), 2, "contiguous"),
+)
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape", "stride", "layout"), LARGE)
+def test_dispatcher_takes_it_by_itself(x_shape, w_shape, stride, layout):
+    """Of its own accord for few channels, by its estimate; the general solver where it refuses."""
+    x, w = (torch.empty(shape, dtype=torch.bfloat16) for shape in (x_shape, w_shape))
+    if layout == "channels_last":
+        x, w = (tensor.movedim(1, -1).contiguous().movedim(-1, 1) for tensor in (x, w))
+    conv = getattr(gpuconv, f"conv{x.ndim - 2}d")
+    assert gpuconv.explain(conv, x, w, stride=stride, backend="triton").solver == SOLVER.id
+    refused = gpuconv.explain(conv, x, w, stride=stride, padding=1, padding_mode="circular", backend="triton")
+    assert refused.solver == "triton.conv.fprop.implicit_gemm"
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
+def test_a_default_plan_equals_torch(dtype):
+    """The public function, with the tile that an untuned plan has."""
+    x, w = torch.randn(1, 3, 30, 31).to(dtype), torch.randn(20, 3, 7, 7).to(dtype)
+    with gpuconv.dispatch.record_plans() as plans:
+        y = gpuconv.conv2d(x, w, stride=2, padding=3, backend=SOLVER.id)
+    assert [plan.solver.id for plan in plans] == [SOLVER.id]
+    expected = torch.nn.functional.conv2d(x.double(), w.double(), stride=2, padding=3)
+    assert y.shape == expected.shape and y.dtype == dtype
+    assert (y.double() - expected).abs().max() <= torch.finfo(dtype).eps * 8 * expected.abs().max()
+
+
+def test_refusals_name_the_reason():
+    def why(channels: int, kernel: int, **options: object) -> str:
+        x, w = torch.randn(1, channels, 40, 40), torch.randn(4, channels // options.get("groups", 1), kernel, kernel)
+        return str(gpuconv.explain(gpuconv.conv2d, x.half(), w.half(), backend="triton", **options))
+
+    assert "takes 1 to 16 input channels, not 17" in why(17, 3)
+    assert "takes one group, not 2" in why(4, 3, groups=2)
+    assert "pads with zeros alone, not reflect" in why(3, 3, padding=1, padding_mode="reflect")
+    assert "takes windows of neighbouring rows and columns, not dilation (2, 2)" in why(3, 3, dilation=2)
+    assert "has no tile that holds 31 filter rows" in why(3, 31)
+
+
+PROBES = (
+    Case(2, "channels_last", "float16", "stem"),
+    Case(2, "contiguous", "float32", "strides apart"),
+    Case(3, "contiguous", "float32", "depth"),
+    Case(3, "channels_last", "float32", "depth"),
+    Case(3, "channels_last", "float32", "asymmetric"),
+    Case(2, "channels_last", "float16", "four channels"),
+    Case(2, "strided", "float32", "epilogue"),
+    Case(2, "channels_last", "float32", "64-bit, stem"),
+    Case(3, "contiguous", "float16", "stem"),
+    Case(3, "channels_last", "float16", "stride 2"),
+)
+
+MUTANTS = {
+    "first row mask dropped": ("inside = reads & (row >= 0) & (row < h)", "inside = reads & (row < h)"),
+    "last row read": ("& (row < h)", "& (row <= h)"),
+    "slice mask dropped": ("(slice_ >= 0) & (slice_ < d)", "(slice_ < d)"),
+    "depth dilation ignored": ("slice_ = z + (t + b * TIN) * DILATION_D", "slice_ = z + (t + b * TIN)"),
+    "window ignored": ("return tl.where(window, tile, 0.0)", "return tile"),
+    "pieces swapped": ("low, high = tl.split(halves)", "high, low = tl.split(halves)"),
+    "filter row shifted": ("pieces, STRIDE_H * (OPEN - 1 - m) + j, R)", "pieces, STRIDE_H * (OPEN - 1 - m), R)"),
+    "weights of the first block": ("STRIDE_H * (OPEN - 1 - m) + j, b * R, R,", "STRIDE_H * (OPEN - 1 - m) + j, 0, R,"),
+    "warm-up row stored": ("keeps & (at_p >= first) &", "keeps &"),
+    "rows after the chunk": ("(at_p < first + steps) & (at_p < p)", "(at_p < first + steps)"),
+    "scale after shift": ("total = total * scale\n", "total = total * scale + 1\n"),
+    "lead forgotten": ("(e - (PAD_W * C + LEAD))", "(e - PAD_W * C)"),
+    "row end ignored": ("(at >= 0) & (at < row_size)", "(at >= 0)"),
+    "image mask dropped": ("live = image < n", "live = image <= n"),
+    "planes beyond the channels": ("reads = reads & (c < C)", "reads = reads & (c <= C)"),
+    "depth pad ignored": ("z = o_ * STRIDE_D - pad_d", "z = o_ * STRIDE_D"),
+    "spread tap swapped": ("s = e // C\n", "s = S - 1 - e // C\n"),
+    "spread depth shifted": ("t = b * SLICES + reduced", "t = reduced"),
+}  # fmt: skip
+
+
+def _noticed() -> bool:
+    for case in PROBES:
+        try:
+            check_case(case, orders=("forward",))
+        except Exception:  # any failure counts: wrong values, a broken guard band, an access outside of memory
+            return True
+        inputs = Inputs(case)
+        problem = inputs.problem()
+        if case.branch == "stem":  # what stands beside a window, where vectors begin before it
+            inputs.x = inputs.x.clone()
+            inputs.x[0, 0, ..., 5, 5] = float("inf")
+            finite = launch(inputs, problem, "forward").isfinite()
+            if not torch.equal(finite, by_definition(inputs).isfinite()):
+                return True
+            continue
+        slices = max(16 // runs_of(problem).depth(1), 1)
+        for options in ({"MERGED": True, "UNROLL": 1}, {"MERGED": False, "SLICES": slices}):
+            config = config_of(case, problem) | options | {"steps": 2, "BLOCK_M": 16}
+            expected = inputs.call("numpy", torch.Tensor.double)
+            try:
+                result = launch(inputs, problem, "forward", config).double()
+                assert (result - expected).abs().max() <= 2e-2 * expected.abs().max()
+            except Exception:  # as above
+                return True
+    return False
+
+
+def test_probes_pass_on_the_real_kernel():
+    assert not _noticed()
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_noticed(name, tmp_path, monkeypatch):
+    module = mutant_module(tmp_path, name, "conv.runs", "conv/runs.py", *MUTANTS[name])
+    for kernel in ("_conv_runs_kernel", "_conv_runs_spread_kernel"):
+        monkeypatch.setattr(kernels, kernel, getattr(module, kernel))
+    assert _noticed(), f"no probe noticed the mutation {name!r}"
