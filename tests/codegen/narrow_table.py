@@ -1,4 +1,4 @@
-"""The codegen table of the depthwise kernels: plans by default of layers of networks, and of awkward ones.
+"""The codegen table of the narrow kernels, depthwise ones and stems: plans by default of layers of networks.
 
 ``python tests/codegen/narrow_table.py`` recompiles with the installed Triton every launch whose kernel or plan changed
 (``--all``: every launch) and rewrites its part of ``narrow_table.json`` and the page ``NARROW_TABLE.md``.
@@ -20,10 +20,10 @@ from problems import conv_problem
 
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, TORCH
 from gpuconv.backends.base import Plan
-from gpuconv.backends.triton import conv_collect, conv_march
+from gpuconv.backends.triton import conv_collect, conv_march, conv_runs
 from gpuconv.backends.triton.march_costs import LaneCosts
 from gpuconv.kernels.tl import common
-from gpuconv.kernels.tl.conv import collect, collect_lanes, lanes, march, march_lanes, splits
+from gpuconv.kernels.tl.conv import collect, collect_lanes, lanes, march, march_lanes, runs, splits
 from gpuconv.problem import ConvProblem, itemsize
 
 WORDS = """
@@ -86,8 +86,26 @@ def problems() -> Iterator[tuple[str, ConvProblem]]:
         yield f"3x3 64-bit fprop {layout}", large
 
 
+STEMS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "stem 7x7/2": ((32, 3, 224, 224), (64, 3, 7, 7), {"padding": 3, "stride": 2}),
+    "stem 3x3/2": ((32, 3, 224, 224), (32, 3, 3, 3), {"padding": 1, "stride": 2}),
+    "patches of 4": ((32, 3, 224, 224), (96, 3, 4, 4), {"stride": 4}),
+    "volume 1 to 16": ((8, 1, 48, 48, 48), (16, 1, 3, 3, 3), {"padding": 1}),
+}
+"""Layers of few input channels, over whose runs of elements a kernel of its own goes."""
+
+
+def stems() -> Iterator[tuple[str, ConvProblem]]:
+    """Yield the name and problem of each entry of few input channels."""
+    for name, (x, w, options) in STEMS.items():
+        for layout in (LAST, ROWS):
+            yield f"{name} {layout}", conv_problem(x, w, dtype="bfloat16", formats=layout, bias=True, **options)
+
+
 def solver_of(problem: ConvProblem) -> Any:
     """Return the solver of the depthwise kernels for a problem."""
+    if problem.groups == 1:
+        return conv_runs.SOLVERS[0]
     return conv_collect.SOLVERS[0] if problem.kind == "wgrad" else conv_march.SOLVERS[0]
 
 
@@ -116,7 +134,7 @@ def launches(plan: Plan) -> list[Launch]:
     for name, (dtype, elements) in plan.solver.parts(plan).items():  # type: ignore[attr-defined]
         tensors[name] = torch.empty(elements, dtype=getattr(torch, dtype), device="meta")
     with ExitStack() as stack:
-        for module in (conv_march, conv_collect):
+        for module in (conv_march, conv_collect, conv_runs):
             stack.enter_context(mock.patch.object(module, "launch_kernel", record))
         plan.solver.launch(problem, tensors, plan.config)  # type: ignore[attr-defined]
     return recorded
@@ -125,11 +143,11 @@ def launches(plan: Plan) -> list[Launch]:
 def entries() -> dict[str, Launch]:
     """Return the launches of the plan for every problem, by name; of the sums of splits the first alone."""
     found: dict[str, Launch] = {}
-    for name, problem in problems():
+    for name, problem in (*problems(), *stems()):
         solver = solver_of(problem)
         assert solver.why_not(problem) is None, (name, solver.why_not(problem))
         first, *others = launches(solver.plan(problem))
-        found[name] = first
+        found[name] = others.pop() if problem.groups == 1 else first  # behind what spreads the weights
         if others and name.startswith("3x3 56 wgrad"):
             (found[f"{name} sum"],) = others
     return found
@@ -143,7 +161,7 @@ def multiplying_loop(sass: str) -> tuple[int, int]:
 def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, int]) -> dict[str, float]:
     """Return what a result costs in the hot loop, and what there is room for: its write, and its share of the read."""
     problem: Any = launch.problem
-    if launch.number:
+    if launch.number or problem.groups == 1:
         return {}
     costs = LaneCosts(problem, [launch.config])
     results = float(costs.outputs[0]) * launch.config.get("UNROLL", 1)
@@ -165,8 +183,8 @@ def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, int]) -> dict[
 
 
 TABLE = PoolTable(
-    "narrow_table", "Codegen table of the depthwise kernels", WORDS, "result", entries(),
-    (common, lanes, march_lanes, march, collect_lanes, collect, splits), room,
+    "narrow_table", "Codegen table of the narrow kernels", WORDS, "result", entries(),
+    (common, lanes, march_lanes, march, collect_lanes, collect, splits, runs), room,
     multiplying_loop,
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What the compiler makes of the depthwise kernels, on a machine without a GPU."""
+"""What the compiler makes of the depthwise kernels and of stems, on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ BUDGETS: dict[str, Budget] = {}
 
 def _family(name):
     window = name.split()[0]
-    kind = next(kind for kind in ("fprop", "dgrad", "wgrad") if kind in name)
+    kind = next((kind for kind in ("fprop", "dgrad", "wgrad") if kind in name), "runs")
     return f"{window} {kind}" + (" sum" if name.endswith("sum") else "")
 
 

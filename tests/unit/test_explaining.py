@@ -98,9 +98,10 @@ def test_reads_well() -> None:
     assert lines[-1].startswith(lines[0] + ", estimate ") and lines[-1].endswith(" us (guess)")
     able, refused = lines.index("solvers, best first:"), lines.index("not here:")
     assert refused == able + 2 and "1. numpy.conv.fprop.im2col  estimate " in lines[able + 1]
-    assert lines[refused + 1 : refused + 4] == [
-        "  triton.conv.fprop.implicit_gemm, triton.conv.depthwise.march: arrays are on cpu, kernels run on cuda "
-        "(on cpu with TRITON_INTERPRET=1)",
+    triton, *others = lines[refused + 1 : refused + 4]
+    assert triton.startswith("  triton.conv.fprop.implicit_gemm, triton.conv.depthwise.march, ")
+    assert triton.endswith(": arrays are on cpu, kernels run on cuda (on cpu with TRITON_INTERPRET=1)")
+    assert others == [
         "  cupy.conv.fprop.tiled, cupy.conv.fprop.depthwise: arrays are on cpu, kernels run on cuda",
         "  numpy.conv.fprop.taps: needs 1 input channel per group, the problem has 4",
     ]
