@@ -18,6 +18,8 @@ from conv_samples import NAMES, check_with_gradients, interpreted_steps, op_info
 from launches import convolution_kernels, recorded_launches, table, unlaunched
 from opinfo import noncontiguous_like
 
+import gpuconv
+
 DTYPES = (torch.float32, torch.float64)
 PARTS = 5
 MOST_STEPS = 250
@@ -74,6 +76,39 @@ def test_sixteen_bit_sample_with_gradients(name, last, record_property, torch_rn
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     with recorded_launches() as launches:
         check_with_gradients(name, (x, w, bias), {"padding": 1}, "triton")
+    record_property("launches", json.dumps([[*key, count] for key, count in sorted(launches.items())]))
+
+
+NARROW = {
+    "fprop": ("triton.conv.depthwise.march", (2, 8, 11, 12), (8, 1, 3, 3)),
+    "dgrad": ("triton.conv.depthwise.march", (2, 8, 11, 12), (8, 1, 3, 3)),
+    "wgrad": ("triton.conv.depthwise.collect", (4, 32, 20, 20), (32, 1, 3, 3)),
+    "stem": ("triton.conv.fprop.runs", (2, 3, 12, 13), (16, 3, 3, 3)),
+}
+"""Solvers that OpInfo's samples are too small for, with the shapes of x and w."""
+
+
+@pytest.mark.parametrize("last", (False, True), ids=("contiguous", "channels_last"))
+@pytest.mark.parametrize("case", NARROW)
+def test_narrow_sample(case, last, record_property, torch_rng):
+    solver, x_shape, w_shape = NARROW[case]
+    groups = x_shape[1] // w_shape[1]
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.randn(x_shape, generator=torch_rng).contiguous(memory_format=layout).requires_grad_()
+    w = torch.randn(w_shape, generator=torch_rng).requires_grad_()
+    expected = torch.nn.functional.conv2d(x, w, padding=1, groups=groups)
+    dy = torch.randn(expected.shape, generator=torch_rng).contiguous(memory_format=layout)
+    options = {"padding": 1, "groups": groups, "backend": solver}
+    with recorded_launches() as launches:
+        if case == "dgrad":
+            ours = gpuconv.conv2d_input_grad(x_shape, w.detach(), dy, **options)
+            (expected,) = torch.autograd.grad(expected, x, dy)
+        elif case == "wgrad":
+            ours = gpuconv.conv2d_weight_grad(x.detach(), w_shape, dy, **options)
+            (expected,) = torch.autograd.grad(expected, w, dy)
+        else:
+            ours = gpuconv.conv2d(x.detach(), w.detach(), **options)
+    torch.testing.assert_close(ours, expected.detach(), rtol=1e-4, atol=1e-4)
     record_property("launches", json.dumps([[*key, count] for key, count in sorted(launches.items())]))
 
 
