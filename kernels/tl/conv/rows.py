@@ -1,0 +1,368 @@
+"""Convolution of few channels per group, or of few filters, by products of whole rows: forward and data gradient.
+
+A program marches down the rows of BM columns, of one or several images, of one block of channels. An input row is loaded
+once, as A [BM, (s, c)] with S shifted columns side by side, and multiplied by the weights of all rows of the window,
+B [(s, c), (r, k)]; the product falls apart along r into what it adds to the R rows of the result that are open. A block
+holds whole groups: B is block-diagonal, and what it has beside the groups' weights is zero. An infinity times such a zero
+is NaN, so sums that are not finite are computed again, by groups.
+"""
+
+import triton
+import triton.language as tl
+
+from ..common import epilogue, tile_pointers
+from .lanes import within
+
+
+@triton.jit
+def pieces(d, BM: tl.constexpr, RP: tl.constexpr, BO: tl.constexpr):
+    """Take [BM, RP * BO] apart into RP tensors [BM, BO]: r is high in the column, so that registers are renamed."""
+    if RP == 1:
+        return (d.reshape(BM, BO),)
+    elif RP == 2:
+        a, b = tl.split(d.reshape(BM, 2, BO).permute(0, 2, 1))
+        return (a, b)
+    elif RP == 4:
+        a, b = tl.split(d.reshape(BM, 2, 2 * BO).permute(0, 2, 1))
+        return pieces(a, BM, 2, BO) + pieces(b, BM, 2, BO)
+    else:
+        a, b = tl.split(d.reshape(BM, 2, 4 * BO).permute(0, 2, 1))
+        return pieces(a, BM, 4, BO) + pieces(b, BM, 4, BO)
+
+
+@triton.jit
+def _load_tile(
+    source, here, channel, channels, i, height, row_step, channel_step,
+    b: tl.constexpr, BC: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Load row i of the source, block b of its channels: [BM, SP * BC], zeros outside."""
+    reads = here & within(i, height)
+    if not EVEN:
+        reads = reads & (channel < channels - b * BC)
+    return tl.load(source + (i * row_step + b * BC * channel_step), mask=reads, other=0.0)
+
+
+@triton.jit
+def _load_tiles(
+    source, here, channel, channels, row, row_pitch, height, row_step, channel_step,
+    A: tl.constexpr, BC: tl.constexpr, BLOCKS: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Load the A rows of a step, from each of BLOCKS blocks of channels, one after the other."""
+    tiles = ()
+    for j in tl.static_range(A):
+        for b in tl.static_range(BLOCKS):
+            tile = _load_tile(
+                source, here, channel, channels, row + j * row_pitch, height, row_step, channel_step, b, BC, EVEN
+            )
+            tiles = tiles + (tile,)
+    return tiles
+
+
+@triton.jit
+def _add_piece(total, d, r: tl.constexpr, R: tl.constexpr):
+    """Add the piece of row r of the window, if it has that row."""
+    if r < R:
+        total = total + d[r]
+    return total
+
+
+@triton.jit
+def any_not_finite(zeros):
+    """Tell whether one of the elements, sums of finite zeros or of NaN, is NaN."""
+    return tl.sum(tl.reshape((zeros != zeros).to(tl.int32), [zeros.numel])) > 0
+
+
+@triton.jit
+def _rows_directly(
+    source, w, result, residual, bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride,
+    lanes, q, channel, group, of_group, channel_inside, first, steps, row, row_pitch, height, width, result_height,
+    pad_h, pad_w, source_stride_c, source_stride_h, source_stride_w, result_stride_h, residual_stride_h,
+    w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s,
+    R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr, CG: tl.constexpr, GRAD: tl.constexpr, ACTIVATION: tl.constexpr, ACC_DTYPE: tl.constexpr,
+    BM: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """Compute the rows of a program tap by tap and channel by channel, each group from its own channels alone.
+
+    What lies outside of the source is a zero that the forward pass multiplies, and nothing to a gradient.
+    """
+    inside = lanes & channel_inside[None, :]  # [BM, BO]
+    w_out = w + (group * w_stride_group + of_group * w_stride_out)  # [BO]
+    for step in range(first, first + steps):
+        at = row + step * row_pitch
+        written = inside & within(at, result_height)
+        total = tl.zeros([BM, BO], ACC_DTYPE)
+        for tap in range(0, R * S):
+            h = at * STRIDE_H - pad_h + tap // S * DILATION_H
+            i = q * STRIDE_W - pad_w + tap % S * DILATION_W  # [BM, 1]
+            reads = written & within(h, height) & within(i, width)
+            for c in range(0, CG):
+                from_channel = (group * CG + c) * source_stride_c
+                value = tl.load(
+                    source + (h * source_stride_h + i * source_stride_w) + from_channel[None, :], mask=reads, other=0.0
+                )
+                weight = w_out + (c * w_stride_in + tap // S * w_stride_r + tap % S * w_stride_s)
+                weights = tl.load(
+                    weight[None, :] + tl.zeros([BM, 1], tl.int32), mask=reads if GRAD else written, other=0.0
+                )
+                total += value.to(ACC_DTYPE) * weights.to(ACC_DTYPE)
+        of_residual = residual
+        if residual is not None:
+            of_residual = residual + at * residual_stride_h
+        total = epilogue(
+            total, bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride, of_residual,
+            channel, channel_inside, written, ACTIVATION,
+        )  # fmt: skip
+        tl.store(result + at * result_stride_h, total.to(result.dtype.element_ty), mask=written)
+
+
+def _repr(specialization):
+    """Name the compiled kernel after what it is specialised for, so that a profiler shows it."""
+    c = specialization.constants
+    kind = "dgrad" if c["GRAD"] else "fprop"
+    tile = f"{c['BM']}x{c['BC']}x{c['BLOCKS']}to{c['BO']}"
+    return f"_conv_rows_kernel_{kind}_{c['R']}x{c['S']}_{tile}_i{64 if c['INDEX64'] else 32}"
+
+
+@triton.jit(repr=_repr)
+def _conv_rows_kernel(
+    source_ptr,
+    w_ptr,
+    packed_ptr,
+    result_ptr,
+    bias_ptr,
+    scale_ptr,
+    shift_ptr,
+    residual_ptr,
+    images,
+    groups,
+    source_h,
+    source_w,
+    result_h,
+    result_w,
+    steps,
+    chunks,
+    tiles,
+    blocks,
+    phases_h,
+    source_row,
+    source_row_phase,
+    source_row_pitch,
+    pad_h,
+    pad_w,
+    source_stride_n,
+    source_stride_c,
+    source_stride_h,
+    source_stride_w,
+    result_stride_n,
+    result_stride_c,
+    result_stride_h,
+    result_stride_w,
+    residual_stride_n,
+    residual_stride_c,
+    residual_stride_h,
+    residual_stride_w,
+    w_offset,
+    w_stride_group,
+    w_stride_out,
+    w_stride_in,
+    w_stride_r,
+    w_stride_s,
+    bias_stride,
+    scale_stride,
+    shift_stride,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    A: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    CG: tl.constexpr,
+    KG: tl.constexpr,
+    PER: tl.constexpr,
+    EVEN: tl.constexpr,
+    EVEN_OUT: tl.constexpr,
+    GRAD: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACC_DTYPE: tl.constexpr,
+    INDEX64: tl.constexpr,
+    UNIT: tl.constexpr,
+    RESULT_UNIT: tl.constexpr,
+    AHEAD: tl.constexpr,
+    SP: tl.constexpr,
+    RP: tl.constexpr,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
+    BO: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """Compute result = activation((conv(source, w) + bias) * scale + shift + residual), in 2-D (1-D: one row).
+
+    A data gradient of stride 1 is such a convolution of y, with weights turned round: GRAD says what padding means.
+    Of a group, KG channels of the result are sums over CG channels of the source. GEMM view: M = BM positions of a row,
+    N = RP * BO, K = SP * BC per block of channels, with RP >= R and SP >= S powers of two. A block of the result is PER
+    whole groups, BO >= PER * KG channels, from BLOCKS blocks of BC channels of the source (one, unless PER is 1).
+    Tensors: source [N, G CG, H, W], result and residual [N, G KG, P, Q] and w [G, KG, CG, R, S] by strides in elements,
+    w from `w_offset`; packed [blocks, BLOCKS, SP, BC, RP, BO] contiguous, see :func:`_conv_rows_pack_kernel`; bias,
+    scale, shift [G KG] by a stride, or None. All of one floating type; sums in ACC_DTYPE, rounded once at the store.
+    Strides of source, but not along channels, are given divided by UNIT, those of result and residual by RESULT_UNIT.
+    Rows of the source lie in `phases_h` phases, in which a dilated window has no dilation, see ``MarchAxis``.
+    Grid: (blocks * tiles * chunks * phases_h,), blocks innermost; tiles of BM columns, of all images side by side.
+    """
+    M: tl.constexpr = (R + A - 1) // A  # rows of the result that a step adds to
+    KS: tl.constexpr = SP * BC
+    pid = tl.program_id(0)
+    block = pid % blocks
+    pid = pid // blocks
+    lane = pid % tiles * BM + tl.arange(0, BM)[:, None]  # [BM, 1]
+    pid = pid // tiles
+    first = pid % chunks * steps
+    phase = pid // chunks
+    k = tl.arange(0, KS)[None, :]  # [1, (s, c)]
+    o = tl.arange(0, BO)  # [BO]
+    n = (lane // result_w).to(tl.int64)
+    q = lane % result_w
+    lanes = n < images
+    if INDEX64:
+        q = q.to(tl.int64)
+        o = o.to(tl.int64)
+        first = first.to(tl.int64)
+        block = block.to(tl.int64)
+    column = q * STRIDE_W - pad_w + k // BC * DILATION_W  # [BM, KS]
+    here = lanes & within(column, source_w)
+    if SP > S:
+        here = here & (k // BC < S)
+    channels = (groups - block * PER) * CG  # of the source, from the first of the block
+    if PER * CG < BC and BLOCKS == 1:
+        here = here & (k % BC < PER * CG)
+    images_of_source = source_ptr + n * source_stride_n * UNIT  # [BM, 1]
+    of_block = (block * (PER * CG) + k % BC) * source_stride_c
+    source = images_of_source + (column * source_stride_w * UNIT + of_block)
+    channel = block * (PER * KG) + o  # [BO]
+    channel_inside = o < PER * KG
+    if not EVEN_OUT:
+        channel_inside = channel_inside & (channel < groups * KG)
+    to = n * result_stride_n * RESULT_UNIT + q * result_stride_w * RESULT_UNIT  # [BM, 1]
+    result = result_ptr + (to + (channel * result_stride_c)[None, :])
+    residual = residual_ptr
+    if residual_ptr is not None:
+        from_residual = n * residual_stride_n * RESULT_UNIT + q * residual_stride_w * RESULT_UNIT
+        residual = residual_ptr + (from_residual + (channel * residual_stride_c)[None, :])
+
+    filters = ()  # read once: products take them from shared memory
+    rk = tl.arange(0, KS)[:, None] * (RP * BO) + tl.arange(0, RP * BO)[None, :]
+    for b in tl.static_range(BLOCKS):
+        filters = filters + (tl.load(packed_ptr + ((block * BLOCKS + b) * (KS * RP * BO) + rk)),)
+
+    row = source_row + phase * source_row_phase + A * (M - 1) * source_row_pitch
+    still_open = ()
+    for _ in tl.static_range(M - 1):
+        still_open = still_open + (tl.zeros([BM, BO], ACC_DTYPE),)
+    zeros = tl.zeros([BM, BO], ACC_DTYPE)
+    if AHEAD:
+        next_tiles = _load_tiles(
+            source, here, k % BC, channels, row + A * (first - (M - 1)) * source_row_pitch, source_row_pitch, source_h,
+            source_stride_h * UNIT, source_stride_c, A, BC, BLOCKS, EVEN,
+        )  # fmt: skip
+    for i in range(0, steps + M - 1):
+        step = first + (i - (M - 1))
+        if AHEAD:  # in flight during the products of this step
+            tiles_now = next_tiles
+            next_tiles = _load_tiles(
+                source, here, k % BC, channels, row + A * (step + 1) * source_row_pitch, source_row_pitch, source_h,
+                source_stride_h * UNIT, source_stride_c, A, BC, BLOCKS, EVEN,
+            )  # fmt: skip
+        sums = still_open + (tl.zeros([BM, BO], ACC_DTYPE),)
+        for j in tl.static_range(A):
+            product = tl.zeros([BM, RP * BO], ACC_DTYPE)
+            for b in tl.static_range(BLOCKS):
+                if AHEAD:
+                    tile = tiles_now[j * BLOCKS + b]
+                else:
+                    tile = _load_tile(
+                        source, here, k % BC, channels, row + (A * step + j) * source_row_pitch, source_h,
+                        source_stride_h * UNIT, source_stride_c, b, BC, EVEN,
+                    )  # fmt: skip
+                product = tl.dot(tile, filters[b], product, input_precision=PRECISION, out_dtype=ACC_DTYPE)
+            d = pieces(product, BM, RP, BO)
+            added = ()
+            for e in tl.static_range(M):
+                added = added + (_add_piece(sums[e], d, A * (M - 1 - e) + j, R),)
+            sums = added
+        zeros += sums[0] * 0.0  # NaN from now on where a sum is not finite
+        at = phase + step * phases_h
+        written = lanes & channel_inside[None, :] & (step >= first) & within(at, result_h)
+        of_residual = residual
+        if residual_ptr is not None:
+            of_residual = residual + at * residual_stride_h * RESULT_UNIT
+        total = epilogue(
+            sums[0], bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride, of_residual,
+            channel, channel_inside, written, ACTIVATION,
+        )  # fmt: skip
+        tl.store(result + at * result_stride_h * RESULT_UNIT, total.to(result_ptr.dtype.element_ty), mask=written)
+        still_open = sums[1:]
+    if any_not_finite(zeros):
+        _rows_directly(
+            images_of_source, w_ptr + w_offset, result, residual, bias_ptr, scale_ptr, shift_ptr,
+            bias_stride, scale_stride, shift_stride, lanes, q, channel, block * PER + o // KG, o % KG, channel_inside,
+            first, steps, phase, phases_h, source_h, source_w, result_h, pad_h, pad_w,
+            source_stride_c, source_stride_h * UNIT, source_stride_w * UNIT,
+            result_stride_h * RESULT_UNIT, residual_stride_h * RESULT_UNIT,
+            w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s,
+            R, S, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, CG, GRAD, ACTIVATION, ACC_DTYPE, BM, BO,
+        )  # fmt: skip
+
+
+def _pack_repr(specialization):
+    """Name the compiled kernel after what it is specialised for, so that a profiler shows it."""
+    c = specialization.constants
+    return f"_conv_rows_pack_kernel_{c['R']}x{c['S']}_{c['BC']}x{c['BLOCKS']}to{c['BO']}_i{64 if c['INDEX64'] else 32}"
+
+
+@triton.jit(repr=_pack_repr)
+def _conv_rows_pack_kernel(
+    w_ptr,
+    packed_ptr,
+    groups,
+    elements,
+    w_offset,
+    w_stride_group,
+    w_stride_out,
+    w_stride_in,
+    w_stride_r,
+    w_stride_s,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    CG: tl.constexpr,
+    KG: tl.constexpr,
+    PER: tl.constexpr,
+    INDEX64: tl.constexpr,
+    SP: tl.constexpr,
+    RP: tl.constexpr,
+    BC: tl.constexpr,
+    BO: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Write the block-diagonal weights of `_conv_rows_kernel`, zeros beside the groups' own included.
+
+    Tensors: w [G, KG, CG, R, S] by strides in elements from `w_offset`, which may be negative; packed
+    [blocks, BLOCKS, SP, BC, RP, BO] contiguous, `elements` in all, of the same type.
+    Grid: (cdiv(elements, BLOCK),).
+    """
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    if INDEX64:
+        i = i.to(tl.int64)
+    o = i % BO
+    r = i // BO % RP
+    c = i // (BO * RP) % BC
+    s = i // (BO * RP * BC) % SP
+    block = i // (BO * RP * BC * SP)
+    c += block % BLOCKS * BC
+    group = block // BLOCKS * PER + o // KG
+    inside = (i < elements) & (group < groups) & (o < PER * KG) & (c // CG == o // KG) & (r < R) & (s < S)
+    at = group * w_stride_group + o % KG * w_stride_out + c % CG * w_stride_in + r * w_stride_r + s * w_stride_s
+    values = tl.load(w_ptr + w_offset + at, mask=inside, other=0.0)
+    tl.store(packed_ptr + i, values, mask=i < elements)
