@@ -58,10 +58,12 @@ class RowProducts(TritonConv):
 
     def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
         assert isinstance(problem, ConvProblem)
-        elements = packed_elements(rows_of(problem), config)
+        elements = packed_elements(rows_of(problem), config) if config["PACKED"] else 0
         return Plan(self, problem, elements * itemsize(problem.dtype), dict(config))
 
     def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:
+        if not plan.workspace:
+            return {}
         return {"packed": (plan.problem.dtype, plan.workspace // itemsize(plan.problem.dtype))}
 
     def launch(
@@ -70,10 +72,11 @@ class RowProducts(TritonConv):
         from ...kernels.tl.conv import rows as kernels
 
         rows, strides = rows_of(problem), strides_of(tensors)
-        arguments = remembered(memo, "pack", pack_arguments, problem, strides, config)
-        pointers = {"w": tensors["w"], "packed": tensors["packed"]}
-        grid = (ceil_div(arguments["elements"], arguments["BLOCK"]),)
-        launch_kernel(problem, kernels._conv_rows_pack_kernel, grid, pointers, arguments, _PACK)
+        pointers = {"w": tensors["w"], "packed": tensors.get("packed")}
+        if config["PACKED"]:
+            arguments = remembered(memo, "pack", pack_arguments, problem, strides, config)
+            grid = (ceil_div(arguments["elements"], arguments["BLOCK"]),)
+            launch_kernel(problem, kernels._conv_rows_pack_kernel, grid, pointers, arguments, _PACK)
         arguments = remembered(memo, "rows", rows_arguments, problem, strides, config)
         arguments["ACC_DTYPE"] = accumulator_type(problem)
         source, result = ("y", "x") if rows.grad else ("x", "y")

@@ -50,9 +50,9 @@ class Rows:
     axis: MarchAxis
 
     @property
-    def powers(self) -> tuple[int, int]:
-        """The taps along each axis, filled up to powers of two."""
-        return power_of_two(self.kernel[0]), power_of_two(self.kernel[1])
+    def taps(self) -> tuple[int, int]:
+        """The taps along each axis that products have: rows of the window are filled up to a power of two."""
+        return power_of_two(self.kernel[0]), self.kernel[1]
 
 
 @lru_cache(maxsize=1024)
@@ -144,16 +144,15 @@ def _weights(problem: ConvProblem, strides: Strides) -> dict[str, int]:
 
 def _tile(rows: Rows, config: Mapping[str, Any]) -> dict[str, int]:
     """Return the constants of a tile that the kernel and the pass that packs weights share."""
-    powers = rows.powers
     return {
-        "R": rows.kernel[0], "S": rows.kernel[1], "CG": rows.inside, "KG": rows.outside, "RP": powers[0],
-        "SP": powers[1], **{name: config[name] for name in ("PER", "BC", "BO", "BLOCKS")},
+        "R": rows.kernel[0], "S": rows.kernel[1], "CG": rows.inside, "KG": rows.outside, "RP": rows.taps[0],
+        **{name: config[name] for name in ("PER", "BC", "BO", "BLOCKS")},
     }  # fmt: skip
 
 
 def packed_elements(rows: Rows, config: Mapping[str, Any]) -> int:
     """Return how many elements block-diagonal weights have."""
-    r, s = rows.powers
+    r, s = rows.taps
     return blocks_of(rows, config) * int(config["BLOCKS"]) * s * int(config["BC"]) * r * int(config["BO"])
 
 

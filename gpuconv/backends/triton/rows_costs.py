@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,12 @@ class RowCosts:
 
         self.bm, self.bc, self.bo = column("BM"), column("BC"), column("BO")
         self.warps, self.steps, self.per = column("num_warps"), column("steps"), column("PER")
-        self.parts, self.ahead = column("BLOCKS"), column("AHEAD", 0)
+        self.parts, self.ahead, self.packed = column("BLOCKS"), column("AHEAD", 0), column("PACKED", 0)
         self.threads = 32 * self.warps
         axis = rows.axis
         self.open = axis.open
         self.single = (self.warps < 4) | (self.item > 4) | (self.bm / self.warps < 16)  # no products of four warps
-        self.ks, self.wide = rows.powers[1] * self.bc, rows.powers[0] * self.bo
+        self.ks, self.wide = rows.taps[1] * self.bc, rows.taps[0] * self.bo
         self.tile = axis.reads * self.parts * self.bm * self.ks  # elements that a step loads
         self.outputs = self.bm * self.bo
         self.products = axis.reads * self.bm * self.wide
@@ -65,10 +66,12 @@ class RowCosts:
     def instructions(self) -> np.ndarray:
         """Return the instructions of a thread per step."""
         axis, (r, _) = self.rows.axis, self.rows.kernel
-        used = self.products * r / self.rows.powers[0]  # the compiler drops products that nothing uses
+        used = self.products * r / self.rows.taps[0]  # the compiler drops products that nothing uses
         found = _PER_STEP + _PER_LOAD * self.loads + _PER_PIECE * self.products / self.threads
         found = found + _PER_OUTPUT * self.outputs / self.threads + _PER_BLOCK * axis.reads * (self.parts - 1)
         found = found + _PER_AHEAD * self.ahead * self.tile * self.item / 4 / self.threads
+        found = found + 30.0 * (self.bo < 16)  # narrower than what a product's rows hold together: they are rearranged
+        found = found + (3.0 if r == 1 else 0.0) * self.outputs / self.threads
         by_warps = used * self.ks * self.parts / (16 * 8 * 16) / self.warps
         found = found + _PER_MMA * self.single * by_warps
         return np.asarray(found + epilogue_instructions(self.problem) * self.outputs / self.threads)
@@ -102,6 +105,10 @@ class RowCosts:
         if item != 2:  # tensor cores read the tile from registers
             moved = moved - self.tile * item * walked
         packed = self.parts * self.ks * self.wide * item
+        # Gathered, weights come one by one, and the lanes of a warp touch some four lines of L1.
+        gathered = self.parts * self.ks * self.wide / 32
+        fetched = np.where(self.packed > 0, 2 * packed, packed + 4 * 128 * gathered)
+        prologue = np.where(self.packed > 0, 4 * packed / 16 / 32, 7 * gathered)
         columns = self.bm * rows.stride[1] + rows.dilation[1] * (rows.kernel[1] - 1)
         read = axis.reads * columns * self.parts * np.minimum(self.bc, rows.inside * self.per) * item
         weights = float(np.prod(problem.w_shape)) * item
@@ -114,11 +121,11 @@ class RowCosts:
             feed=np.minimum(self.wide / 64, 1.0),
             l2_bytes=read * walked + self.outputs * item * self.steps + packed,
             dram_bytes=float(problem.min_bytes),
-            instructions=self.warps * (self.instructions() * walked + 150 + 4 * packed / 16 / self.threads),
+            instructions=self.warps * (self.instructions() * walked + 150) + prologue,
             chain=walked * np.where(self.ahead > 0, 1.0, 1.2) + 3,
-            extra_bytes=weights + self.blocks * packed,
-            launches=2.0,
-            l1_bytes=moved + 2 * packed,
+            extra_bytes=self.packed * (weights + self.blocks * packed),
+            launches=1 + self.packed,
+            l1_bytes=moved + fetched,
         )
 
 
@@ -134,8 +141,8 @@ def row_tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
 def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
     """Yield tiles, whatever registers and shared memory they take."""
     rows = rows_of(problem)
-    least_out = 16 if rows.groups == 1 else max(ceil_div(16, rows.powers[0]), 8)
-    least_in = max(ceil_div(16, rows.powers[1]), 16 // itemsize(problem.dtype))
+    least_out = 16 if rows.groups == 1 else max(ceil_div(16, rows.taps[0]), 8)
+    least_in = 16
     lanes = problem.n * rows.result_size[1]
     pers = sorted({max(min(side // max(rows.inside, rows.outside), rows.groups), 1) for side in (8, 16, 32, 64)})
     for per in pers:
@@ -149,8 +156,8 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
             for bm, warps in ((16, 1), (32, 1), (32, 2), (64, 2), (64, 4), (128, 4), (128, 8)):
                 if bm >= 2 * max(lanes, 16):
                     continue
-                for ahead in (0, 1) if warps >= 4 else (0,):
+                for ahead, packs in product((0, 1) if warps >= 4 and parts == 1 else (0,), (0, 1)):
                     yield {
-                        "BM": bm, "BC": bc, "BO": bo, "PER": per, "BLOCKS": parts, "AHEAD": ahead,
+                        "BM": bm, "BC": bc, "BO": bo, "PER": per, "BLOCKS": parts, "AHEAD": ahead, "PACKED": packs,
                         "num_warps": warps, "num_stages": 1,
                     }  # fmt: skip

@@ -35,7 +35,7 @@ def _load_tile(
     source, here, channel, channels, i, height, row_step, channel_step,
     b: tl.constexpr, BC: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Load row i of the source, block b of its channels: [BM, SP * BC], zeros outside."""
+    """Load row i of the source, block b of its channels: [BM, W * BC] of W taps, zeros outside."""
     reads = here & within(i, height)
     if not EVEN:
         reads = reads & (channel < channels - b * BC)
@@ -44,18 +44,59 @@ def _load_tile(
 
 @triton.jit
 def _load_tiles(
-    source, here, channel, channels, row, row_pitch, height, row_step, channel_step,
+    sources, heres, channel_of, channels, row, row_pitch, height, row_step, channel_step,
     A: tl.constexpr, BC: tl.constexpr, BLOCKS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Load the A rows of a step, from each of BLOCKS blocks of channels, one after the other."""
+    """Load the A rows of a step, from each of BLOCKS blocks of channels, the runs of taps one after the other."""
     tiles = ()
     for j in tl.static_range(A):
         for b in tl.static_range(BLOCKS):
-            tile = _load_tile(
-                source, here, channel, channels, row + j * row_pitch, height, row_step, channel_step, b, BC, EVEN
-            )
-            tiles = tiles + (tile,)
+            for c in tl.static_range(len(sources)):
+                tile = _load_tile(
+                    sources[c], heres[c], channel_of[c], channels, row + j * row_pitch, height, row_step, channel_step,
+                    b, BC, EVEN,
+                )  # fmt: skip
+                tiles = tiles + (tile,)
     return tiles
+
+
+@triton.jit
+def _weight_places(
+    block, c, o, r, s, groups, w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s,
+    R: tl.constexpr, S: tl.constexpr, CG: tl.constexpr, KG: tl.constexpr, PER: tl.constexpr,
+):  # fmt: skip
+    """Return offsets into w, and where it has a weight, of channels `c` to `o` of a block, taps (r, s)."""
+    group = block * PER + o // KG
+    inside = (group < groups) & (o < PER * KG) & (c // CG == o // KG) & (r < R) & (s < S)
+    at = group * w_stride_group + o % KG * w_stride_out + c % CG * w_stride_in + r * w_stride_r + s * w_stride_s
+    return at, inside
+
+
+@triton.jit
+def _load_filters(
+    w, packed, block, groups, w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s,
+    R: tl.constexpr, S: tl.constexpr, CG: tl.constexpr, KG: tl.constexpr, PER: tl.constexpr, RP: tl.constexpr,
+    BC: tl.constexpr, BO: tl.constexpr, BLOCKS: tl.constexpr, INDEX64: tl.constexpr,
+):  # fmt: skip
+    """Load the weights of a block of the result: [W * BC, RP * BO] of each run of W taps and each block of channels."""
+    filters = ()
+    ro = tl.arange(0, RP * BO)[None, :]
+    if INDEX64:
+        ro = ro.to(tl.int64)
+    for b in tl.static_range(BLOCKS):
+        for bit in tl.static_range(4):
+            if S & (8 >> bit):
+                sc = S // (16 >> bit) * (16 >> bit) * BC + tl.arange(0, (8 >> bit) * BC)[:, None]
+                if packed is not None:
+                    at = ((block * BLOCKS + b) * (S * BC) + sc) * (RP * BO) + ro
+                    filters = filters + (tl.load(packed + at),)
+                else:
+                    at, inside = _weight_places(
+                        block, b * BC + sc % BC, ro % BO, ro // BO, sc // BC, groups,
+                        w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s, R, S, CG, KG, PER,
+                    )  # fmt: skip
+                    filters = filters + (tl.load(w + at, mask=inside, other=0.0),)
+    return filters
 
 
 @triton.jit
@@ -191,7 +232,6 @@ def _conv_rows_kernel(
     UNIT: tl.constexpr,
     RESULT_UNIT: tl.constexpr,
     AHEAD: tl.constexpr,
-    SP: tl.constexpr,
     RP: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
@@ -202,17 +242,17 @@ def _conv_rows_kernel(
 
     A data gradient of stride 1 is such a convolution of y, with weights turned round: GRAD says what padding means.
     Of a group, KG channels of the result are sums over CG channels of the source. GEMM view: M = BM positions of a row,
-    N = RP * BO, K = SP * BC per block of channels, with RP >= R and SP >= S powers of two. A block of the result is PER
+    N = RP * BO with RP >= R a power of two, K = S * BC per block of channels. A block of the result is PER
     whole groups, BO >= PER * KG channels, from BLOCKS blocks of BC channels of the source (one, unless PER is 1).
     Tensors: source [N, G CG, H, W], result and residual [N, G KG, P, Q] and w [G, KG, CG, R, S] by strides in elements,
-    w from `w_offset`; packed [blocks, BLOCKS, SP, BC, RP, BO] contiguous, see :func:`_conv_rows_pack_kernel`; bias,
+    w from `w_offset`; packed [blocks, BLOCKS, S, BC, RP, BO] contiguous, see :func:`_conv_rows_pack_kernel`, or None: gathered from w; bias,
     scale, shift [G KG] by a stride, or None. All of one floating type; sums in ACC_DTYPE, rounded once at the store.
     Strides of source, but not along channels, are given divided by UNIT, those of result and residual by RESULT_UNIT.
     Rows of the source lie in `phases_h` phases, in which a dilated window has no dilation, see ``MarchAxis``.
     Grid: (blocks * tiles * chunks * phases_h,), blocks innermost; tiles of BM columns, of all images side by side.
     """
     M: tl.constexpr = (R + A - 1) // A  # rows of the result that a step adds to
-    KS: tl.constexpr = SP * BC
+    RUNS: tl.constexpr = (S & 1) + (S >> 1 & 1) + (S >> 2 & 1) + (S >> 3 & 1)
     pid = tl.program_id(0)
     block = pid % blocks
     pid = pid // blocks
@@ -220,7 +260,6 @@ def _conv_rows_kernel(
     pid = pid // tiles
     first = pid % chunks * steps
     phase = pid // chunks
-    k = tl.arange(0, KS)[None, :]  # [1, (s, c)]
     o = tl.arange(0, BO)  # [BO]
     n = (lane // result_w).to(tl.int64)
     q = lane % result_w
@@ -230,16 +269,22 @@ def _conv_rows_kernel(
         o = o.to(tl.int64)
         first = first.to(tl.int64)
         block = block.to(tl.int64)
-    column = q * STRIDE_W - pad_w + k // BC * DILATION_W  # [BM, KS]
-    here = lanes & within(column, source_w)
-    if SP > S:
-        here = here & (k // BC < S)
     channels = (groups - block * PER) * CG  # of the source, from the first of the block
-    if PER * CG < BC and BLOCKS == 1:
-        here = here & (k % BC < PER * CG)
     images_of_source = source_ptr + n * source_stride_n * UNIT  # [BM, 1]
-    of_block = (block * (PER * CG) + k % BC) * source_stride_c
-    source = images_of_source + (column * source_stride_w * UNIT + of_block)
+    sources = ()
+    heres = ()
+    channel_of = ()
+    for bit in tl.static_range(4):  # runs of 8, 4, 2 and 1 taps, as many as S has
+        if S & (8 >> bit):
+            k = tl.arange(0, (8 >> bit) * BC)[None, :]  # [1, (s, c)]
+            column = q * STRIDE_W - pad_w + (S // (16 >> bit) * (16 >> bit) + k // BC) * DILATION_W
+            here = lanes & within(column, source_w)
+            if PER * CG < BC and BLOCKS == 1:
+                here = here & (k % BC < PER * CG)
+            of_block = (block * (PER * CG) + k % BC) * source_stride_c
+            sources = sources + (images_of_source + (column * source_stride_w * UNIT + of_block),)
+            heres = heres + (here,)
+            channel_of = channel_of + (k % BC,)
     channel = block * (PER * KG) + o  # [BO]
     channel_inside = o < PER * KG
     if not EVEN_OUT:
@@ -251,11 +296,10 @@ def _conv_rows_kernel(
         from_residual = n * residual_stride_n * RESULT_UNIT + q * residual_stride_w * RESULT_UNIT
         residual = residual_ptr + (from_residual + (channel * residual_stride_c)[None, :])
 
-    filters = ()  # read once: products take them from shared memory
-    rk = tl.arange(0, KS)[:, None] * (RP * BO) + tl.arange(0, RP * BO)[None, :]
-    for b in tl.static_range(BLOCKS):
-        filters = filters + (tl.load(packed_ptr + ((block * BLOCKS + b) * (KS * RP * BO) + rk)),)
-
+    filters = _load_filters(  # read once: products take them from shared memory
+        w_ptr + w_offset, packed_ptr, block, groups, w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s,
+        R, S, CG, KG, PER, RP, BC, BO, BLOCKS, INDEX64,
+    )  # fmt: skip
     row = source_row + phase * source_row_phase + A * (M - 1) * source_row_pitch
     still_open = ()
     for _ in tl.static_range(M - 1):
@@ -263,7 +307,7 @@ def _conv_rows_kernel(
     zeros = tl.zeros([BM, BO], ACC_DTYPE)
     if AHEAD:
         next_tiles = _load_tiles(
-            source, here, k % BC, channels, row + A * (first - (M - 1)) * source_row_pitch, source_row_pitch, source_h,
+            sources, heres, channel_of, channels, row + A * (first - (M - 1)) * source_row_pitch, source_row_pitch, source_h,
             source_stride_h * UNIT, source_stride_c, A, BC, BLOCKS, EVEN,
         )  # fmt: skip
     for i in range(0, steps + M - 1):
@@ -271,21 +315,24 @@ def _conv_rows_kernel(
         if AHEAD:  # in flight during the products of this step
             tiles_now = next_tiles
             next_tiles = _load_tiles(
-                source, here, k % BC, channels, row + A * (step + 1) * source_row_pitch, source_row_pitch, source_h,
+                sources, heres, channel_of, channels, row + A * (step + 1) * source_row_pitch, source_row_pitch, source_h,
                 source_stride_h * UNIT, source_stride_c, A, BC, BLOCKS, EVEN,
             )  # fmt: skip
         sums = still_open + (tl.zeros([BM, BO], ACC_DTYPE),)
         for j in tl.static_range(A):
             product = tl.zeros([BM, RP * BO], ACC_DTYPE)
             for b in tl.static_range(BLOCKS):
-                if AHEAD:
-                    tile = tiles_now[j * BLOCKS + b]
-                else:
-                    tile = _load_tile(
-                        source, here, k % BC, channels, row + (A * step + j) * source_row_pitch, source_h,
-                        source_stride_h * UNIT, source_stride_c, b, BC, EVEN,
-                    )  # fmt: skip
-                product = tl.dot(tile, filters[b], product, input_precision=PRECISION, out_dtype=ACC_DTYPE)
+                for c in tl.static_range(RUNS):
+                    if AHEAD:
+                        tile = tiles_now[(j * BLOCKS + b) * RUNS + c]
+                    else:
+                        tile = _load_tile(
+                            sources[c], heres[c], channel_of[c], channels, row + (A * step + j) * source_row_pitch,
+                            source_h, source_stride_h * UNIT, source_stride_c, b, BC, EVEN,
+                        )  # fmt: skip
+                    product = tl.dot(
+                        tile, filters[b * RUNS + c], product, input_precision=PRECISION, out_dtype=ACC_DTYPE
+                    )
             d = pieces(product, BM, RP, BO)
             added = ()
             for e in tl.static_range(M):
@@ -339,7 +386,6 @@ def _conv_rows_pack_kernel(
     KG: tl.constexpr,
     PER: tl.constexpr,
     INDEX64: tl.constexpr,
-    SP: tl.constexpr,
     RP: tl.constexpr,
     BC: tl.constexpr,
     BO: tl.constexpr,
@@ -349,20 +395,16 @@ def _conv_rows_pack_kernel(
     """Write the block-diagonal weights of `_conv_rows_kernel`, zeros beside the groups' own included.
 
     Tensors: w [G, KG, CG, R, S] by strides in elements from `w_offset`, which may be negative; packed
-    [blocks, BLOCKS, SP, BC, RP, BO] contiguous, `elements` in all, of the same type.
+    [blocks, BLOCKS, S, BC, RP, BO] contiguous, `elements` in all, of the same type.
     Grid: (cdiv(elements, BLOCK),).
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     if INDEX64:
         i = i.to(tl.int64)
-    o = i % BO
-    r = i // BO % RP
-    c = i // (BO * RP) % BC
-    s = i // (BO * RP * BC) % SP
-    block = i // (BO * RP * BC * SP)
-    c += block % BLOCKS * BC
-    group = block // BLOCKS * PER + o // KG
-    inside = (i < elements) & (group < groups) & (o < PER * KG) & (c // CG == o // KG) & (r < R) & (s < S)
-    at = group * w_stride_group + o % KG * w_stride_out + c % CG * w_stride_in + r * w_stride_r + s * w_stride_s
-    values = tl.load(w_ptr + w_offset + at, mask=inside, other=0.0)
+    c = i // (BO * RP) % BC + i // (BO * RP * BC * S) % BLOCKS * BC
+    at, inside = _weight_places(
+        i // (BO * RP * BC * S * BLOCKS), c, i % BO, i // BO % RP, i // (BO * RP * BC) % S, groups,
+        w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s, R, S, CG, KG, PER,
+    )  # fmt: skip
+    values = tl.load(w_ptr + w_offset + at, mask=inside & (i < elements), other=0.0)
     tl.store(packed_ptr + i, values, mask=i < elements)
