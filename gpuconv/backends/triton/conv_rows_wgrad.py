@@ -161,9 +161,9 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
         bc, bo = max(power_of_two(per * rows.inside), 16), max(power_of_two(per * rows.outside), 16)
         if max(bc, bo) > side:
             continue
-        for bm, warps in product((16, 32, 64, 128), (1, 2, 4, 8)):
+        for bm, warps in product((16, 32, 64, 128), (4, 8)):
             sums, loaded = s * bc * r * bo / (32 * warps), bm * (s * bc + r * bo) / (32 * warps)
-            fits = 40 + sums * words + 0.5 * loaded * item / 4 + 3 * loaded * item / 16 <= 220
+            fits = 40 + sums * words + 0.5 * loaded * item / 4 + 3 * loaded * item / 16 <= 190
             if fits and loaded >= 8 and bm * (s * bc + r * bo) * item <= 160 << 10:
                 yield {"BM": bm, "BC": bc, "BO": bo, "PER": per, "num_warps": warps, "num_stages": 1}
 

@@ -82,8 +82,14 @@ def refusal(problem: ConvProblem) -> str | None:
         return f"has kernels for 1-D and 2-D, not {problem.ndim}-D"
     if problem.padding_mode != "zeros":
         return f"pads with zeros alone, not {problem.padding_mode}"
-    if problem.x_format != CHANNELS_LAST or problem.y_format != CHANNELS_LAST:
-        return f"reads channels side by side: x and y must be {CHANNELS_LAST}, not {problem.x_format}, {problem.y_format}"
+    if problem.kind == "wgrad" or problem.groups > 1:
+        read: tuple[str, ...] = ("x", "y")
+    else:  # few channels are written well in either format
+        read = ("y",) if problem.kind in ("dgrad", "transposed") else ("x",)
+    for name in read:
+        given = problem.x_format if name == "x" else problem.y_format
+        if given != CHANNELS_LAST:
+            return f"reads channels side by side: {name} must be {CHANNELS_LAST}, not {given}"
     if problem.kind in ("dgrad", "transposed") and any(step != 1 for step in problem.stride):
         return f"computes data gradients of stride 1 alone, not {problem.stride}"
     if 0 in (problem.groups, problem.c, problem.k, problem.n):
