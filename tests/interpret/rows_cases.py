@@ -37,7 +37,9 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "stride 2": {"stride": 2, "pads": (1, 1)},
     "stride 3, dilated": {"stride": {1: 3, 2: (3, 1)}, "dilation": {1: 2, 2: (2, 3)}, "pads": (3, 2)},
     "dilated": {"dilation": {1: 3, 2: (2, 3)}, "pads": (2, 3)},
-    "shared divisor": {"stride": {1: 2, 2: (2, 4)}, "dilation": {1: 4, 2: (4, 2)}, "pads": (2, 3), "size": {1: 33, 2: (11, 12)}},
+    "shared divisor": {
+        "stride": {1: 2, 2: (2, 4)}, "dilation": {1: 4, 2: (4, 2)}, "pads": (2, 3), "size": {1: 33, 2: (11, 12)},
+    },
     "long": {"kernel": {1: 7, 2: (1, 5)}, "pads": (3, 2)},
     "tall": {"kernel": {1: 5, 2: (5, 2)}, "pads": (2, 1)},
     "few taps": {"kernel": {1: 2, 2: (1, 2)}, "stride": {1: 2, 2: (1, 2)}},

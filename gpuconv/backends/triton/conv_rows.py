@@ -14,7 +14,7 @@ from ...costs.model import Work
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver
-from .common import VECTORS, Memo, TritonConv, accumulator_type, launch_kernel, power_of_two, remembered, strides_of
+from .common import VECTORS, Memo, TritonConv, accumulator_type, launch_kernel, remembered, strides_of
 from .rows_blocks import blocks_of, pack_arguments, packed_elements, refusal, rows_arguments, rows_of
 from .rows_costs import RowCosts, row_tiles
 

@@ -12,7 +12,7 @@ import numpy as np
 from ...config import workspace_limit
 from ...costs import constants
 from ...costs import model as cost_model
-from ...costs.constants import PATHS
+from ...costs.constants import PATHS, PIPES
 from ...costs.model import Work
 from ...costs.work import pipe_of
 from ...problem import ConvProblem, Problem, itemsize
@@ -203,12 +203,16 @@ def _work(problem: ConvProblem, configs: Sequence[Mapping[str, Any]]) -> Work:
     pipe, factor = pipe_of(problem)
     four = (warps >= 4) & (ks >= 64) & (item < 4)
     products = np.where(four, 0.0, 2.5 * bm / 16 * ks * width / (16 * 8) / warps)
+    if PIPES[pipe].startswith("fma"):
+        products = 1.25 * bm * ks * width / threads
+    elif factor > 1:
+        products = products + 8.0 * bm * (ks + width) / threads  # what three products are split from
     per_row = _PER_STEP + _PER_LOAD * loads + products
     # As issued: loads, their way to shared memory, and operands, those of a product of single warps once for each.
     again = np.where(four, 1.0, np.maximum(np.sqrt(warps), 1.0))
     moved = bm * (ks + width) * item * (2 + again) * walked
     columns = bm * rows.stride[1] + rows.dilation[1] * (rows.kernel[1] - 1)
-    read = (columns * per * rows.inside + bm * per * rows.outside * (1 + (rows.kernel[0] - 1) * 0.0)) * item * walked
+    read = (columns * per * rows.inside + bm * per * rows.outside) * item * walked
     sums = 8 if item == 8 else 4
     return Work(
         programs=blocks * splits,

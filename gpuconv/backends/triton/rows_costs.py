@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...costs.constants import PATHS
+from ...costs.constants import PATHS, PIPES
 from ...costs.model import Work
 from ...costs.work import pipe_of
 from ...problem import ConvProblem, itemsize
@@ -26,8 +26,9 @@ _PER_LOAD, _PER_PIECE, _PER_OUTPUT, _PER_BLOCK = 7.0, 1.0, 2.6, 10.0
 """Instructions of a load and what brings it to shared memory, of an element of a product, of one of the result, and of
 a block of channels beside the first."""
 
-_PER_AHEAD, _PER_MMA = 2.0, 1.6
-"""Instructions of a register that is loaded ahead, and of a product of a single warp with its operands."""
+_PER_AHEAD, _PER_MMA, _PER_FMA = 2.0, 1.6, 1.25
+"""Instructions of a register that is loaded ahead, of a product of a single warp with its operands, and of one without
+tensor cores."""
 
 
 class RowCosts:
@@ -71,9 +72,14 @@ class RowCosts:
         found = found + _PER_OUTPUT * self.outputs / self.threads + _PER_BLOCK * axis.reads * (self.parts - 1)
         found = found + _PER_AHEAD * self.ahead * self.tile * self.item / 4 / self.threads
         found = found + 30.0 * (self.bo < 16)  # narrower than what a product's rows hold together: they are rearranged
-        found = found + (3.0 if r == 1 else 0.0) * self.outputs / self.threads
+        if self.rows.groups == 1:  # few filters: products are rearranged, and results stored one by one
+            found = found + (14.0 if r > 1 else 3.0) * self.outputs / self.threads
         by_warps = used * self.ks * self.parts / (16 * 8 * 16) / self.warps
-        found = found + _PER_MMA * self.single * by_warps
+        pipe, factor = pipe_of(self.problem)
+        if PIPES[pipe].startswith("fma"):  # one product after the other, operands by way of shared memory
+            found = found + _PER_FMA * axis.reads * self.parts * self.products / axis.reads * self.ks / self.threads
+        else:
+            found = found + _PER_MMA * factor * self.single * by_warps
         return np.asarray(found + epilogue_instructions(self.problem) * self.outputs / self.threads)
 
     def registers(self) -> np.ndarray:
@@ -82,7 +88,10 @@ class RowCosts:
         sums = (self.open + 1) * self.outputs + self.products
         loaded = 0.5 * (1 + self.ahead) * self.tile * self.item / 4
         addresses = 3 * self.loads / (self.rows.axis.reads * self.parts)
-        return np.asarray(20 + (sums * words + loaded) / self.threads + addresses)
+        masked = 20.0 * (self.per * self.rows.inside < self.bc) * (self.parts == 1)
+        used = 20 + (sums * words + loaded) / self.threads + addresses + masked
+        crowded = (self.parts > 1) & (self.rows.kernel[0] > 1) | (self.item == 8) | (self.problem.precision == "tf32x3")
+        return np.asarray(used * np.where(crowded, 1.3, 1.0))
 
     def shared(self) -> np.ndarray:
         """Return the bytes of shared memory: the weights of a block, and one tile on its way to the tensor cores."""
@@ -134,7 +143,7 @@ def row_tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
     found = list(_tiles(problem))
     if found:
         costs = RowCosts(problem, [{**tile, "steps": 1} for tile in found])
-        fits = (costs.registers() <= 225) & (costs.shared() <= 160 << 10)
+        fits = (costs.registers() <= 205) & (costs.shared() <= 160 << 10)
         yield from (tile for tile, kept in zip(found, fits, strict=True) if kept)
 
 

@@ -1,16 +1,16 @@
 """Convolution of few channels per group, or of few filters, by products of whole rows: forward and data gradient.
 
-A program marches down the rows of BM columns, of one or several images, of one block of channels. An input row is loaded
-once, as A [BM, (s, c)] with S shifted columns side by side, and multiplied by the weights of all rows of the window,
-B [(s, c), (r, k)]; the product falls apart along r into what it adds to the R rows of the result that are open. A block
-holds whole groups: B is block-diagonal, and what it has beside the groups' weights is zero. An infinity times such a zero
-is NaN, so sums that are not finite are computed again, by groups.
+A program marches down the rows of BM columns, of one or several images, of one block of channels. An input row is
+loaded once, as A [BM, (s, c)] with S shifted columns side by side, and multiplied by the weights of all rows of the
+window, B [(s, c), (r, k)]; the product falls apart along r into what it adds to the R rows of the result that are open.
+A block holds whole groups: B is block-diagonal, and what it has beside the groups' weights is zero. An infinity times
+such a zero is NaN, so sums that are not finite are computed again, by groups.
 """
 
 import triton
 import triton.language as tl
 
-from ..common import epilogue, tile_pointers
+from ..common import epilogue
 from .lanes import within
 
 
@@ -245,8 +245,9 @@ def _conv_rows_kernel(
     N = RP * BO with RP >= R a power of two, K = S * BC per block of channels. A block of the result is PER
     whole groups, BO >= PER * KG channels, from BLOCKS blocks of BC channels of the source (one, unless PER is 1).
     Tensors: source [N, G CG, H, W], result and residual [N, G KG, P, Q] and w [G, KG, CG, R, S] by strides in elements,
-    w from `w_offset`; packed [blocks, BLOCKS, S, BC, RP, BO] contiguous, see :func:`_conv_rows_pack_kernel`, or None: gathered from w; bias,
-    scale, shift [G KG] by a stride, or None. All of one floating type; sums in ACC_DTYPE, rounded once at the store.
+    w from `w_offset`; packed [blocks, BLOCKS, S, BC, RP, BO] contiguous, see :func:`_conv_rows_pack_kernel`, or None:
+    weights are gathered from w then; bias, scale, shift [G KG] by a stride, or None. All of one floating type; sums in
+    ACC_DTYPE, rounded once at the store.
     Strides of source, but not along channels, are given divided by UNIT, those of result and residual by RESULT_UNIT.
     Rows of the source lie in `phases_h` phases, in which a dilated window has no dilation, see ``MarchAxis``.
     Grid: (blocks * tiles * chunks * phases_h,), blocks innermost; tiles of BM columns, of all images side by side.
@@ -307,16 +308,16 @@ def _conv_rows_kernel(
     zeros = tl.zeros([BM, BO], ACC_DTYPE)
     if AHEAD:
         next_tiles = _load_tiles(
-            sources, heres, channel_of, channels, row + A * (first - (M - 1)) * source_row_pitch, source_row_pitch, source_h,
-            source_stride_h * UNIT, source_stride_c, A, BC, BLOCKS, EVEN,
+            sources, heres, channel_of, channels, row + A * (first - (M - 1)) * source_row_pitch, source_row_pitch,
+            source_h, source_stride_h * UNIT, source_stride_c, A, BC, BLOCKS, EVEN,
         )  # fmt: skip
     for i in range(0, steps + M - 1):
         step = first + (i - (M - 1))
         if AHEAD:  # in flight during the products of this step
             tiles_now = next_tiles
             next_tiles = _load_tiles(
-                sources, heres, channel_of, channels, row + A * (step + 1) * source_row_pitch, source_row_pitch, source_h,
-                source_stride_h * UNIT, source_stride_c, A, BC, BLOCKS, EVEN,
+                sources, heres, channel_of, channels, row + A * (step + 1) * source_row_pitch, source_row_pitch,
+                source_h, source_stride_h * UNIT, source_stride_c, A, BC, BLOCKS, EVEN,
             )  # fmt: skip
         sums = still_open + (tl.zeros([BM, BO], ACC_DTYPE),)
         for j in tl.static_range(A):

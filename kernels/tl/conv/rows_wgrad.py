@@ -1,7 +1,7 @@
 """Weight gradient of convolutions of few channels per group: products of whole rows of x and y, splits in order.
 
-For a row of x, A [BM, (s, c)] holds S shifted columns side by side, and B [BM, (r, k)] the rows of y that its rows of taps
-lead to. All taps of a block of whole groups are sums of A^T B; what it has beside the groups' own weights is dropped.
+For a row of x, A [BM, (s, c)] holds S shifted columns side by side, and B [BM, (r, k)] the rows of y that its rows of
+taps lead to. All taps of a block of whole groups are sums of A^T B; what it has beside the groups' own weights is dropped.
 """
 
 import triton
@@ -126,14 +126,14 @@ def _conv_rows_wgrad_kernel(
     BC: tl.constexpr,
     BO: tl.constexpr,
 ):
-    """Compute a split of the sums of x[n, c, i STRIDE + tap DILATION - pad] y[n, k, i] for all taps of a block of groups.
+    """Compute a split of the sums of x[n, c, i STRIDE + tap DILATION - pad] y[n, k, i], all taps of a block of groups.
 
     GEMM view: M = (s, c), N = (r, k), reduction over BM positions of each row. Tensors: x [N, G CG, H, W] and
     y [N, G KG, P, Q] of one floating type by strides in elements (those of x, but not along channels, given divided by
     UNIT, those of y by RESULT_UNIT); partial [splits, blocks, SP, BC, RP, BO] contiguous, of ACC_DTYPE, in which
     products are summed. A block is PER whole groups.
-    An item is `steps` rows of x, padding included, of one tile of BM columns of y, of all images side by side; a split is
-    a run of items. Grid: (splits * blocks,), blocks innermost.
+    An item is `steps` rows of x, padding included, of one tile of BM columns of y, of all images side by side; a split
+    is a run of items. Grid: (splits * blocks,), blocks innermost.
     """
     block = tl.program_id(0) % blocks
     split = tl.program_id(0) // blocks
@@ -151,8 +151,8 @@ def _conv_rows_wgrad_kernel(
     )  # fmt: skip
     if any_not_finite(sums * 0.0):
         sums = _walk(
-            tl.zeros([SP * BC, RP * BO], ACC_DTYPE), x_ptr, y_ptr, block, begin, end, images, groups, x_h, x_w, y_h, y_w,
-            steps, tiles, pad_h, pad_w,
+            tl.zeros([SP * BC, RP * BO], ACC_DTYPE), x_ptr, y_ptr, block, begin, end, images, groups, x_h, x_w,
+            y_h, y_w, steps, tiles, pad_h, pad_w,
             x_stride_n * UNIT, x_stride_c, x_stride_h * UNIT, x_stride_w * UNIT,
             y_stride_n * RESULT_UNIT, y_stride_k, y_stride_h * RESULT_UNIT, y_stride_w * RESULT_UNIT,
             R, S, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, CG, KG, PER, EVEN, PRECISION, ACC_DTYPE, INDEX64,
