@@ -109,8 +109,6 @@ class RowGradient(TritonConv):
             return reason
         if problem.bias:
             return "computes the gradient of the weight alone, not of a bias beside it"
-        if 0 in problem.output_size:
-            return "has nothing to sum without positions"
         if not _configs(problem):
             rows = rows_of(problem)
             return f"has no tile for {rows.inside} to {rows.outside} channels and a window of {rows.kernel}"

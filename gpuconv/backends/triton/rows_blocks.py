@@ -92,8 +92,8 @@ def refusal(problem: ConvProblem) -> str | None:
             return f"reads channels side by side: {name} must be {CHANNELS_LAST}, not {given}"
     if problem.kind in ("dgrad", "transposed") and any(step != 1 for step in problem.stride):
         return f"computes data gradients of stride 1 alone, not {problem.stride}"
-    if 0 in (problem.groups, problem.c, problem.k, problem.n):
-        return "has nothing to compute without channels or images"
+    if 0 in (problem.groups, problem.c, problem.k, problem.n, *problem.input_size, *problem.output_size):
+        return "has nothing to compute without images, channels or positions"
     rows = rows_of(problem)
     if max(rows.kernel) > _MOST_TAPS:
         return f"keeps at most {_MOST_TAPS} taps of an axis open, not {max(rows.kernel)}"

@@ -255,6 +255,8 @@ def _conv_rows_kernel(
     M: tl.constexpr = (R + A - 1) // A  # rows of the result that a step adds to
     RUNS: tl.constexpr = (S & 1) + (S >> 1 & 1) + (S >> 2 & 1) + (S >> 3 & 1)
     pid = tl.program_id(0)
+    if INDEX64:
+        pid = pid.to(tl.int64)
     block = pid % blocks
     pid = pid // blocks
     lane = pid % tiles * BM + tl.arange(0, BM)[:, None]  # [BM, 1]
@@ -266,10 +268,7 @@ def _conv_rows_kernel(
     q = lane % result_w
     lanes = n < images
     if INDEX64:
-        q = q.to(tl.int64)
         o = o.to(tl.int64)
-        first = first.to(tl.int64)
-        block = block.to(tl.int64)
     channels = (groups - block * PER) * CG  # of the source, from the first of the block
     images_of_source = source_ptr + n * source_stride_n * UNIT  # [BM, 1]
     sources = ()

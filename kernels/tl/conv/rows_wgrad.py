@@ -1,7 +1,8 @@
 """Weight gradient of convolutions of few channels per group: products of whole rows of x and y, splits in order.
 
 For a row of x, A [BM, (s, c)] holds S shifted columns side by side, and B [BM, (r, k)] the rows of y that its rows of
-taps lead to. All taps of a block of whole groups are sums of A^T B; what it has beside the groups' own weights is dropped.
+taps lead to. All taps of a block of whole groups are sums of A^T B; what it has beside the groups' own weights is
+dropped.
 """
 
 import triton
@@ -39,18 +40,18 @@ def _walk(
     x_block = x_ptr + (block * (PER * CG) + c) * x_stride_c
     y_block = y_ptr + (block * (PER * KG) + k) * y_stride_k
     for item in range(begin, end):
+        tile = item % tiles
         first = item // tiles * steps
         if INDEX64:
+            tile = tile.to(tl.int64)
             first = first.to(tl.int64)
         for part in range(0, BM if EXACT else 1):
             if EXACT:
-                lane = item % tiles * BM + part
+                lane = tile * BM + part
             else:
-                lane = item % tiles * BM + tl.arange(0, BM)[:, None]  # [BM, 1]
+                lane = tile * BM + tl.arange(0, BM)[:, None]  # [BM, 1]
             n = (lane // y_w).to(tl.int64)
             q = lane % y_w
-            if INDEX64:
-                q = q.to(tl.int64)
             column = q * STRIDE_W - pad_w + sc // BC * DILATION_W
             here = (n < images) & of_x & within(column, x_w)
             there = (n < images) & of_y
