@@ -38,6 +38,7 @@ PARTS = {
     "test_repeated_calls_of_our_kernels": 13,
     "test_probes_pass_on_the_real_kernels": 4,
     "test_small_integers_are_exact": 4,
+    "test_what_is_not_finite_stays_where_it_is": 8,
     "test_wgrad_states_and_bounds_its_workspace": 4,
 }
 """Into how many parts a list of cases is cut, of which the gate runs one."""

@@ -41,31 +41,35 @@ def test_small_integers_are_exact(kind, ndim, branch):
     assert torch.equal(result.double(), expected.to(result.dtype).double())
 
 
-@pytest.mark.parametrize("where", ("x", "w", "y"))
-@pytest.mark.parametrize("branch", ("plain", "odd groups", "dilated", "stride 3, dilated", "kernel over input", "few"))
-@pytest.mark.parametrize("kind", SOLVERS)
-def test_what_is_not_finite_stays_where_it_is(kind, branch, where):
+RESULTS = {"fprop": "y", "dgrad": "x", "transposed": "x", "wgrad": "w"}
+
+SPREADING = [
+    (Case(kind, 2, "channels_last", "float32", branch), where)
+    for kind in SOLVERS
+    for branch in ("plain", "odd groups", "dilated", "stride 3, dilated", "kernel over input", "few")
+    for where in "xwy"
+    if where != RESULTS[kind] and not Case(kind, 2, "channels_last", "float32", branch).refused
+]
+
+
+@pytest.mark.parametrize(("case", "where"), SPREADING, ids=lambda value: getattr(value, "id", value))
+def test_what_is_not_finite_stays_where_it_is(case, where):
     """Elements in turn, the first, the last and some between: NaN and infinities where the definition has them.
 
     Padding counts as zeros, whose product with an infinity is NaN; what a gradient has no element for, counts nothing,
     and no group knows of another.
     """
-    case = Case(kind, 2, "channels_last", "float32", branch)
-    if case.refused:
-        pytest.skip("is refused")
     inputs = Inputs(case)
     problem = inputs.problem()
-    if where == problem.result:
-        pytest.skip("is the result")
     given = getattr(inputs, where)
-    for number, place in enumerate(torch.linspace(0, given.numel() - 1, 5).long()):
+    for number, place in enumerate(torch.linspace(0, given.numel() - 1, 3).long()):
         changed = given.clone()
         changed[torch.unravel_index(place, given.shape)] = NOT_FINITE[number % 3]
         setattr(inputs, where, changed)
         expected = by_definition(inputs)
         result = launch(inputs, problem, "forward")
-        assert torch.equal(result.isnan(), expected.isnan()), (kind, branch, where, place)
-        assert torch.equal(result.isinf(), expected.isinf()), (kind, branch, where, place)
+        assert torch.equal(result.isnan(), expected.isnan()), place
+        assert torch.equal(result.isinf(), expected.isinf()), place
         finite = expected.isfinite()
         assert torch.allclose(result[finite].double(), expected[finite], rtol=1e-4, atol=1e-4)
 

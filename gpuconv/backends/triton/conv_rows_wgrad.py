@@ -96,7 +96,7 @@ def fold_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, 
 class RowGradient(TritonConv):
     """Weight gradient: products of rows on tensor cores, whose splits a second kernel adds."""
 
-    id = "triton.conv.grouped.rows_wgrad"
+    id = "triton.conv.grouped.wgrad"
     kinds = ("wgrad",)
 
     def why_not(self, problem: Problem) -> str | None:
