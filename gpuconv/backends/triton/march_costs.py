@@ -16,7 +16,7 @@ from ...shapes import ceil_div
 from .common import power_of_two
 from .march_lanes import march_of
 
-__all__ = ["LONGEST_STEP", "MOST_REGISTERS", "LaneCosts", "lane_tiles"]
+__all__ = ["LONGEST_STEP", "MOST_REGISTERS", "LaneCosts", "epilogue_instructions", "lane_tiles"]
 
 MOST_REGISTERS = 200
 """Registers of a thread, by :meth:`LaneCosts.registers`, above which no tile is proposed: compiled ones have more."""
@@ -43,7 +43,7 @@ _ACTIVATIONS = {None: 0, "relu": 2, "relu6": 4, "hardswish": 8, "sigmoid": 12, "
 """Instructions of an activation. Assumed, but for those of a bias and of relu."""
 
 
-def _epilogue_instructions(problem: ConvProblem) -> float:
+def epilogue_instructions(problem: ConvProblem) -> float:
     """Return the instructions of the epilogue per element of the result."""
     if problem.kind == "wgrad":
         return 0.0
@@ -114,7 +114,7 @@ class LaneCosts:
         found = self.fmas + self.conversions + accesses + (5 if single else fixed) + per_row * rows.reads
         if self.wgrad:  # what moves along the window of rows, the sums of the bias, and the next item
             found = found + self.each * self.tq * (rows.warm / self.unroll + self.problem.bias) + _PER_ITEM / self.steps
-        return np.asarray(found + _epilogue_instructions(self.problem) * self.outputs)
+        return np.asarray(found + epilogue_instructions(self.problem) * self.outputs)
 
     def registers(self) -> np.ndarray:
         """Return the registers of a thread: taps, open sums (or a window of y), a row of columns, what comes ahead."""

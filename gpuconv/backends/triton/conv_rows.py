@@ -1,0 +1,106 @@
+"""Grouped convolution of few channels per group, and of few filters, on the row kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...config import workspace_limit
+from ...costs import constants
+from ...costs import model as cost_model
+from ...costs.model import Work
+from ...problem import ConvProblem, Problem, itemsize
+from ...shapes import ceil_div
+from ..base import Plan, Solver
+from .common import VECTORS, Memo, TritonConv, accumulator_type, launch_kernel, remembered, strides_of
+from .rows_blocks import blocks_of, pack_arguments, packed_elements, refusal, rows_arguments, rows_of
+from .rows_costs import RowCosts, row_tiles
+
+__all__ = ["SOLVERS", "RowProducts"]
+
+_PACK = {"num_warps": 4, "num_stages": 1}
+
+
+class RowProducts(TritonConv):
+    """Forward pass and data gradient of stride 1: products of rows with block-diagonal weights on tensor cores."""
+
+    id = "triton.conv.grouped.rows"
+    kinds = ("fprop", "dgrad", "transposed")
+
+    def why_not(self, problem: Problem) -> str | None:
+        reason = super().why_not(problem)
+        if reason is not None:
+            return reason
+        assert isinstance(problem, ConvProblem)
+        reason = refusal(problem)
+        if reason is not None:
+            return reason
+        config = _default(problem, constants.constants_of(problem.device))
+        if not config:
+            rows = rows_of(problem)
+            return f"has no tile for {rows.inside} to {rows.outside} channels and a window of {rows.kernel}"
+        needed, most = self.bind(problem, config).workspace, workspace_limit()
+        return f"packs weights into {needed} bytes, over the limit of {most}" if needed > most else None
+
+    def default(self, problem: Problem) -> dict[str, Any]:
+        assert isinstance(problem, ConvProblem)
+        return dict(_default(problem, constants.constants_of(problem.device)))
+
+    def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
+        assert isinstance(problem, ConvProblem)
+        yield from _configs(problem)
+
+    def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
+        assert isinstance(problem, ConvProblem)
+        return RowCosts(problem, configs).work()
+
+    def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
+        assert isinstance(problem, ConvProblem)
+        elements = packed_elements(rows_of(problem), config) if config["PACKED"] else 0
+        return Plan(self, problem, elements * itemsize(problem.dtype), dict(config))
+
+    def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:
+        if not plan.workspace:
+            return {}
+        return {"packed": (plan.problem.dtype, plan.workspace // itemsize(plan.problem.dtype))}
+
+    def launch(
+        self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
+    ) -> None:
+        from ...kernels.tl.conv import rows as kernels
+
+        rows, strides = rows_of(problem), strides_of(tensors)
+        pointers = {"w": tensors["w"], "packed": tensors.get("packed")}
+        if config["PACKED"]:
+            arguments = remembered(memo, "pack", pack_arguments, problem, strides, config)
+            grid = (ceil_div(arguments["elements"], arguments["BLOCK"]),)
+            launch_kernel(problem, kernels._conv_rows_pack_kernel, grid, pointers, arguments, _PACK)
+        arguments = remembered(memo, "rows", rows_arguments, problem, strides, config)
+        arguments["ACC_DTYPE"] = accumulator_type(problem)
+        source, result = ("y", "x") if rows.grad else ("x", "y")
+        pointers |= {"source": tensors[source], "result": tensors[result]}
+        pointers |= {name: tensors.get(name) for name in (*VECTORS, "residual")}
+        programs = blocks_of(rows, config) * arguments["tiles"] * arguments["chunks"] * arguments["phases_h"]
+        launch_kernel(problem, kernels._conv_rows_kernel, (programs,), pointers, arguments, config)
+
+
+def _configs(problem: ConvProblem) -> list[dict[str, Any]]:
+    """Return the configs of a problem, each tile with several heights."""
+    steps = rows_of(problem).axis.steps
+    heights = {max(ceil_div(steps, parts), 1) for parts in (1, 2, 3, 4, 6, 8, 12, 16)}
+    heights = {steps, *(height for height in heights if height >= min(steps, 4))}
+    return [{**tile, "steps": height} for tile in row_tiles(problem) for height in sorted(heights)]
+
+
+def _default(problem: ConvProblem, known: constants.Constants) -> dict[str, Any]:
+    """Return the config that the cost model likes best; nothing where there is none."""
+    configs = _configs(problem)
+    if not configs:
+        return {}
+    times = cost_model.estimate(RowCosts(problem, configs).work(), known)
+    return configs[int(np.argmin(times))]
+
+
+SOLVERS: tuple[Solver, ...] = (RowProducts(),)

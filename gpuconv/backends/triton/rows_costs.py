@@ -1,0 +1,172 @@
+"""What the row kernels cost: tiles, their registers and instructions, and the work of a launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from ...costs.constants import PATHS, PIPES
+from ...costs.model import Work
+from ...costs.work import pipe_of
+from ...problem import ConvProblem, itemsize
+from ...shapes import ceil_div
+from .common import power_of_two
+from .march_costs import epilogue_instructions
+from .rows_blocks import rows_of
+
+__all__ = ["RowCosts", "row_tiles"]
+
+_PER_STEP = 36.0
+"""Instructions of a thread per step beside what follows. Read off compiled loops, as all of it."""
+
+_PER_LOAD, _PER_PIECE, _PER_OUTPUT, _PER_BLOCK = 7.0, 1.0, 2.6, 10.0
+"""Instructions of a load and what brings it to shared memory, of an element of a product, of one of the result, and of
+a block of channels beside the first."""
+
+_PER_AHEAD, _PER_MMA, _PER_FMA = 2.0, 1.6, 1.25
+"""Instructions of a register that is loaded ahead, of a product of a single warp with its operands, and of one without
+tensor cores."""
+
+
+class RowCosts:
+    """What the row kernel does with each config of a problem: arrays over the configs."""
+
+    def __init__(self, problem: ConvProblem, configs: Sequence[Mapping[str, Any]]) -> None:
+        self.problem, self.rows = problem, rows_of(problem)
+        rows, self.item = self.rows, itemsize(problem.dtype)
+
+        def column(name: str, default: int = 1) -> np.ndarray:
+            return np.array([config.get(name, default) for config in configs], float)
+
+        self.bm, self.bc, self.bo = column("BM"), column("BC"), column("BO")
+        self.warps, self.steps, self.per = column("num_warps"), column("steps"), column("PER")
+        self.parts, self.ahead, self.packed = column("BLOCKS"), column("AHEAD", 0), column("PACKED", 0)
+        self.threads = 32 * self.warps
+        axis = rows.axis
+        self.open = axis.open
+        self.single = (self.warps < 4) | (self.item > 4) | (self.bm / self.warps < 16)  # no products of four warps
+        self.ks, self.wide = rows.taps[1] * self.bc, rows.taps[0] * self.bo
+        self.tile = axis.reads * self.parts * self.bm * self.ks  # elements that a step loads
+        self.outputs = self.bm * self.bo
+        self.products = axis.reads * self.bm * self.wide
+        run = np.array([16 // self.item if self._side_by_side(config) else 1 for config in configs], float)
+        self.loads = self.tile / run / self.threads
+        self.chunks = np.ceil(axis.steps / self.steps)
+        self.blocks = np.ceil(rows.groups / self.per)
+        self.tiles = np.ceil(problem.n * rows.result_size[1] / self.bm)
+        self.programs = self.blocks * self.tiles * self.chunks * axis.phases
+
+    def _side_by_side(self, config: Mapping[str, Any]) -> bool:
+        """Tell whether the compiler knows that 16 bytes of channels lie side by side."""
+        width, rows = 16 // self.item, self.rows
+        return (config["PER"] * rows.inside) % width == 0 and rows.inside * rows.groups % width == 0
+
+    def instructions(self) -> np.ndarray:
+        """Return the instructions of a thread per step."""
+        axis, (r, _) = self.rows.axis, self.rows.kernel
+        used = self.products * r / self.rows.taps[0]  # the compiler drops products that nothing uses
+        found = _PER_STEP + _PER_LOAD * self.loads + _PER_PIECE * self.products / self.threads
+        found = found + _PER_OUTPUT * self.outputs / self.threads + _PER_BLOCK * axis.reads * (self.parts - 1)
+        found = found + _PER_AHEAD * self.ahead * self.tile * self.item / 4 / self.threads
+        found = found + 30.0 * (self.bo < 16)  # narrower than what a product's rows hold together: they are rearranged
+        if self.rows.groups == 1:  # few filters: products are rearranged, and results stored one by one
+            found = found + (14.0 if r > 1 else 3.0) * self.outputs / self.threads
+        by_warps = used * self.ks * self.parts / (16 * 8 * 16) / self.warps
+        pipe, factor = pipe_of(self.problem)
+        if PIPES[pipe].startswith("fma"):  # one product after the other, operands by way of shared memory
+            found = found + _PER_FMA * axis.reads * self.parts * self.products / axis.reads * self.ks / self.threads
+        else:
+            found = found + _PER_MMA * factor * self.single * by_warps
+        return np.asarray(found + epilogue_instructions(self.problem) * self.outputs / self.threads)
+
+    def registers(self) -> np.ndarray:
+        """Return the registers of a thread: open sums, products, the sums of zeros, loaded tiles and addresses."""
+        words = max(self.item // 4, 1)
+        sums = (self.open + 1) * self.outputs + self.products
+        loaded = 0.5 * (1 + self.ahead) * self.tile * self.item / 4
+        addresses = 3 * self.loads / (self.rows.axis.reads * self.parts)
+        masked = 20.0 * (self.per * self.rows.inside < self.bc) * (self.parts == 1)
+        used = 20 + (sums * words + loaded) / self.threads + addresses + masked
+        crowded = (self.parts > 1) & (self.rows.kernel[0] > 1) | (self.item == 8) | (self.problem.precision == "tf32x3")
+        return np.asarray(used * np.where(crowded, 1.3, 1.0))
+
+    def shared(self) -> np.ndarray:
+        """Return the bytes of shared memory: the weights of a block, and one tile on its way to the tensor cores."""
+        return np.asarray((self.parts * self.ks * self.wide + self.bm * self.ks) * self.item)
+
+    def work(self) -> Work:
+        """Describe the launches for the cost model."""
+        problem, rows, item = self.problem, self.rows, self.item
+        axis = rows.axis
+        pipe, factor = pipe_of(problem)
+        used = np.minimum(self.registers(), 255)
+        by_shared = np.floor((228 << 10) / (self.shared() + 1024))
+        resident = np.minimum(np.floor(65536 / (used * self.threads)), np.floor(64 / self.warps))
+        resident = np.clip(np.minimum(resident, by_shared), 1, 32)
+        walked = self.steps + axis.warm
+        rows_of_tile = np.maximum(self.bm / 64, 1)
+        # As issued: loads, their way to shared memory, operands of products, and stores with what rearranges them.
+        filters = axis.reads * self.parts * self.ks * self.wide
+        moved = (3 * self.tile + filters * rows_of_tile) * item * walked + 3 * self.outputs * item * self.steps
+        if item != 2:  # tensor cores read the tile from registers
+            moved = moved - self.tile * item * walked
+        packed = self.parts * self.ks * self.wide * item
+        # Gathered, weights come one by one, and the lanes of a warp touch some four lines of L1.
+        gathered = self.parts * self.ks * self.wide / 32
+        fetched = np.where(self.packed > 0, 2 * packed, packed + 4 * 128 * gathered)
+        prologue = np.where(self.packed > 0, 4 * packed / 16 / 32, 7 * gathered)
+        columns = self.bm * rows.stride[1] + rows.dilation[1] * (rows.kernel[1] - 1)
+        read = axis.reads * columns * self.parts * np.minimum(self.bc, rows.inside * self.per) * item
+        weights = float(np.prod(problem.w_shape)) * item
+        return Work(
+            programs=self.programs,
+            resident=resident,
+            pipe=np.full(len(self.bm), pipe),
+            path=np.full(len(self.bm), PATHS.index("register" if item == 2 or factor else "fma")),
+            flops=2 * factor * axis.reads * self.parts * self.bm * self.ks * self.wide * walked,
+            feed=np.minimum(self.wide / 64, 1.0),
+            l2_bytes=read * walked + self.outputs * item * self.steps + packed,
+            dram_bytes=float(problem.min_bytes),
+            instructions=self.warps * (self.instructions() * walked + 150) + prologue,
+            chain=walked * np.where(self.ahead > 0, 1.0, 1.2) + 3,
+            extra_bytes=self.packed * (weights + self.blocks * packed),
+            launches=1 + self.packed,
+            l1_bytes=moved + fetched,
+        )
+
+
+def row_tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
+    """Yield tiles of a problem whose registers and shared memory suffice."""
+    found = list(_tiles(problem))
+    if found:
+        costs = RowCosts(problem, [{**tile, "steps": 1} for tile in found])
+        fits = (costs.registers() <= 205) & (costs.shared() <= 160 << 10)
+        yield from (tile for tile, kept in zip(found, fits, strict=True) if kept)
+
+
+def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
+    """Yield tiles, whatever registers and shared memory they take."""
+    rows = rows_of(problem)
+    least_out = 16 if rows.groups == 1 else max(ceil_div(16, rows.taps[0]), 8)
+    least_in = 16
+    lanes = problem.n * rows.result_size[1]
+    pers = sorted({max(min(side // max(rows.inside, rows.outside), rows.groups), 1) for side in (8, 16, 32, 64)})
+    for per in pers:
+        bo = max(power_of_two(per * rows.outside), least_out)
+        for bc in (16, 32, 64):
+            bc = max(bc, least_in)
+            whole = max(power_of_two(per * rows.inside), least_in)
+            if bc != whole and (per > 1 or bc > whole or rows.inside <= 32):
+                continue
+            parts = ceil_div(rows.inside, bc) if per == 1 else 1
+            for bm, warps in ((16, 1), (32, 1), (32, 2), (64, 2), (64, 4), (128, 4), (128, 8)):
+                if bm >= 2 * max(lanes, 16):
+                    continue
+                for ahead, packs in product((0, 1) if warps >= 4 and parts == 1 else (0,), (0, 1)):
+                    yield {
+                        "BM": bm, "BC": bc, "BO": bo, "PER": per, "BLOCKS": parts, "AHEAD": ahead, "PACKED": packs,
+                        "num_warps": warps, "num_stages": 1,
+                    }  # fmt: skip
