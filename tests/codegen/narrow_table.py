@@ -20,10 +20,10 @@ from problems import conv_problem
 
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, TORCH
 from gpuconv.backends.base import Plan
-from gpuconv.backends.triton import conv_collect, conv_march, conv_runs
+from gpuconv.backends.triton import conv_collect, conv_march, conv_rows, conv_rows_wgrad, conv_runs
 from gpuconv.backends.triton.march_costs import LaneCosts
 from gpuconv.kernels.tl import common
-from gpuconv.kernels.tl.conv import collect, collect_lanes, lanes, march, march_lanes, runs, splits
+from gpuconv.kernels.tl.conv import collect, collect_lanes, lanes, march, march_lanes, rows, rows_wgrad, runs, splits
 from gpuconv.problem import ConvProblem, itemsize
 
 WORDS = """
@@ -95,6 +95,25 @@ STEMS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
 """Layers of few input channels, over whose runs of elements a kernel of its own goes."""
 
 
+GROUPED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], str]] = {
+    "groups of 4": ((32, 128, 56, 56), (128, 4, 3, 3), {"padding": 1, "groups": 32}, "fprop"),
+    "groups of 8": ((32, 256, 28, 28), (256, 8, 3, 3), {"padding": 1, "groups": 32}, "dgrad"),
+    "groups of 16 /2": ((32, 512, 28, 28), (512, 16, 3, 3), {"padding": 1, "groups": 32, "stride": 2}, "fprop"),
+    "groups of 16": ((32, 512, 14, 14), (512, 16, 3, 3), {"padding": 1, "groups": 32}, "fprop"),
+    "groups of 32": ((32, 1024, 14, 14), (1024, 32, 3, 3), {"padding": 1, "groups": 32}, "fprop"),
+    "groups of 4 weights": ((32, 128, 56, 56), (128, 4, 3, 3), {"padding": 1, "groups": 32}, "wgrad"),
+    "groups of 16 weights": ((32, 512, 14, 14), (512, 16, 3, 3), {"padding": 1, "groups": 32}, "wgrad"),
+    "3 filters": ((8, 128, 256, 256), (3, 128, 3, 3), {"padding": 1}, "fprop"),
+}
+"""Layers of few channels per group or few filters, channels-last."""
+
+
+def grouped() -> Iterator[tuple[str, ConvProblem]]:
+    """Yield the name and problem of each entry of few channels per group, and of few filters."""
+    for name, (x, w, options, kind) in GROUPED.items():
+        yield name, replace(conv_problem(x, w, dtype="bfloat16", formats=LAST, **options), kind=kind)
+
+
 def stems() -> Iterator[tuple[str, ConvProblem]]:
     """Yield the name and problem of each entry of few input channels."""
     for name, (x, w, options) in STEMS.items():
@@ -104,6 +123,8 @@ def stems() -> Iterator[tuple[str, ConvProblem]]:
 
 def solver_of(problem: ConvProblem) -> Any:
     """Return the solver of the depthwise kernels for a problem."""
+    if problem.c != problem.groups and problem.c > 16:
+        return (conv_rows_wgrad if problem.kind == "wgrad" else conv_rows).SOLVERS[0]
     if problem.groups == 1:
         return conv_runs.SOLVERS[0]
     return conv_collect.SOLVERS[0] if problem.kind == "wgrad" else conv_march.SOLVERS[0]
@@ -134,7 +155,7 @@ def launches(plan: Plan) -> list[Launch]:
     for name, (dtype, elements) in plan.solver.parts(plan).items():  # type: ignore[attr-defined]
         tensors[name] = torch.empty(elements, dtype=getattr(torch, dtype), device="meta")
     with ExitStack() as stack:
-        for module in (conv_march, conv_collect, conv_runs):
+        for module in (conv_march, conv_collect, conv_runs, conv_rows, conv_rows_wgrad):
             stack.enter_context(mock.patch.object(module, "launch_kernel", record))
         plan.solver.launch(problem, tensors, plan.config)  # type: ignore[attr-defined]
     return recorded
@@ -143,11 +164,14 @@ def launches(plan: Plan) -> list[Launch]:
 def entries() -> dict[str, Launch]:
     """Return the launches of the plan for every problem, by name; of the sums of splits the first alone."""
     found: dict[str, Launch] = {}
-    for name, problem in (*problems(), *stems()):
+    for name, problem in (*problems(), *stems(), *grouped()):
         solver = solver_of(problem)
         assert solver.why_not(problem) is None, (name, solver.why_not(problem))
         first, *others = launches(solver.plan(problem))
-        found[name] = others.pop() if problem.groups == 1 else first  # behind what spreads the weights
+        spread = first.number == 0 and others and first.kernel.__name__.endswith(("_spread_kernel", "_pack_kernel"))
+        found[name] = others.pop(0) if spread else first
+        if spread or problem.c != problem.groups:
+            found |= {f"{name}, {one.kernel.__name__}": one for one in ([first] if spread else others)}
         if others and name.startswith("3x3 56 wgrad"):
             (found[f"{name} sum"],) = others
     return found
@@ -161,7 +185,7 @@ def multiplying_loop(sass: str) -> tuple[int, int]:
 def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, int]) -> dict[str, float]:
     """Return what a result costs in the hot loop, and what there is room for: its write, and its share of the read."""
     problem: Any = launch.problem
-    if launch.number or problem.groups == 1:
+    if launch.number or problem.c != problem.groups or problem.groups == 1:
         return {}
     costs = LaneCosts(problem, [launch.config])
     results = float(costs.outputs[0]) * launch.config.get("UNROLL", 1)
@@ -184,7 +208,7 @@ def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, int]) -> dict[
 
 TABLE = PoolTable(
     "narrow_table", "Codegen table of the narrow kernels", WORDS, "result", entries(),
-    (common, lanes, march_lanes, march, collect_lanes, collect, splits, runs), room,
+    (common, lanes, march_lanes, march, collect_lanes, collect, splits, runs, rows, rows_wgrad), room,
     multiplying_loop,
 )  # fmt: skip
 

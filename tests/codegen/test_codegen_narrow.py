@@ -95,7 +95,9 @@ BUDGETS: dict[str, Budget] = {}
 
 def _family(name):
     window = name.split()[0]
-    kind = next((kind for kind in ("fprop", "dgrad", "wgrad") if kind in name), "runs")
+    if name.startswith(("groups", "3 filters", "stem", "patches", "volume")):
+        return name
+    kind = next(kind for kind in ("fprop", "dgrad", "wgrad") if kind in name)
     return f"{window} {kind}" + (" sum" if name.endswith("sum") else "")
 
 

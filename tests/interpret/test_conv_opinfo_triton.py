@@ -19,6 +19,7 @@ from launches import convolution_kernels, recorded_launches, table, unlaunched
 from opinfo import noncontiguous_like
 
 import gpuconv
+from gpuconv.backends.triton import conv_rows
 
 DTYPES = (torch.float32, torch.float64)
 PARTS = 5
@@ -112,6 +113,20 @@ def test_narrow_sample(case, last, record_property, torch_rng):
         else:
             ours = gpuconv.conv2d(x.detach(), w.detach(), **options)
     torch.testing.assert_close(ours, expected.detach(), rtol=1e-4, atol=1e-4)
+    record_property("launches", json.dumps([[*key, count] for key, count in sorted(launches.items())]))
+
+
+def test_narrow_sample_with_packed_weights(record_property, monkeypatch, torch_rng):
+    """Which large problems alone are planned with."""
+    solver = type(conv_rows.SOLVERS[0])
+    default = solver.default
+    monkeypatch.setattr(solver, "default", lambda self, problem: {**default(self, problem), "PACKED": 1})
+    x = torch.randn((2, 32, 9, 10), generator=torch_rng).contiguous(memory_format=torch.channels_last)
+    w = torch.randn((32, 8, 3, 3), generator=torch_rng)
+    options = {"padding": 1, "groups": 4}
+    with recorded_launches() as launches:
+        ours = gpuconv.conv2d(x, w, **options, backend=solver.id)
+    torch.testing.assert_close(ours, torch.nn.functional.conv2d(x, w, **options), rtol=1e-4, atol=1e-4)
     record_property("launches", json.dumps([[*key, count] for key, count in sorted(launches.items())]))
 
 
