@@ -120,10 +120,11 @@ def _strides(march: March, of: Sequence[int]) -> tuple[int, ...]:
 
 def _wide(problem: ConvProblem, strides: Strides) -> bool:
     """Tell whether an offset within an image, a lane or a program may not fit in 32 bits."""
-    result = problem.result_shape
+    result = problem.y_shape if problem.kind == "wgrad" else problem.result_shape
     shapes = {"x": problem.x_shape, "w": problem.w_shape, "y": problem.y_shape, "residual": result}
     offsets = [reach(shapes[name][1:], steps[1:]) for name, steps in strides.items() if name in shapes]
-    return max(offsets, default=0) >= 2**31
+    lanes = problem.n * max(problem.c, problem.k) * (result[-1] if len(result) > 2 else 1)
+    return max(*offsets, lanes) >= 2**31
 
 
 def march_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, Any]) -> dict[str, Any]:

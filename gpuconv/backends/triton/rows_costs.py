@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...costs.constants import PATHS, PIPES
+from ...costs.constants import PATHS, PIPES, gpu_of
 from ...costs.model import Work
 from ...costs.work import pipe_of
 from ...problem import ConvProblem, itemsize
@@ -149,7 +149,9 @@ def row_tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
 
 def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
     """Yield tiles, whatever registers and shared memory they take."""
-    rows = rows_of(problem)
+    rows, gpu = rows_of(problem), gpu_of(problem.device)
+    # On sm_100 ptxas, left to itself, spills some tiles of several parts to fit one more block; on sm_80 with a bound.
+    newest = gpu is not None and gpu.capability >= (10, 0)
     least_out = 16 if rows.groups == 1 else max(ceil_div(16, rows.taps[0]), 8)
     least_in = 16
     lanes = problem.n * rows.result_size[1]
@@ -162,11 +164,12 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
             if bc != whole and (per > 1 or bc > whole or rows.inside <= 32):
                 continue
             parts = ceil_div(rows.inside, bc) if per == 1 else 1
+            bound = {"maxnreg": 255} if parts > 1 and newest else {}
             for bm, warps in ((16, 1), (32, 1), (32, 2), (64, 2), (64, 4), (128, 4), (128, 8)):
                 if bm >= 2 * max(lanes, 16):
                     continue
                 for ahead, packs in product((0, 1) if warps >= 4 and parts == 1 else (0,), (0, 1)):
                     yield {
                         "BM": bm, "BC": bc, "BO": bo, "PER": per, "BLOCKS": parts, "AHEAD": ahead, "PACKED": packs,
-                        "num_warps": warps, "num_stages": 1,
+                        "num_warps": warps, "num_stages": 1, **bound,
                     }  # fmt: skip

@@ -301,6 +301,8 @@ def _conv_march_rows_kernel(
     source_w = source_w * VEC
     result_w = result_w * VO
     pid = tl.program_id(0)
+    if INDEX64:
+        pid = pid.to(tl.int64)
     lane = pid % tiles * LANES + tl.arange(0, LANES)  # [LANES]
     pid = pid // tiles
     first = pid % chunks * steps
