@@ -36,6 +36,8 @@ CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "long": {"c": 1024, "k": 1024, "padding": 1, "n": 1},
     "odd": {"c": 13, "k": 7, "n": 1},
     "epilogue": {"activation": "gelu", "bias": True, "scale": True, "shift": True, "residual": True},
+    "grouped, many channels": {"c": 256, "k": 256, "groups": 32, "padding": 1},
+    "few filters": {"c": 64, "k": 3, "padding": 1, "n": 2**14},
     "reflect": {"padding": 1, "padding_mode": "reflect"},
     "64-bit": {"n": WIDE, "padding": 1},
     "64-bit, strided": {"n": WIDE, "stride": 2, "padding": 1},

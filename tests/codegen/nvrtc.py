@@ -56,7 +56,8 @@ def version(release: int) -> str | None:
 
 @lru_cache(maxsize=2)
 def _load(release: int) -> ctypes.CDLL:
-    return ctypes.CDLL(str(library(release)))
+    # Its own symbols first: a CUDA build of torch may have brought another release into the process.
+    return ctypes.CDLL(str(library(release)), mode=os.RTLD_LOCAL | getattr(os, "RTLD_DEEPBIND", 0))
 
 
 @dataclass(frozen=True)
