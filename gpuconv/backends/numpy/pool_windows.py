@@ -102,7 +102,7 @@ def _max_in_pieces(
             seen = _argmax(xs, found, piece.axes, piece.source[2:], problem.input_size, fmt)
             np.copyto(where, seen, where=taken)
         np.maximum(part, found, out=part)
-    if at is not None and at.min() < 0:  # windows without an element
+    if at is not None and np.min(at) < 0:  # windows without an element
         pitches = _pitches(problem.input_size)
         places = [axis.starts if isinstance(axis, Ragged) else axis.first() for axis in step.axes]
         places = [(place + part.start) * pitch for place, part, pitch in zip(places, step.source[2:], pitches)]
