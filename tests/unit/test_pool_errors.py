@@ -53,6 +53,10 @@ def _no_mismatch():
     assert not MISMATCHES, "\n".join([f"{len(MISMATCHES)} mismatches", *MISMATCHES])
 
 
+STUMBLED = ("numel: integer multiplication overflow", "mul(): argument 'other'")
+"""What torch 2.11 says where it did not check its arguments and fell over them later; newer releases do check."""
+
+
 def check(name, *args, allow=(), **kwargs):
     """Compare, and note a mismatch. For the classes in `allow`, gpuconv may go on where torch raises."""
     expected, reason = outcome(getattr(F, name), *args, **kwargs)
@@ -63,6 +67,7 @@ def check(name, *args, allow=(), **kwargs):
     )
     told = f"{name}({shown}): torch {expected} ({reason[:200]}), gpuconv {actual} ({message})"
     ahead = isinstance(actual, list) and expected in allow
+    ahead = ahead or (isinstance(expected, type) and any(words in reason for words in STUMBLED))
     silent = isinstance(actual, type) and not (
         message.startswith(f"{name}: ") and ("must be" in message or "but got" in message)
     )
