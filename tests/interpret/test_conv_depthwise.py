@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from depthwise_cases import BRANCHES, SOLVERS, Case, Inputs, all_cases, check_case, launch
+from depthwise_cases import BRANCHES, SOLVERS, Case, Inputs, all_cases, check_case, config_of, launch
 from fprop_cases import DTYPES, LAYOUTS
 
 import gpuconv
+from gpuconv.backends.triton.march_lanes import march_arguments
 
 CASES = all_cases()
 
@@ -24,7 +26,8 @@ def test_cases_are_distinct_and_cover_everything():
     for field, values in (("ndim", (1, 2, 3)), ("layout", LAYOUTS), ("dtype", DTYPES), ("branch", BRANCHES)):
         assert {getattr(case, field) for case in CASES} == set(values)
     for kind in SOLVERS:
-        assert {case.branch for case in CASES if case.kind == kind} == set(BRANCHES)
+        refused = {"stride and dilation with a divisor"} if kind in ("dgrad", "transposed") else set()
+        assert {case.branch for case in CASES if case.kind == kind} == set(BRANCHES) - refused
 
 
 @pytest.mark.parametrize("kind", SOLVERS)
@@ -65,6 +68,8 @@ def test_what_is_not_finite_stays_where_it_is(kind, layout, branch, where):
         result = launch(inputs, inputs.problem(), "forward")
         assert torch.equal(result.isnan(), expected.isnan()), (kind, branch, where, place)
         assert torch.equal(result.isinf(), expected.isinf()), (kind, branch, where, place)
+        finite = expected.isfinite()
+        torch.testing.assert_close(result[finite].double(), expected[finite], rtol=1e-4, atol=1e-4)
     setattr(inputs, where, given)
 
 
@@ -112,6 +117,32 @@ def test_dispatcher_takes_them_by_itself(ndim):
     explanation = gpuconv.explain(conv, x, w, padding_mode="reflect", **options)
     assert explanation.solver == "triton.conv.fprop.implicit_gemm"
     assert "pads with zeros alone, not reflect" in str(explanation)
+
+
+@pytest.mark.parametrize("kind", ("fprop", "transposed"))
+@pytest.mark.parametrize("operand", ("w", "bias"))
+def test_operands_that_lie_far_apart_take_64_bits(kind, operand):
+    """Whatever their number of elements: what decides is how far offsets reach."""
+    inputs = Inputs(Case(kind, 2, "contiguous", "float16", "epilogue"))
+    problem = inputs.problem()
+    strides = {name: tensor.stride() for name, tensor in (("x", inputs.x), ("w", inputs.w), ("y", inputs.y))}
+    strides |= {name: value.stride() for name, value in inputs.epilogue.items() if isinstance(value, torch.Tensor)}
+    config = config_of(inputs.case, problem)
+    assert not march_arguments(problem, strides, config)["INDEX64"]
+    strides[operand] = (2**30, *strides[operand][1:])
+    assert march_arguments(problem, strides, config)["INDEX64"]
+
+
+def test_a_copy_of_a_host_array_is_not_taken_for_the_array():
+    """torch cannot show an array that may not be written to, and what was remembered is of its strides."""
+    spread = np.random.default_rng(0).standard_normal((2, 6, 8, 20)).astype(np.float32)
+    w = np.random.default_rng(1).standard_normal((6, 1, 3, 3)).astype(np.float32)
+    found = []
+    for writeable in (True, False, True, False):
+        x = spread[..., ::2]
+        x.flags.writeable = writeable
+        found.append(gpuconv.conv2d(x, w, padding=1, groups=6, backend=SOLVERS["fprop"].id))
+    assert all(np.array_equal(found[0], other) for other in found)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))

@@ -193,6 +193,16 @@ def _as_torch_takes(array: np.ndarray) -> np.ndarray:
     return np.array(array, array.dtype.newbyteorder("="), order="C")
 
 
+def _laid_out_anew(arrays: Mapping[str, Any], tensors: Mapping[str, Any]) -> bool:
+    """Tell whether a host array was copied to other strides, which what was remembered of its own does not fit."""
+    for name, array in arrays.items():
+        if isinstance(array, np.ndarray):
+            strides = tuple(step * array.itemsize for step in tensors[name].stride())
+            if strides != array.strides:
+                return True
+    return False
+
+
 def stream_of(kind: ArrayKind, problem: Problem) -> AbstractContextManager[object]:
     """Return a context in which torch and Triton work on the current stream of the arrays' library.
 
@@ -283,7 +293,8 @@ class TritonConv(Tunable):
         for name, (dtype, elements) in self.parts(plan).items():
             device = tensors[problem.result].device
             tensors[name] = torch.empty(elements, dtype=getattr(torch, dtype), device=device)
-        self.launch(problem, tensors, plan.config, call.prepared.memo if call.prepared else None)
+        memo = call.prepared.memo if call.prepared and not _laid_out_anew(call.arrays, tensors) else None
+        self.launch(problem, tensors, plan.config, memo)
         return result if of_bias is None else (result, of_bias)
 
     def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:

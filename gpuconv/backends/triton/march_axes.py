@@ -34,6 +34,11 @@ class MarchAxis:
     count: int
 
     @property
+    def in_vectors(self) -> bool:
+        """Whether neighbouring positions of a window, and of the results of a lane, lie side by side."""
+        return self.phases == 1 and self.writes == 1 and self.source_pitch == self.result_pitch == 1
+
+    @property
     def open(self) -> int:
         """Result positions that a step adds to or closes."""
         return max(ceil_div(self.taps, self.reads), self.writes)

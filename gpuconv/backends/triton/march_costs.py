@@ -184,7 +184,7 @@ def lane_tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
                 if warps in (1, 2, 4) and tt <= power_of_two(groups) and bc <= max(power_of_two(march.channels), 32):
                     yield {**common, "TQ": tq, "TT": tt, "BC": bc, "num_warps": warps}
         return
-    plain = columns.phases == 1 and columns.writes == 1
+    plain = columns.in_vectors
     most = 16 // itemsize(problem.dtype)
     vec = gcd(most, march.source_size[2]) if plain else 1
     vo = gcd(most, march.result_size[2]) if plain else 1

@@ -121,8 +121,11 @@ def _strides(march: March, of: Sequence[int]) -> tuple[int, ...]:
 def _wide(problem: ConvProblem, strides: Strides) -> bool:
     """Tell whether an offset within an image, a lane or a program may not fit in 32 bits."""
     result = problem.y_shape if problem.kind == "wgrad" else problem.result_shape
-    shapes = {"x": problem.x_shape, "w": problem.w_shape, "y": problem.y_shape, "residual": result}
+    shapes = {"x": problem.x_shape, "y": problem.y_shape, "residual": result}
     offsets = [reach(shapes[name][1:], steps[1:]) for name, steps in strides.items() if name in shapes]
+    offsets.append(reach(problem.w_shape, strides["w"]))
+    channels = problem.k if problem.kind in ("fprop", "wgrad") else problem.c
+    offsets += [reach((channels,), strides[name]) for name in VECTORS if name in strides]
     lanes = problem.n * max(problem.c, problem.k) * (result[-1] if len(result) > 2 else 1)
     return max(*offsets, lanes) >= 2**31
 
@@ -236,7 +239,8 @@ def _position_lanes(
         if of == "source":
             channels = march.channels * march.multiples if march.grad else ceil_div(march.channels, march.multiples)
         steps = [arguments[f"{of}_stride_{axis}"] for axis in "ncdhw"]
-        vectors[name] = _vector_of(march, steps, sizes, problem.n, channels, config[name])
+        most = config[name] if columns.in_vectors else 1
+        vectors[name] = _vector_of(march, steps, sizes, problem.n, channels, most)
         used = [f"{of}_w", *(f"{of}_stride_{axis}" for axis in "ncdh")]
         found |= {name: vectors[name]} | {each: arguments[each] // vectors[name] for each in used}
     vec = vectors["VEC"]

@@ -119,6 +119,8 @@ def wide(problem: ConvProblem, strides: Strides) -> bool:
     offsets = [reach(shapes[name], strides[name][1:]) for name in shapes if name in strides]
     if "w" in strides:
         offsets.append(reach(problem.w_shape, strides["w"]))
+    channels = problem.k if problem.kind in ("fprop", "wgrad") else problem.c
+    offsets += [reach((channels,), strides[name]) for name in VECTORS if name in strides]
     lanes = problem.n * max(problem.input_size[-1], problem.output_size[-1])
     return max(*offsets, lanes) >= 2**31 - 2**16
 

@@ -65,7 +65,7 @@ def _walk_last(
                 result_row + phase * result_row_phase, result_row_pitch, result_column_pitch, pad_h, pad_w,
                 source_stride_h * UNIT, source_stride_w * UNIT, result_stride_h * RESULT_UNIT,
                 result_stride_w * RESULT_UNIT,
-                T, R, S, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, TQ, DEPTH, BIAS, ACC_DTYPE,
+                T, R, S, A, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, TQ, DEPTH, BIAS, ACC_DTYPE,
             )  # fmt: skip
         else:
             xs = x + column * source_stride_w * UNIT
@@ -258,7 +258,7 @@ def _walk_rows(
                 result_row + phase * result_row_phase, result_row_pitch, result_column_pitch, pad_h, pad_w,
                 source_stride_h * VEC, source_stride_w, result_stride_h * VO,
                 result_stride_w,
-                T, R, S, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, TQ, DEPTH, BIAS, ACC_DTYPE,
+                T, R, S, A, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, TQ, DEPTH, BIAS, ACC_DTYPE,
             )  # fmt: skip
         else:
             xs = x + column * source_stride_w

@@ -97,21 +97,24 @@ def collect(
 def collect_directly(
     sums, x, y, live, y_column, first, steps, slices, height, width, y_height, y_width, y_row, y_row_pitch,
     y_column_pitch, pad_h, pad_w, x_stride_h, x_stride_w, y_stride_h, y_stride_w,
-    T: tl.constexpr, R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
-    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, TQ: tl.constexpr, DEPTH: tl.constexpr, BIAS: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
+    T: tl.constexpr, R: tl.constexpr, S: tl.constexpr, A: tl.constexpr, STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, TQ: tl.constexpr, DEPTH: tl.constexpr,
+    BIAS: tl.constexpr, ACC_DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Do what :func:`collect` does, tap by tap: x where y has no element is multiplied by nothing.
 
-    For sums that are not finite: an infinity of x times a zero that stands for no element of y would be NaN.
+    For sums that are not finite: an infinity of x times a zero that stands for no element of y would be NaN. The pairs
+    of rows are those of the same steps, so that other splits may stay what they are: tap A m + j has row t - m of y.
     """
     for place in range(0, steps * TQ):
-        p = y_row + (first + place // TQ) * y_row_pitch
+        step = first + place // TQ
         q = y_column + place % TQ * y_column_pitch
-        inside = live & within(p, y_height) & within(q, y_width)
-        dy = tl.load(y + (p * y_stride_h + q * y_stride_w), mask=inside, other=0.0).to(ACC_DTYPE)
+        beside = live & within(q, y_width)
         added = ()
         for tap in tl.static_range(T * R * S):
+            p = y_row + (step - tap // S % R // A) * y_row_pitch
+            inside = beside & within(p, y_height)
+            dy = tl.load(y + (p * y_stride_h + q * y_stride_w), mask=inside, other=0.0).to(ACC_DTYPE)
             h = p * STRIDE_H - pad_h + tap // S % R * DILATION_H
             i = q * STRIDE_W - pad_w + tap % S * DILATION_W
             reads = inside & within(h, height) & within(i, width)
@@ -120,7 +123,9 @@ def collect_directly(
             at = x + (slices[tap // (R * S)] + h * x_stride_h + i * x_stride_w)
             added = added + (sums[tap] + dy * tl.load(at, mask=reads, other=0.0).to(ACC_DTYPE),)
         if BIAS:
-            added = added + (sums[T * R * S] + dy,)
+            p = y_row + step * y_row_pitch
+            dy = tl.load(y + (p * y_stride_h + q * y_stride_w), mask=beside & within(p, y_height), other=0.0)
+            added = added + (sums[T * R * S] + dy.to(ACC_DTYPE),)
         sums = added
     return sums
 

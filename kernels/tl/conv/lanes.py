@@ -5,6 +5,15 @@ import triton.language as tl
 
 
 @triton.jit
+def widened(stride, INDEX64: tl.constexpr):
+    """Return a stride in 64 bits where offsets need them."""
+    found = stride
+    if INDEX64:
+        found = tl.program_id(0).to(tl.int64) * 0 + stride
+    return found
+
+
+@triton.jit
 def within(i, size):
     """Tell where 0 <= i < size: in one comparison where `i` has 32 bits, of which those below 0 are above all."""
     if i.dtype.primitive_bitwidth == 32:

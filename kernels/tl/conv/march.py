@@ -13,7 +13,7 @@ Dilation is taken apart into phases on the way: rows (and columns) that a dilate
 import triton
 import triton.language as tl
 
-from .lanes import as_column, load_vector, slices_of
+from .lanes import as_column, load_vector, slices_of, widened
 from .march_lanes import gradient_directly, march, moved, not_finite
 
 
@@ -131,6 +131,10 @@ def _conv_march_last_kernel(
     RESULT_UNIT, those of the source by UNIT: loads are as wide as the compiler can prove them aligned.
     INDEX64 computes offsets within an image in 64 bits; those of images always are.
     """
+    w_stride_k = widened(w_stride_k, INDEX64)
+    w_stride_t = widened(w_stride_t, INDEX64)
+    w_stride_r = widened(w_stride_r, INDEX64)
+    w_stride_s = widened(w_stride_s, INDEX64)
     channels = channels * RESULT_UNIT
     tiles_c = tl.cdiv(channels, BC)
     pid = tl.program_id(0)
@@ -298,6 +302,10 @@ def _conv_march_rows_kernel(
     W, are given divided by VEC, those of the result by VO, as are `source_w` and `result_w`.
     Grid: (tiles * chunks * phases_h * result_d,), tiles of LANES lanes innermost.
     """
+    w_stride_k = widened(w_stride_k, INDEX64)
+    w_stride_t = widened(w_stride_t, INDEX64)
+    w_stride_r = widened(w_stride_r, INDEX64)
+    w_stride_s = widened(w_stride_s, INDEX64)
     source_w = source_w * VEC
     result_w = result_w * VO
     pid = tl.program_id(0)
