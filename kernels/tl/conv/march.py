@@ -178,7 +178,7 @@ def _conv_march_last_kernel(
     shift = load_vector(shift_ptr, c * shift_stride, c < channels, ACC_DTYPE)
     infinite = 0
     if GRAD:
-        infinite = not_finite(w, live, slices, w_stride_r, w_stride_s, R, S, SLICES)
+        infinite = not_finite(w, live, slices, w_stride_r, w_stride_s, R, S, SLICES, DEPTH)
     if infinite > 0:
         gradient_directly(
             source, w, result, residual, bias, scale, shift, live, infinite, q, first, steps, slices,
@@ -349,7 +349,7 @@ def _conv_march_rows_kernel(
     shift = load_vector(shift_ptr, c * shift_stride, live, ACC_DTYPE)
     infinite = 0
     if GRAD:
-        infinite = not_finite(w, live, slices, w_stride_r, w_stride_s, R, S, SLICES)
+        infinite = not_finite(w, live, slices, w_stride_r, w_stride_s, R, S, SLICES, DEPTH)
     if infinite > 0:
         gradient_directly(
             source, w, result, residual, bias, scale, shift, live, infinite, q, first, steps, slices,

@@ -70,10 +70,13 @@ def march(
     ROW: tl.constexpr = LAST - FIRST
     taps = ()
     for z in tl.static_range(SLICES):
+        there = live
+        if GRAD and DEPTH:  # else its taps may lie behind those of w
+            there = live & slices[2 * SLICES + z]
         for r in tl.static_range(R):
             for s in tl.static_range(S):
                 tap = w + (slices[SLICES + z] + r * w_stride_r + s * w_stride_s)
-                taps = taps + (tl.load(tap, mask=live, other=0.0).to(ACC_DTYPE),)
+                taps = taps + (tl.load(tap, mask=there, other=0.0).to(ACC_DTYPE),)
     still_open = ()
     for _ in tl.static_range((E - U) * TQ):
         still_open = still_open + (tl.zeros(live.shape, ACC_DTYPE),)
@@ -127,13 +130,18 @@ def march(
 
 
 @triton.jit
-def not_finite(w, live, slices, w_stride_r, w_stride_s, R: tl.constexpr, S: tl.constexpr, SLICES: tl.constexpr):
+def not_finite(
+    w, live, slices, w_stride_r, w_stride_s, R: tl.constexpr, S: tl.constexpr, SLICES: tl.constexpr, DEPTH: tl.constexpr
+):
     """Return how many lanes of a program have a weight that is no finite number."""
     zeros = tl.zeros(live.shape, tl.float32)
     for z in tl.static_range(SLICES):
+        there = live
+        if DEPTH:
+            there = live & slices[2 * SLICES + z]
         for r in tl.static_range(R):
             for s in tl.static_range(S):
-                tap = tl.load(w + (slices[SLICES + z] + r * w_stride_r + s * w_stride_s), mask=live, other=0.0)
+                tap = tl.load(w + (slices[SLICES + z] + r * w_stride_r + s * w_stride_s), mask=there, other=0.0)
                 zeros += (tap * 0.0).to(tl.float32)  # NaN where the tap is not finite
     return tl.sum(tl.reshape((zeros != zeros).to(tl.int32), [zeros.numel]))
 
