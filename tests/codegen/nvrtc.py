@@ -12,8 +12,10 @@ import site
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from gpuconv.kernels import cu
 
 ARCHITECTURES = {60: 12, 70: 12, 80: 13, 90: 13, 100: 13}
 """Compute capabilities, and the CUDA release whose NVRTC compiles for each."""
+
+OLDER = 12
 
 ADDED = ("-ftz=true", "--device-as-default-execution-space")
 """What CuPy 14 puts behind the options of every module."""
@@ -56,8 +60,7 @@ def version(release: int) -> str | None:
 
 @lru_cache(maxsize=2)
 def _load(release: int) -> ctypes.CDLL:
-    # Its own symbols first: a CUDA build of torch may have brought another release into the process.
-    return ctypes.CDLL(str(library(release)), mode=os.RTLD_LOCAL | getattr(os, "RTLD_DEEPBIND", 0))
+    return ctypes.CDLL(str(library(release)))
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,23 @@ class Compiled:
 
 
 def compile_source(source: str, kernels: Sequence[str], arch: int, text: str | None = None) -> Compiled:
-    """Compile `kernels` of a source for ``sm_<arch>`` as CuPy would; `text` replaces the text of the source."""
+    """Compile `kernels` of a source for ``sm_<arch>`` as CuPy would; `text` replaces the text of the source.
+
+    The older release compiles in a process of its own: it crashed now and then where other compilers were loaded, the
+    newer release, Triton's or that of a CUDA build of torch.
+    """
     code = cu.source(source) if text is None else text
+    if ARCHITECTURES[arch] == OLDER:
+        return _apart().submit(_compile, source, code, list(kernels), arch).result()
+    return _compile(source, code, kernels, arch)
+
+
+@lru_cache(maxsize=1)
+def _apart() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+def _compile(source: str, code: str, kernels: Sequence[str], arch: int) -> Compiled:
     nvrtc, program = _load(ARCHITECTURES[arch]), ctypes.c_void_p()
     created = nvrtc.nvrtcCreateProgram(ctypes.byref(program), code.encode(), f"{source}.cu".encode(), 0, None, None)
     assert created == 0
