@@ -23,7 +23,18 @@ from gpuconv.backends.base import Plan
 from gpuconv.backends.triton import conv_collect, conv_march, conv_rows, conv_rows_wgrad, conv_runs
 from gpuconv.backends.triton.march_costs import LaneCosts
 from gpuconv.kernels.tl import common
-from gpuconv.kernels.tl.conv import collect, collect_lanes, lanes, march, march_lanes, rows, rows_wgrad, runs, splits
+from gpuconv.kernels.tl.conv import (
+    collect,
+    collect_lanes,
+    lanes,
+    march,
+    march_lanes,
+    rows,
+    rows_wgrad,
+    runs,
+    runs_spread,
+    splits,
+)
 from gpuconv.problem import ConvProblem, itemsize
 
 WORDS = """
@@ -94,6 +105,12 @@ STEMS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
 }
 """Layers of few input channels, over whose runs of elements a kernel of its own goes."""
 
+VOLUMES = {
+    "volume 2 to 2": ((32, 2, 96, 96, 96), (2, 2, 3, 3, 3)),
+    "volume 16": ((32, 16, 48, 48, 48), (16, 16, 3, 3, 3)),
+}
+"""Such layers in which neighbouring columns share a run, channels-last."""
+
 
 GROUPED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], str]] = {
     "groups of 4": ((32, 128, 56, 56), (128, 4, 3, 3), {"padding": 1, "groups": 32}, "fprop"),
@@ -119,6 +136,10 @@ def stems() -> Iterator[tuple[str, ConvProblem]]:
     for name, (x, w, options) in STEMS.items():
         for layout in (LAST, ROWS):
             yield f"{name} {layout}", conv_problem(x, w, dtype="bfloat16", formats=layout, bias=True, **options)
+    for name, (x, w) in VOLUMES.items():
+        problem = conv_problem(x, w, dtype="bfloat16", formats=LAST, padding=1)
+        yield f"{name} fprop", replace(problem, bias=True)
+        yield f"{name} dgrad", replace(problem, kind="dgrad")
 
 
 def solver_of(problem: ConvProblem) -> Any:
@@ -126,7 +147,7 @@ def solver_of(problem: ConvProblem) -> Any:
     if problem.c != problem.groups and problem.c > 16:
         return (conv_rows_wgrad if problem.kind == "wgrad" else conv_rows).SOLVERS[0]
     if problem.groups == 1:
-        return conv_runs.SOLVERS[0]
+        return conv_runs.SOLVERS[problem.kind != "fprop"]
     return conv_collect.SOLVERS[0] if problem.kind == "wgrad" else conv_march.SOLVERS[0]
 
 
@@ -208,7 +229,7 @@ def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, int]) -> dict[
 
 TABLE = PoolTable(
     "narrow_table", "Codegen table of the narrow kernels", WORDS, "result", entries(),
-    (common, lanes, march_lanes, march, collect_lanes, collect, splits, runs, rows, rows_wgrad), room,
+    (common, lanes, march_lanes, march, collect_lanes, collect, splits, runs, runs_spread, rows, rows_wgrad), room,
     multiplying_loop,
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Cases of the kernel over runs: every combination of dims, layout and dtype, with branches in rotation."""
+"""Cases of the kernel over runs: every combination of pass, dims, layout and dtype, with branches in rotation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from harness import ORDERS, Guarded, guard_input, guard_output, program_order
 
 import gpuconv
 from gpuconv import numerics
-from gpuconv.backends.triton.conv_runs import ForwardRuns
-from gpuconv.backends.triton.runs_axes import most_slices, runs_of
+from gpuconv.backends.triton.conv_runs import ForwardRuns, GradientRuns
+from gpuconv.backends.triton.runs_axes import forward_of, most_columns, most_slices, runs_of
 from gpuconv.problem import ConvProblem
 
-SOLVER = ForwardRuns()
+SOLVERS = {"fprop": ForwardRuns(), "dgrad": GradientRuns(), "transposed": GradientRuns()}
 
 SIZES = {1: 29, 2: (9, 13), 3: (4, 5, 6)}
 
@@ -51,6 +51,18 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "64-bit, stem": {"index64": True, "stride": 2, "kernel": {1: 7, 2: 5, 3: 3}, "pads": (2, 2),
                      "residual": True, "k": 32},
     "one image, one row": {"n": 1, "size": {1: 9, 2: (1, 9), 3: (1, 1, 9)}, "pads": (1, 1), "kernel": 3},
+    "side by side": {"c": 2, "k": 2, "cols": 4, "BLOCK_N": 8, "pads": (1, 1), "kernel": 3, "residual": True,
+                     "size": {1: 32, 2: (5, 16), 3: (3, 3, 8)}},
+    "side by side, odd": {"c": 4, "k": 4, "cols": 4, "BLOCK_N": 16, "pads": (1, 2), "kernel": 3, "bias": True,
+                          "size": {1: 29, 2: (4, 11), 3: (3, 2, 7)}},
+    "one filter": {"c": 3, "k": 1, "cols": 8, "BLOCK_N": 8, "pads": (2, 2), "kernel": 5,
+                   "size": {1: 32, 2: (5, 16), 3: (2, 5, 8)}},
+    "far filters": {"c": 2, "k": 5, "cols": 2, "BLOCK_N": 8, "pads": (1, 1), "kernel": 3, "residual": True,
+                    "size": {1: 32, 2: (5, 12), 3: (3, 3, 8)}},
+    "shared stem": {"cols": 2, "BLOCK_N": 16, "stride": {1: 2, 2: 2, 3: (1, 2, 2)}, "kernel": {1: 7, 2: 7, 3: 3},
+                    "pads": (3, 3), "k": 9, "size": {1: 40, 2: (9, 16), 3: (2, 5, 8)}},
+    "64-bit, columns": {"index64": True, "c": 2, "k": 2, "cols": 2, "BLOCK_N": 8, "pads": (1, 1), "kernel": 3,
+                        "residual": True},
 }  # fmt: skip
 
 
@@ -62,11 +74,12 @@ class Case:
     layout: str
     dtype: str
     branch: str
+    kind: str = "fprop"
 
     @property
     def id(self) -> str:
         """Name of the case in reports."""
-        return f"{self.ndim}d-{self.layout}-{self.dtype}-{self.branch}"
+        return f"{self.kind}-{self.ndim}d-{self.layout}-{self.dtype}-{self.branch}"
 
     def option(self, name: str, default: Any) -> Any:
         """Return what the branch says about `name`; a dict holds one value per number of dimensions."""
@@ -88,6 +101,11 @@ def all_cases() -> list[Case]:
     for number, (branch, ndim) in enumerate(product(names, (2, 3))):
         dtype = ("bfloat16", "float16", "float32")[number // 2 % 3]
         cases.append(Case(ndim, LAYOUTS[(number + number // 5) % len(LAYOUTS)], dtype, branch))
+    kinds = ("dgrad", "transposed")
+    for number, (ndim, layout, dtype, kind) in enumerate(product((1, 2, 3), LAYOUTS, DTYPES, kinds)):
+        turned = [name for name in names if set(Case(ndim, layout, dtype, name).axes("stride", 1)) == {1}]
+        branch = turned[(number + number // 8) % len(turned)]
+        cases.append(Case(ndim, layout, dtype, branch, kind))
     return list(dict.fromkeys(cases))
 
 
@@ -98,6 +116,8 @@ class Inputs:
         self.case = case
         generator = torch.Generator().manual_seed(sum(map(ord, case.id)))
         ndim, c, k = case.ndim, case.option("c", 3), case.option("k", 19)
+        if case.kind != "fprop":  # y is what has few channels
+            c, k = k, c
         size, kernel = case.axes("size", SIZES[ndim]), case.axes("kernel", {1: 3, 2: 3, 3: 2}[ndim])
         lo, hi = case.option("pads", (0, 0))
 
@@ -114,43 +134,59 @@ class Inputs:
             "dilation": case.axes("dilation", 1),
         }  # fmt: skip
         y = getattr(gpuconv, f"conv{ndim}d")(self.x.double(), self.w.double(), backend="numpy", **self.geometry)
-        self.epilogue: dict[str, Any] = {
-            name: draw(k) for name in ("bias", "scale", "shift") if case.option(name, False)
-        }
-        if case.option("residual", False):
-            self.epilogue["residual"] = with_layout(draw(*y.shape), layout)
-        self.epilogue["activation"] = case.option("activation", None)
+        self.epilogue: dict[str, Any] = {}
+        if case.kind != "dgrad":
+            channels, shape = (k, y.shape) if case.kind == "fprop" else (c, self.x.shape)
+            self.epilogue = {name: draw(channels) for name in ("bias", "scale", "shift") if case.option(name, False)}
+            if case.option("residual", False):
+                self.epilogue["residual"] = with_layout(draw(*shape), layout)
+            self.epilogue["activation"] = case.option("activation", None)
         # "mixed" weights make results of contiguous inputs channels-last, as torch does
+        y = y if case.kind == "fprop" else draw(*y.shape)
         self.y = with_layout(y.to(DTYPES[case.dtype]), "channels_last" if layout == "mixed" else layout)
 
     def call(self, backend: str | None, cast: Any = lambda tensor: tensor, explain: bool = False) -> Any:
         """Run or explain the case through the public function."""
         epilogue = {name: cast(v) if isinstance(v, torch.Tensor) else v for name, v in self.epilogue.items()}
-        options = {**self.geometry, "backend": backend, **epilogue}
-        function, arguments = getattr(gpuconv, f"conv{self.case.ndim}d"), (cast(self.x), cast(self.w))
+        options, ndim, kind = {**self.geometry, "backend": backend, **epilogue}, self.case.ndim, self.case.kind
+        x, w, y = cast(self.x), cast(self.w), cast(self.y)
+        name, arguments = {
+            "fprop": (f"conv{ndim}d", (x, w)),
+            "dgrad": (f"conv{ndim}d_input_grad", (tuple(x.shape), w, y)),
+            "transposed": (f"conv_transpose{ndim}d", (y, w)),
+        }[kind]
+        if kind == "transposed":
+            options["output_size"] = tuple(x.shape[2:])
+        function = getattr(gpuconv, name)
         return gpuconv.explain(function, *arguments, **options) if explain else function(*arguments, **options)
 
     def problem(self) -> ConvProblem:
         """Return the problem of the case."""
-        explanation = self.call(SOLVER.id, explain=True)
-        assert explanation.solver == SOLVER.id, explanation
+        solver = SOLVERS[self.case.kind]
+        explanation = self.call(solver.id, explain=True)
+        assert explanation.solver == solver.id, explanation
         return explanation.problem
 
     def reference(self) -> tuple[Any, Any]:
         """Return the float64 result of the NumPy backend and the magnitude of the tolerance rule."""
         reference = self.call("numpy", torch.Tensor.double).numpy()
-        activation, self.epilogue["activation"] = self.epilogue["activation"], None
+        activation = self.epilogue.get("activation")
+        self.epilogue |= {"activation": None} if activation else {}
         magnitude = self.call("numpy", lambda tensor: tensor.double().abs()).numpy()
-        self.epilogue["activation"] = activation
+        self.epilogue |= {"activation": activation} if activation else {}
         return reference, magnitude * (1.5 if activation else 1.0)
 
 
 def config_of(case: Case, problem: ConvProblem) -> dict[str, Any]:
     """Return a small tile, so that small problems have several tiles on each axis, with options by turns."""
-    runs, turn = runs_of(problem), sum(map(ord, case.id))
-    slices = [side for side in (1, 2, 4, 8) if side <= most_slices(problem) and runs.depth(side) >= 16]
+    turn = sum(map(ord, case.id))
+    forward = forward_of(problem)
+    columns = min(case.option("cols", (1, 2, 1, 8)[turn // 5 % 4]), most_columns(forward))
+    runs = runs_of(forward, columns)
+    slices = [side for side in (1, 2, 4, 8) if side <= most_slices(forward) and runs.depth(side) >= 16]
     return {
-        "BLOCK_M": (16, 32)[turn % 2], "BLOCK_N": (16, 8)[turn // 3 % 2], "steps": 1 + turn % 3,
+        "BLOCK_M": (16, 32)[turn % 2], "BLOCK_N": case.option("BLOCK_N", (16, 8)[turn // 3 % 2]), "COLS": columns,
+        "steps": 1 + turn % 3,
         "MERGED": turn % 3 == 0, "UNROLL": runs.open if turn // 2 % 2 else 1, "AHEAD": turn // 4 % 2,
         "SLICES": slices[turn % len(slices)],
         "INDEX64": case.option("index64", False), "num_warps": 1, "num_stages": 1,
@@ -159,19 +195,20 @@ def config_of(case: Case, problem: ConvProblem) -> dict[str, Any]:
 
 def launch(inputs: Inputs, problem: ConvProblem, order: str, config: dict[str, Any] | None = None) -> torch.Tensor:
     """Launch the kernels of the case between guard bands; inputs must stay, and the result be written whole."""
-    config = config or config_of(inputs.case, problem)
-    guarded: dict[str, Guarded] = {name: guard_input(getattr(inputs, name)) for name in ("x", "w")}
+    config, solver, result = config or config_of(inputs.case, problem), SOLVERS[inputs.case.kind], problem.result
+    guarded: dict[str, Guarded] = {name: guard_input(getattr(inputs, name)) for name in "xwy" if name != result}
     guarded |= {k: guard_input(v) for k, v in inputs.epilogue.items() if isinstance(v, torch.Tensor)}
-    guarded["y"] = guard_output(inputs.y.shape, inputs.y.stride(), inputs.y.dtype)
-    ((dtype, elements),) = SOLVER.parts(SOLVER.bind(problem, config)).values()
+    given = getattr(inputs, result)
+    guarded[result] = guard_output(given.shape, given.stride(), given.dtype)
+    ((dtype, elements),) = solver.parts(solver.bind(problem, config)).values()
     guarded["spread"] = guard_output((elements,), (1,), getattr(torch, dtype))
     tensors: dict[str, torch.Tensor | None] = dict.fromkeys(("bias", "scale", "shift", "residual"))
     tensors.update({name: placed.tensor for name, placed in guarded.items()})
     with program_order(order):
-        SOLVER.launch(problem, tensors, config)
+        solver.launch(problem, tensors, config)
     for name, placed in guarded.items():
-        placed.check(name, written=name in ("y", "spread"))
-    return guarded["y"].tensor
+        placed.check(name, written=name in (result, "spread"))
+    return guarded[result].tensor
 
 
 def check_case(case: Case, orders: tuple[str, ...] | None = None) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from fprop_cases import DTYPES, LAYOUTS
 from mutants import mutant_module
-from runs_cases import BRANCHES, SOLVER, Case, Inputs, all_cases, check_case, config_of, launch
+from runs_cases import BRANCHES, SOLVERS, Case, Inputs, all_cases, check_case, config_of, launch
 
 import gpuconv
-from gpuconv.backends.triton.runs_axes import runs_of
+from gpuconv.backends.triton.runs_axes import forward_of, runs_of
 from gpuconv.kernels.tl.conv import runs as kernels
+from gpuconv.kernels.tl.conv import runs_spread
 
 CASES = all_cases()
+KERNELS = Path(kernels.__file__).parent
+SOLVER = SOLVERS["fprop"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -21,14 +26,17 @@ def test_matches_reference(case):
 
 
 def test_cases_are_distinct_and_cover_everything():
-    assert len(set(CASES)) == len(CASES) >= 120
+    assert len(set(CASES)) == len(CASES)
+    assert sum(case.kind == "fprop" for case in CASES) >= 120
+    assert sum(case.kind != "fprop" for case in CASES) >= 80
     for field, values in (("ndim", (1, 2, 3)), ("layout", LAYOUTS), ("dtype", DTYPES), ("branch", BRANCHES)):
         assert {getattr(case, field) for case in CASES} == set(values)
-    options = [config_of(case, Inputs(case).problem()) for case in CASES]
+    options = [config_of(case, Inputs(case).problem()) for case in CASES if case.kind == "fprop"]
     for name in ("MERGED", "AHEAD", "BLOCK_M", "BLOCK_N", "INDEX64"):
         assert len({config[name] for config in options}) == 2, name
     assert len({config["SLICES"] for config in options}) >= 3
     assert {config["UNROLL"] for config in options} >= {1, 2, 3}
+    assert {config["COLS"] for config in options} == {1, 2, 4, 8}
 
 
 @pytest.mark.parametrize("branch", ("plain", "stem", "patches", "two to two"))
@@ -67,10 +75,43 @@ def test_what_is_not_finite_stays_where_it_is(layout, branch, where, merged):
         assert torch.equal(result.isinf(), expected.isinf()), (branch, where, place)
 
 
+SHARED = ("side by side", "side by side, odd", "one filter", "far filters", "shared stem")
+GRADIENTS = ("plain", "four channels", "asymmetric", "side by side", "one filter")
+
+
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last", "strided"))
+@pytest.mark.parametrize("where", ("given", "w"))
+@pytest.mark.parametrize(
+    ("kind", "branch"), [("fprop", name) for name in SHARED] + [("dgrad", name) for name in GRADIENTS]
+)
+def test_what_is_not_finite_stays_in_columns_and_gradients(kind, branch, where, layout):
+    """Columns of one run do not see each other's windows, and a gradient has nothing outside of y."""
+    ndim = 3 if branch in ("asymmetric", "far filters") else 2
+    inputs = Inputs(Case(ndim, layout, "float32", branch, kind))
+    problem, name = inputs.problem(), where if where == "w" else "x" if kind == "fprop" else "y"
+    given = getattr(inputs, name)
+    for number, place in enumerate(torch.linspace(0, given.numel() - 1, 4).long().tolist()):
+        changed = given.clone()
+        changed[torch.unravel_index(torch.tensor(place), given.shape)] = NOT_FINITE[number % 3]
+        setattr(inputs, name, changed)
+        if inputs.epilogue.get("residual") is not None:
+            inputs.epilogue["residual"].zero_()
+        if inputs.epilogue.get("bias") is not None:
+            inputs.epilogue["bias"].zero_()
+        expected = by_definition(inputs)
+        result = launch(inputs, problem, "forward")
+        assert torch.equal(result.isnan(), expected.isnan()), (branch, where, place)
+        assert torch.equal(result.isinf(), expected.isinf()), (branch, where, place)
+        finite = expected.isfinite()
+        assert torch.allclose(result[finite].double(), expected[finite], rtol=1e-4, atol=1e-4)
+
+
 def by_definition(inputs: Inputs) -> torch.Tensor:
-    """Return the convolution in float64 by sums over taps, with x padded by zeros."""
+    """Return the pass in float64 by sums over taps, with x padded by zeros."""
     x, w, geometry = inputs.x.double(), inputs.w.double(), inputs.geometry
+    grad = inputs.case.kind != "fprop"
     padded = torch.nn.functional.pad(x, [value for pair in reversed(geometry["padding"]) for value in pair])
+    gradient = torch.zeros_like(padded)
     found = torch.zeros(inputs.y.shape, dtype=torch.float64)
     for tap in torch.cartesian_prod(*(torch.arange(size) for size in w.shape[2:])).tolist():
         window = tuple(
@@ -78,10 +119,15 @@ def by_definition(inputs: Inputs) -> torch.Tensor:
             for t, d, s, size in zip(tap, geometry["dilation"], geometry["stride"], found.shape[2:], strict=True)
         )
         shown = padded[(..., *window)]
-        weight = w[(..., *tap)]
-        for c in range(x.shape[1]):  # one product at a time: einsum may skip none
-            found += shown[:, c : c + 1] * weight[:, c].reshape(1, -1, *(1,) * len(tap))
-    return found
+        weight = w[(..., *tap)].reshape(*w.shape[:2], *(1,) * len(tap))
+        if grad:
+            for k in range(w.shape[0]):
+                gradient[(..., *window)] += inputs.y.double()[:, k : k + 1] * weight[k][None]
+        else:
+            for c in range(x.shape[1]):  # one product at a time: einsum may skip none
+                found += shown[:, c : c + 1] * weight[:, c][None]
+    inner = tuple(slice(lo, lo + size) for (lo, _), size in zip(geometry["padding"], x.shape[2:], strict=True))
+    return gradient[(..., *inner)] if grad else found
 
 
 LARGE = (
@@ -117,6 +163,20 @@ def test_a_default_plan_equals_torch(dtype):
     assert (y.double() - expected).abs().max() <= torch.finfo(dtype).eps * 8 * expected.abs().max()
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_autograd_takes_the_gradient_by_itself(dtype):
+    """Two channels of a volume, as the public function differentiates them."""
+    x = torch.randn(1, 2, 6, 7, 16).to(dtype).to(memory_format=torch.channels_last_3d).requires_grad_()
+    w = torch.randn(2, 2, 3, 3, 3).to(dtype).requires_grad_()
+    with gpuconv.dispatch.record_plans() as plans:
+        gpuconv.conv3d(x, w, padding=1, backend="triton").sum().backward()
+    assert "triton.conv.dgrad.runs" in {plan.solver.id for plan in plans}
+    given, expected = x.grad, [t.detach().double().requires_grad_() for t in (x, w)]
+    torch.nn.functional.conv3d(*expected, padding=1).sum().backward()
+    assert given.dtype == dtype
+    assert (given.double() - expected[0].grad).abs().max() <= torch.finfo(dtype).eps * 8 * expected[0].grad.abs().max()
+
+
 def test_refusals_name_the_reason():
     def why(channels: int, kernel: int, **options: object) -> str:
         x, w = torch.randn(1, channels, 40, 40), torch.randn(4, channels // options.get("groups", 1), kernel, kernel)
@@ -127,6 +187,9 @@ def test_refusals_name_the_reason():
     assert "pads with zeros alone, not reflect" in why(3, 3, padding=1, padding_mode="reflect")
     assert "takes windows of neighbouring rows and columns, not dilation (2, 2)" in why(3, 3, dilation=2)
     assert "has no tile that holds 31 filter rows" in why(3, 31)
+    y, w = torch.randn(1, 3, 20, 20).half(), torch.randn(3, 4, 3, 3).half()
+    strided = str(gpuconv.explain(gpuconv.conv_transpose2d, y, w, stride=(2, 1), backend="triton"))
+    assert "computes data gradients of stride 1 alone, not (2, 1)" in strided
 
 
 PROBES = (
@@ -140,6 +203,10 @@ PROBES = (
     Case(2, "channels_last", "float32", "64-bit, stem"),
     Case(3, "contiguous", "float16", "stem"),
     Case(3, "channels_last", "float16", "stride 2"),
+    Case(2, "channels_last", "float32", "side by side"),
+    Case(2, "channels_last", "float32", "side by side, odd"),
+    Case(2, "channels_last", "float32", "shared stem"),
+    Case(3, "channels_last", "float32", "side by side", "dgrad"),
 )
 
 MUTANTS = {
@@ -159,6 +226,14 @@ MUTANTS = {
     "image mask dropped": ("live = image < n", "live = image <= n"),
     "planes beyond the channels": ("reads = reads & (c < C)", "reads = reads & (c <= C)"),
     "depth pad ignored": ("z = o_ * STRIDE_D - pad_d", "z = o_ * STRIDE_D"),
+    "windows of a run alike": ("e = e - sub * (STRIDE_W", "e = e - 0 * (STRIDE_W"),
+    "columns beyond the row": ("keeps = keeps & (column < q)", "keeps = keeps & (column <= q)"),
+    "result of one column": ("column = group * COLS + lane // BLOCK_K", "column = group * COLS"),
+    "lanes of a group shifted": ("return group * BLOCK_N + lane", "return group * BLOCK_N + (lane ^ 1)"),
+    "not finite not looked for": ("zeros += sums[0] * 0.0", "zeros += 0.0"),
+    "direct rows from the first tap": ("for tap in range(none, T * R * S)", "for tap in range(none + 1, T * R * S)"),
+    "direct window of the first column": ("begins = LEAD + lane // BLOCK_K *", "begins = LEAD + 0 *"),
+    "gradient multiplies its padding": ("mask=reads if GRAD else written", "mask=written"),
     "spread tap swapped": ("s = e // C\n", "s = S - 1 - e // C\n"),
     "spread depth shifted": ("t = b * SLICES + reduced", "t = reduced"),
 }  # fmt: skip
@@ -172,16 +247,23 @@ def _noticed() -> bool:
             return True
         inputs = Inputs(case)
         problem = inputs.problem()
-        if case.branch == "stem":  # what stands beside a window, where vectors begin before it
-            inputs.x = inputs.x.clone()
-            inputs.x[0, 0, ..., 5, 5] = float("inf")
-            finite = launch(inputs, problem, "forward").isfinite()
-            if not torch.equal(finite, by_definition(inputs).isfinite()):
+        if case.branch in ("stem", "side by side", "shared stem"):  # what stands beside a window, and windows of others
+            name = "x" if case.kind == "fprop" else "w"
+            changed = getattr(inputs, name).clone()
+            changed[(0, 0, ..., 4, 5) if name == "x" else (0, 0, ..., 1, 0)] = float("inf")
+            setattr(inputs, name, changed)
+            if (residual := inputs.epilogue.get("residual")) is not None:
+                residual.zero_()
+            result, expected = launch(inputs, problem, "forward").double(), by_definition(inputs)
+            finite = expected.isfinite()
+            if not torch.equal(result.isfinite(), finite) or not torch.allclose(
+                result[finite], expected[finite], rtol=2e-2, atol=2e-2
+            ):
                 return True
             continue
-        slices = max(16 // runs_of(problem).depth(1), 1)
+        slices = max(16 // runs_of(forward_of(problem)).depth(1), 1)
         for options in ({"MERGED": True, "UNROLL": 1}, {"MERGED": False, "SLICES": slices}):
-            config = config_of(case, problem) | options | {"steps": 2, "BLOCK_M": 16}
+            config = config_of(case, problem) | {"COLS": 1} | options | {"steps": 2, "BLOCK_M": 16}
             expected = inputs.call("numpy", torch.Tensor.double)
             try:
                 result = launch(inputs, problem, "forward", config).double()
@@ -197,7 +279,9 @@ def test_probes_pass_on_the_real_kernel():
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_noticed(name, tmp_path, monkeypatch):
-    module = mutant_module(tmp_path, name, "conv.runs", "conv/runs.py", *MUTANTS[name])
-    for kernel in ("_conv_runs_kernel", "_conv_runs_spread_kernel"):
-        monkeypatch.setattr(kernels, kernel, getattr(module, kernel))
+    spread = MUTANTS[name][0] in (KERNELS / "runs_spread.py").read_text()
+    where, kernel = (runs_spread, "_conv_runs_spread_kernel") if spread else (kernels, "_conv_runs_kernel")
+    file = "runs_spread" if spread else "runs"
+    module = mutant_module(tmp_path, name, f"conv.{file}", f"conv/{file}.py", *MUTANTS[name])
+    monkeypatch.setattr(where, kernel, getattr(module, kernel))
     assert _noticed(), f"no probe noticed the mutation {name!r}"

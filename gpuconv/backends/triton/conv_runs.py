@@ -1,4 +1,4 @@
-"""Forward convolution with few input channels on the kernel over runs: problems, tiles, arguments and launches."""
+"""Convolution with few input channels on the kernel over runs: problems, tiles, arguments and launches."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ...problem import ConvProblem, Problem, itemsize
 from ..axes import three
 from ..base import Plan, Solver
 from .common import VECTORS, Memo, TritonConv, accumulator_type, launch_kernel, remembered, strides_of
-from .runs_axes import runs_arguments, runs_of, spread_arguments, spread_elements
+from .runs_axes import forward_of, forward_strides, runs_arguments, runs_of, spread_arguments, spread_elements
 from .runs_costs import RunCosts, run_tiles
 
-__all__ = ["SOLVERS", "ForwardRuns"]
+__all__ = ["SOLVERS", "ForwardRuns", "GradientRuns"]
 
 _MOST_CHANNELS = 16
 """Input channels at most: with more, a tap of a filter is a reduction that tensor cores are fed well with."""
@@ -40,10 +40,13 @@ class ForwardRuns(TritonConv):
         if reason is not None:
             return reason
         assert isinstance(problem, ConvProblem)
+        if problem.kind != "fprop" and any(step != 1 for step in problem.stride):
+            return f"computes data gradients of stride 1 alone, not {problem.stride}"
         if problem.groups != 1:
             return f"takes one group, not {problem.groups}"
-        if not 1 <= problem.c <= _MOST_CHANNELS:
-            return f"takes 1 to {_MOST_CHANNELS} input channels, not {problem.c}"
+        forward = forward_of(problem)
+        if not 1 <= forward.c <= _MOST_CHANNELS:
+            return f"takes 1 to {_MOST_CHANNELS} input channels, not {forward.c}"
         if problem.padding_mode != "zeros":
             return f"pads with zeros alone, not {problem.padding_mode}"
         if problem.dtype == "float32" and problem.precision == "tf32x3":
@@ -53,53 +56,64 @@ class ForwardRuns(TritonConv):
             return f"takes windows of neighbouring rows and columns, not dilation {problem.dilation}"
         config = self.default(problem)
         if not config:
-            runs = runs_of(problem)
+            runs = runs_of(forward)
             held = f"{runs.taps[1]} filter rows of {runs.depth(1)} elements and {runs.open} open rows"
             return f"has no tile that holds {held}"
-        needed, limit = spread_elements(problem, config) * itemsize(problem.dtype), workspace_limit()
+        needed, limit = spread_elements(forward, config) * itemsize(problem.dtype), workspace_limit()
         if needed > limit:
             return f"needs {needed} bytes of workspace for weights, more than the limit of {limit}"
         return None
 
     def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, ConvProblem)
-        configs = list(run_tiles(problem, serial=False))
+        configs = list(run_tiles(forward_of(problem), serial=False, exact=problem.kind != "fprop"))
         if not configs:
             return {}
-        times = cost_model.estimate(RunCosts(problem, configs).work(), constants.constants_of(problem.device))
+        times = cost_model.estimate(self.work(problem, configs), constants.constants_of(problem.device))
         return configs[int(np.argmin(times))]
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)
-        yield from run_tiles(problem)
+        yield from run_tiles(forward_of(problem), exact=problem.kind != "fprop")
 
     def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
         assert isinstance(problem, ConvProblem)
-        return RunCosts(problem, configs).work()
+        return RunCosts(forward_of(problem), configs, exact=problem.kind != "fprop").work()
 
     def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
         assert isinstance(problem, ConvProblem)
-        return Plan(self, problem, spread_elements(problem, config) * itemsize(problem.dtype), dict(config))
+        elements = spread_elements(forward_of(problem), config)
+        return Plan(self, problem, elements * itemsize(problem.dtype), dict(config))
 
     def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:
         assert isinstance(plan.problem, ConvProblem)
-        return {"spread": (plan.problem.dtype, spread_elements(plan.problem, plan.config))}
+        return {"spread": (plan.problem.dtype, spread_elements(forward_of(plan.problem), plan.config))}
 
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
     ) -> None:
-        from ...kernels.tl.conv import runs as kernels
+        from ...kernels.tl.conv.runs import _conv_runs_kernel
+        from ...kernels.tl.conv.runs_spread import _conv_runs_spread_kernel
 
-        strides = strides_of(tensors)
-        arguments = dict(remembered(memo, "spread", spread_arguments, problem, strides, config))
+        forward, grad = forward_of(problem), problem.kind != "fprop"
+        strides, offset = forward_strides(problem, strides_of(tensors))
+        arguments = dict(remembered(memo, "spread", spread_arguments, forward, strides, config, offset))
         grid = (arguments.pop("programs"),)
         pointers = {name: tensors[name] for name in ("w", "spread")}
-        launch_kernel(problem, kernels._conv_runs_spread_kernel, grid, pointers, arguments, _SPREAD_PASS)
-        arguments = dict(remembered(memo, "runs", runs_arguments, problem, strides, config))
+        launch_kernel(problem, _conv_runs_spread_kernel, grid, pointers, arguments, _SPREAD_PASS)
+        arguments = dict(remembered(memo, "runs", runs_arguments, forward, strides, config, grad))
         grid = (arguments.pop("programs"),)
         arguments["ACC_DTYPE"] = accumulator_type(problem)
-        pointers = {name: tensors.get(name) for name in ("x", "spread", "y", *VECTORS, "residual")}
-        launch_kernel(problem, kernels._conv_runs_kernel, grid, pointers, arguments, config)
+        pointers = {name: tensors.get(name) for name in ("spread", *VECTORS, "residual")}
+        pointers |= {"x": tensors["y"], "y": tensors["x"]} if grad else {"x": tensors["x"], "y": tensors["y"]}
+        launch_kernel(problem, _conv_runs_kernel, grid, pointers, arguments, config)
 
 
-SOLVERS: tuple[Solver, ...] = (ForwardRuns(),)
+class GradientRuns(ForwardRuns):
+    """Data gradient of stride 1, or transposed convolution, of few filters: the forward pass of y, window turned."""
+
+    id = "triton.conv.dgrad.runs"
+    kinds = ("dgrad", "transposed")
+
+
+SOLVERS: tuple[Solver, ...] = (ForwardRuns(), GradientRuns())

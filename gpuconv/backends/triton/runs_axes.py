@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import gcd
 from typing import Any
@@ -14,7 +14,18 @@ from ...shapes import ceil_div
 from ..axes import three
 from .common import Strides, conv_arguments, index64, power_of_two
 
-__all__ = ["Runs", "most_slices", "runs_arguments", "runs_of", "spread_arguments", "spread_elements", "weight_bytes"]
+__all__ = [
+    "Runs",
+    "forward_of",
+    "forward_strides",
+    "most_columns",
+    "most_slices",
+    "runs_arguments",
+    "runs_of",
+    "spread_arguments",
+    "spread_elements",
+    "weight_bytes",
+]
 
 _LEAST_DEPTH = 16
 """Elements of a reduction that ``tl.dot`` takes at least."""
@@ -25,13 +36,15 @@ _SPREAD_ELEMENTS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """The runs of a problem in the memory formats that it states.
+    """The runs of a problem in the memory formats that it states, each of `columns` columns of the result.
 
-    A window's row is `used` neighbouring elements of each of `planes` planes (1 where channels are innermost), read
-    `vec` elements at a time from `lead` before it, `run` elements in all. `open` rows of the result meet an input row.
+    The rows of their windows are `used` neighbouring elements of each of `planes` planes (1 where channels are
+    innermost), read `vec` elements at a time from `lead` before them, `run` elements in all. `open` rows of the result
+    meet an input row.
     """
 
     over_planes: bool
+    columns: int
     used: int
     vec: int
     lead: int
@@ -51,26 +64,27 @@ class Runs:
         return ceil_div(self.taps[0], slices)
 
 
-def _run_of(problem: ConvProblem, vec: int, elements: int, planes: int) -> tuple[int, int]:
+def _run_of(problem: ConvProblem, vec: int, elements: int, used: int, planes: int) -> tuple[int, int]:
     """Return lead and length of a run whose loads are `vec` elements wide; `elements` of it per column of input."""
     lead = -problem.pad_lo[-1] * elements % vec
-    run = max(power_of_two(lead + elements * problem.kernel[-1]), vec)
+    run = max(power_of_two(lead + used), vec)
     slices = power_of_two(problem.kernel[0]) if problem.ndim == 3 else 1
     return lead, max(run, _LEAST_DEPTH // min(slices * planes, _LEAST_DEPTH))
 
 
 @lru_cache(maxsize=4096)
-def runs_of(problem: ConvProblem) -> Runs:
-    """Return the runs of a forward problem: vectors as wide as loads of every column may be."""
+def runs_of(problem: ConvProblem, columns: int = 1) -> Runs:
+    """Return the runs of a forward problem: vectors as wide as loads of every `columns` columns may be."""
     over_planes = problem.x_format != CHANNELS_LAST and problem.c > 1
     elements = 1 if over_planes else problem.c
     planes = power_of_two(problem.c) if over_planes else 1
     most = 16 // itemsize(problem.dtype)
-    vec = gcd(most, problem.stride[-1] * elements, problem.input_size[-1] * elements)
-    lead, run = _run_of(problem, vec, elements, planes)
+    vec = gcd(most, columns * problem.stride[-1] * elements, problem.input_size[-1] * elements)
+    used = ((columns - 1) * problem.stride[-1] + problem.kernel[-1]) * elements
+    lead, run = _run_of(problem, vec, elements, used, planes)
     taps, stride = three(problem.kernel, 1), three(problem.stride, 1)
     return Runs(
-        over_planes, elements * problem.kernel[-1], vec, lead, run, planes, ceil_div(taps[1], stride[1]),
+        over_planes, columns, used, vec, lead, run, planes, ceil_div(taps[1], stride[1]),
         (taps[0], taps[1], taps[2]), (stride[0], stride[1], stride[2]), _as_three(problem.output_size),
     )  # fmt: skip
 
@@ -78,6 +92,41 @@ def runs_of(problem: ConvProblem) -> Runs:
 def _as_three(size: Sequence[int]) -> tuple[int, int, int]:
     d, h, w = three(size, 1)
     return d, h, w
+
+
+def forward_of(problem: ConvProblem) -> ConvProblem:
+    """Return the forward problem that a data gradient of stride 1 is: of y, with a window that is turned round."""
+    if problem.kind == "fprop":
+        return problem
+    reach = [step * (taps - 1) for step, taps in zip(problem.dilation, problem.kernel, strict=True)]
+    return replace(
+        problem, kind="fprop", c=problem.k, k=problem.c, input_size=problem.output_size,
+        output_size=problem.input_size, x_format=problem.y_format, y_format=problem.x_format,
+        pad_lo=tuple(far - pad for far, pad in zip(reach, problem.pad_lo, strict=True)),
+        pad_hi=tuple(far - pad for far, pad in zip(reach, problem.pad_hi, strict=True)),
+    )  # fmt: skip
+
+
+def forward_strides(problem: ConvProblem, strides: Strides) -> tuple[Strides, int]:
+    """Return the strides of :func:`forward_of` a problem, and the element of w that they begin at."""
+    if problem.kind == "fprop":
+        return strides, 0
+    filters, channels, *taps = strides["w"]
+    last = sum((size - 1) * step for size, step in zip(problem.kernel, taps, strict=True))
+    turned = (channels, filters, *(-step for step in taps))
+    return {**strides, "x": strides["y"], "y": strides["x"], "w": turned}, last
+
+
+def most_columns(problem: ConvProblem) -> int:
+    """Return how many columns of the result, a power of two, a run may be of.
+
+    Neighbouring windows must share input columns, and results of all channels lie close together: in planes, columns
+    that one thread has would be far from those of the next.
+    """
+    together = problem.y_format == CHANNELS_LAST or problem.k == 1
+    if not together or problem.kernel[-1] <= problem.stride[-1]:
+        return 1
+    return min(power_of_two(problem.output_size[-1]), 8)
 
 
 def most_slices(problem: ConvProblem) -> int:
@@ -90,20 +139,26 @@ def _rows(runs: Runs, config: Mapping[str, Any]) -> int:
     return power_of_two(runs.taps[1]) if config["MERGED"] else runs.taps[1]
 
 
+def _tiles_n(problem: ConvProblem, config: Mapping[str, Any]) -> int:
+    """Return in how many tiles the filters are."""
+    return ceil_div(problem.k, config["BLOCK_N"] // config["COLS"])
+
+
 def spread_elements(problem: ConvProblem, config: Mapping[str, Any]) -> int:
     """Return the number of elements of the spread weights."""
-    runs, slices = runs_of(problem), config["SLICES"]
-    columns = ceil_div(problem.k, config["BLOCK_N"]) * config["BLOCK_N"]
+    runs, slices = runs_of(problem, config["COLS"]), config["SLICES"]
+    columns = _tiles_n(problem, config) * config["BLOCK_N"]
     return runs.blocks(slices) * _rows(runs, config) * runs.depth(slices) * columns
 
 
 def _of_both(problem: ConvProblem, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the constants that both kernels have."""
-    runs = runs_of(problem)
+    runs = runs_of(problem, config["COLS"])
     return {
         "C": problem.c, "T": runs.taps[0], "R": runs.taps[1], "S": runs.taps[2], "PLANES": runs.over_planes,
         "LEAD": runs.lead, "RUN": runs.run, "CHANNELS": runs.planes, "SLICES": config["SLICES"],
-        "ROWS": _rows(runs, config), "BLOCK_N": config["BLOCK_N"],
+        "ROWS": _rows(runs, config), "BLOCK_N": config["BLOCK_N"], "COLS": config["COLS"],
+        "STRIDE_W": problem.stride[-1],
     }  # fmt: skip
 
 
@@ -125,7 +180,15 @@ def _source(problem: ConvProblem, runs: Runs, arguments: dict[str, Any]) -> dict
     return found | {"DENSE": dense, "VEC": runs.vec, "UNIT": unit, "row_size": row // unit}
 
 
-def _result(problem: ConvProblem, arguments: dict[str, Any]) -> dict[str, Any]:
+def _side(problem: ConvProblem, arguments: Mapping[str, Any], tensor: str, config: Mapping[str, Any]) -> bool:
+    """Tell whether the columns of a run, with all channels, are neighbouring elements of y or residual."""
+    if config["COLS"] == 1 or config["BLOCK_N"] != config["COLS"] * problem.k:
+        return False
+    dense = problem.k == 1 or arguments[f"{tensor}_stride_k"] == 1
+    return bool(dense and arguments[f"{tensor}_stride_q"] == problem.k)
+
+
+def _result(problem: ConvProblem, arguments: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what describes y and residual: which axis is innermost, and what is in units of theirs."""
     last = arguments["y_stride_k"] == 1 and problem.k > 1
     sizes = {"n": problem.n, "k": problem.k, "o": arguments["o"], "p": arguments["p"], "q": arguments["q"]}
@@ -136,58 +199,72 @@ def _result(problem: ConvProblem, arguments: dict[str, Any]) -> dict[str, Any]:
     size = "k" if last else "q"
     numbers[size] = sizes[size]
     unit = 1 if arguments["INDEX64"] else _unit(list(numbers.values()), 8)
-    return {name: number // unit for name, number in numbers.items()} | {"LAST_OUT": last, "RESULT_UNIT": unit}
+    found = {name: number // unit for name, number in numbers.items()} | {"LAST_OUT": last, "RESULT_UNIT": unit}
+    return found | {
+        "EVEN_Q": arguments["q"] % config["COLS"] == 0, "SIDE": _side(problem, arguments, "y", config),
+        "RESIDUAL_SIDE": problem.residual and _side(problem, arguments, "residual", config),
+    }  # fmt: skip
 
 
 _TAKEN = (
     "n", "d", "h", "o", "p", "q", "x_stride_c", "x_stride_w", "bias_stride", "scale_stride", "shift_stride", "pad_d",
-    "pad_h", "STRIDE_D", "STRIDE_H", "STRIDE_W", "DILATION_D", "ACTIVATION", "PRECISION",
+    "pad_h", "STRIDE_D", "STRIDE_H", "DILATION_D", "ACTIVATION", "PRECISION",
     *(f"{tensor}_stride_{axis}" for tensor in ("y", "residual") for axis in "nkopq"),
 )  # fmt: skip
 """Arguments that are what :func:`.common.conv_arguments` has by these names."""
 
 
-def runs_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, Any]) -> dict[str, Any]:
+def runs_arguments(
+    problem: ConvProblem, strides: Strides, config: Mapping[str, Any], grad: bool = False
+) -> dict[str, Any]:
     """Return every argument of the kernel over runs but its pointers, by name.
 
     Parameters
     ----------
     problem
-        A forward problem; 1-D and 2-D get leading axes of size 1.
+        A forward problem, see :func:`forward_of`; 1-D and 2-D get leading axes of size 1.
     strides
         Strides in elements of ``x``, ``w``, ``y``, where the problem has one of ``residual``, and of the vectors of the
         epilogue that are not contiguous.
     config
         The tile; ``INDEX64`` in it forces the 64-bit variant.
+    grad
+        Whether the pass is a data gradient.
     """
-    runs = runs_of(problem)
+    runs = runs_of(problem, config["COLS"])
     arguments = conv_arguments(problem, strides)
-    rows = problem.n * arguments["o"] * arguments["q"]
+    rows = problem.n * arguments["o"] * ceil_div(arguments["q"], config["COLS"])
     tiles_m, chunks = ceil_div(rows, config["BLOCK_M"]), ceil_div(arguments["p"], config["steps"])
-    wide = index64(problem, strides, max(rows + config["BLOCK_M"], spread_elements(problem, config)))
+    numbers = (rows + config["BLOCK_M"]) * config["COLS"], spread_elements(problem, config)
+    wide = index64(problem, strides, max(numbers))
     found = {name: arguments[name] for name in _TAKEN} | _of_both(problem, config)
     found |= {name: config[name] for name in ("steps", "MERGED", "UNROLL", "AHEAD", "BLOCK_M")}
     found |= {
-        "k": problem.k, "tiles_m": tiles_m, "tiles_n": ceil_div(problem.k, config["BLOCK_N"]),
-        "PAD_W": problem.pad_lo[-1], "INDEX64": bool(config.get("INDEX64")) or wide,
+        "k": problem.k, "tiles_m": tiles_m, "tiles_n": _tiles_n(problem, config), "PAD_W": problem.pad_lo[-1],
+        "GRAD": grad, "INDEX64": bool(config.get("INDEX64")) or wide,
     }  # fmt: skip
     arguments["INDEX64"] = found["INDEX64"]
-    found |= _source(problem, runs, arguments) | _result(problem, arguments)
+    found |= _source(problem, runs, arguments) | _result(problem, arguments, config)
     return found | {"programs": chunks * tiles_m * found["tiles_n"]}
 
 
-def spread_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every argument of the kernel that spreads weights but its pointers, as :func:`runs_arguments`."""
-    runs = runs_of(problem)
+def spread_arguments(
+    problem: ConvProblem, strides: Strides, config: Mapping[str, Any], offset: int = 0
+) -> dict[str, Any]:
+    """Return every argument of the kernel that spreads weights but its pointers, as :func:`runs_arguments`.
+
+    Strides of w count from its element `offset`.
+    """
+    runs = runs_of(problem, config["COLS"])
     arguments = conv_arguments(problem, strides)
     depth = runs.depth(config["SLICES"])
     block = max(min(depth, _SPREAD_ELEMENTS // config["BLOCK_N"]), 1)
     found = {f"w_stride_{axis}": arguments[f"w_stride_{axis}"] for axis in "kctrs"} | _of_both(problem, config)
     wide = index64(problem, strides, spread_elements(problem, config))
-    found |= {"k": problem.k, "BLOCK_E": block, "INDEX64": bool(config.get("INDEX64")) or wide}
+    found |= {"k": problem.k, "w_offset": offset, "BLOCK_E": block, "INDEX64": bool(config.get("INDEX64")) or wide}
     return found | {"programs": spread_elements(problem, config) // (block * config["BLOCK_N"])}
 
 
 def weight_bytes(problem: ConvProblem, config: Mapping[str, Any]) -> int:
     """Return the bytes of the spread weights of one tile of filters, which a program keeps in shared memory."""
-    return spread_elements(problem, config) // ceil_div(problem.k, config["BLOCK_N"]) * itemsize(problem.dtype)
+    return spread_elements(problem, config) // _tiles_n(problem, config) * itemsize(problem.dtype)

@@ -14,7 +14,7 @@ from ...costs.work import pipe_of
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from .common import power_of_two
-from .runs_axes import Runs, most_slices, runs_of, spread_elements, weight_bytes
+from .runs_axes import Runs, most_columns, most_slices, runs_of, spread_elements, weight_bytes
 
 __all__ = ["RunCosts", "run_tiles"]
 
@@ -36,9 +36,12 @@ _ACTIVATIONS = {None: 0, "relu": 2, "relu6": 4, "hardswish": 8, "sigmoid": 12, "
 
 
 class RunCosts:
-    """What threads do per step with each config of a problem: arrays over the configs."""
+    """What threads do per step with each config of a forward problem: arrays over the configs.
 
-    def __init__(self, problem: ConvProblem, configs: Sequence[Mapping[str, Any]]) -> None:
+    `exact` says that sums are looked at for what is not finite, as they are where columns share a run.
+    """
+
+    def __init__(self, problem: ConvProblem, configs: Sequence[Mapping[str, Any]], exact: bool = False) -> None:
         self.problem, self.configs = problem, configs
         self.runs: Runs = runs_of(problem)
         self.item = itemsize(problem.dtype)
@@ -46,16 +49,18 @@ class RunCosts:
         self.warps, self.threads = warps, 32 * warps
         self.m, self.n, self.slices = self._column("BLOCK_M"), self._column("BLOCK_N"), self._column("SLICES")
         self.merged, self.steps, self.unroll = self._column("MERGED"), self._column("steps"), self._column("UNROLL")
-        self.ahead = self._column("AHEAD")
-        self.depth = self.slices * runs.planes * runs.run
+        self.ahead, self.cols = self._column("AHEAD"), self._column("COLS")
+        self.exact = np.where(self.cols > 1, 1.0, float(exact))
+        shared = [runs_of(problem, config["COLS"]) for config in configs]
+        self.depth = self.slices * runs.planes * np.array([each.run for each in shared], float)
         self.blocks = np.ceil(runs.taps[0] / self.slices)
         self.rows = self.blocks * runs.stride[1]  # tiles of a step
         self.products = np.where(self.merged > 0, self.rows, self.blocks * runs.taps[1])
         self.side = self.n * np.where(self.merged > 0, power_of_two(runs.taps[1]), 1)  # columns of a product
         self.outputs = self.m * self.n / self.threads
         self.elements = self.rows * self.m * self.depth / self.threads
-        self.whole = runs.lead % runs.vec == 0 and runs.used % runs.vec == 0
-        self.vec = np.minimum(runs.vec, self.m * self.depth / self.threads)
+        self.whole = np.array([each.lead % each.vec == 0 and each.used % each.vec == 0 for each in shared])
+        self.vec = np.minimum([float(each.vec) for each in shared], self.m * self.depth / self.threads)
         gpu = gpu_of(problem.device)
         self.old = gpu is not None and gpu.capability < (9, 0)
 
@@ -65,7 +70,7 @@ class RunCosts:
     def registers(self) -> np.ndarray:
         """Return the registers of a thread: open rows, tiles, their pointers, and what is loaded ahead."""
         words, tile = max(self.item // 4, 1), self.elements * self.item / 4
-        sums = self.outputs * (self.runs.open + self.merged * power_of_two(self.runs.taps[1])) * words
+        sums = self.outputs * (self.runs.open + self.merged * power_of_two(self.runs.taps[1]) + self.exact) * words
         early = 1.4 if self.runs.taps[0] > 1 else 0.6  # loads of later steps that the compiler begins early
         held = 0.6 + early * (self.unroll - 1) * (self.vec >= 4) + self.ahead
         found = 36 + sums + 2 * self.elements / self.vec + held * tile
@@ -81,7 +86,7 @@ class RunCosts:
         moves = (self.runs.open - 1) * self.outputs * ((self.unroll == 1) & (self.merged == 0))
         added = self.merged * (0.4 + 1.15 * self.runs.taps[1]) * self.outputs
         kept = 0.5 * self.ahead * self.elements * self.item / 4
-        found = 6 + 1.2 * self.outputs + 3.8 * loads + (16 if self.whole else 21.5) * self.rows + kept
+        found = 6 + (1.2 + self.exact) * self.outputs + 3.8 * loads + np.where(self.whole, 16, 21.5) * self.rows + kept
         found = found + 7.5 * tensor + 1.1 * moves + added
         problem = self.problem
         fmas = self.products * self.m * self.depth * self.side / self.threads
@@ -102,7 +107,8 @@ class RunCosts:
         """
         tile = self.m * self.depth * self.item
         runs = self.rows * tile
-        read = self.products * tile if self.whole and not self.old else (1 + 0.5 * self.ahead) * runs
+        again = self.whole & (not self.old)
+        read = np.where(again, self.products * tile, (1 + 0.5 * self.ahead) * runs)
         shares = self.m / 32 if self.old else self.m / 64
         weights = self.products * self.depth * self.side * self.item * np.maximum(shares, 1)
         return np.asarray(2 * runs + read + weights + 3 * self.m * self.n * self.item)
@@ -117,13 +123,13 @@ class RunCosts:
         weights = np.array([weight_bytes(problem, config) for config in self.configs], float)
         shared = weights + self.rows * self.m * self.depth * item + self.m * self.n * item
         resident = np.minimum(65536 / (used * self.threads), (227 << 10) / (shared + 1024))
-        tiles = np.ceil(problem.n * o * q / self.m)
-        programs = tiles * np.ceil(p / self.steps) * np.ceil(problem.k / self.n)
-        columns = self.m * runs.stride[2] + problem.kernel[-1]
+        tiles = np.ceil(problem.n * o * np.ceil(q / self.cols) / self.m)
+        programs = tiles * np.ceil(p / self.steps) * np.ceil(problem.k * self.cols / self.n)
+        columns = self.m * self.cols * runs.stride[2] + problem.kernel[-1]
         fresh = np.minimum(
             runs.stride[1] * runs.taps[0] * columns * problem.c * item, self.rows * self.m * self.depth * item
         )
-        result = self.m * np.minimum(self.n, problem.k) * item * (1 + problem.residual)
+        result = self.m * np.minimum(self.n, problem.k * self.cols) * item * (1 + problem.residual)
         pipe, factor = pipe_of(problem)
         spread = np.array([spread_elements(problem, config) for config in self.configs], float) * item
         feed = np.interp(self.side, [*_FEED, 128], [*_FEED.values(), 1.0])
@@ -148,31 +154,38 @@ class RunCosts:
 
 def _shapes(problem: ConvProblem) -> Iterator[dict[str, Any]]:
     """Yield tiles that shared memory holds, without their heights, whatever registers they take."""
-    runs = runs_of(problem)
-    widest = max(power_of_two(problem.k), 8)
-    for slices, (m, warps), n in product((1, 2, 4, 8), ((64, 4), (128, 4)), (8, 16, 32, 64, 128)):
+    for cols, slices, (m, warps), n in product((1, 2, 4, 8), (1, 2, 4, 8), ((64, 4), (128, 4)), (8, 16, 32, 64, 128)):
+        if cols > most_columns(problem):
+            continue
+        runs, widest = runs_of(problem, cols), max(cols * power_of_two(problem.k), 8)
         depth = runs.depth(slices)
-        if slices > most_slices(problem) or not 16 <= depth <= _MOST_DEPTH or n > widest or 4 * n < min(widest, 128):
+        if (
+            slices > most_slices(problem)
+            or not 16 <= depth <= _MOST_DEPTH
+            or n > widest
+            or n < cols
+            or 4 * n < min(widest, 128)
+        ):
             continue
         for merged, unroll in product((False, True), sorted({1, runs.open})):
-            if unroll > _MOST_UNROLLED or (merged and (unroll > 1 or runs.open == 1)):
+            if unroll > (_MOST_UNROLLED if cols == 1 else 1) or (merged and (unroll > 1 or runs.open == 1)):
                 continue
-            tile = {"BLOCK_M": m, "BLOCK_N": n, "MERGED": merged, "UNROLL": unroll, "SLICES": slices}
+            tile = {"BLOCK_M": m, "BLOCK_N": n, "COLS": cols, "MERGED": merged, "UNROLL": unroll, "SLICES": slices}
             if weight_bytes(problem, tile) <= _MOST_WEIGHTS:
                 choices = (1, 0) if runs.output[1] + runs.open > 2 else (0,)  # there is a row to load ahead
                 yield from ({**tile, "AHEAD": ahead, "num_warps": warps, "num_stages": 1} for ahead in choices)
 
 
-def run_tiles(problem: ConvProblem, serial: bool = True) -> Iterator[dict[str, Any]]:
+def run_tiles(problem: ConvProblem, serial: bool = True, exact: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the configs of a problem whose registers suffice, each with several heights.
 
     Tiles that load a row when they need it come only where there is no room to load it ahead, or with `serial`: the
-    cost model does not see what they wait.
+    cost model does not see what they wait. `exact` is that of :class:`RunCosts`.
     """
     shapes = list(_shapes(problem))
     if not shapes:
         return
-    found = RunCosts(problem, [{**shape, "steps": 1} for shape in shapes]).registers()
+    found = RunCosts(problem, [{**shape, "steps": 1} for shape in shapes], exact).registers()
     fits = {tuple(shape.items()): registers <= _MOST_REGISTERS for shape, registers in zip(shapes, found, strict=True)}
     rows = runs_of(problem).output[1]
     heights = {max(ceil_div(rows, parts), 1) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 32)}

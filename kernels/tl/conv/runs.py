@@ -1,22 +1,32 @@
-"""Forward convolution with few input channels: rows of tensor-core products over runs of neighbouring elements.
+"""Convolution with few input channels: rows of tensor-core products over runs of neighbouring elements.
 
 Of one input row a column of the result needs a run: the S C elements of a window's row where channels are innermost, S
 elements of each channel's plane otherwise. Runs are read as they lie, nothing is copied or padded: an input row becomes
 a tile [BLOCK_M, (t, c, e)], loaded once, multiplied by the weights of every filter row that meets it, and added to
 the rows of the result that are still open. The weights are spread to the order of the runs by a pass of their own.
+
+Neighbouring columns of the result need almost the same run: COLS of them share one, and their weights stand side by
+side, each where its window begins, with zeros beside it. An infinity times such a zero is NaN, so sums that are not
+finite are computed again, each from its own window.
+
+The data gradient of stride 1 is such a convolution, of y with a window that is turned round.
 """
 
 import triton
 import triton.language as tl
 
 from ..common import activate
+from .lanes import within
+from .rows import any_not_finite
 
 
 def _repr(specialization):
     """Name the compiled kernel after what it is specialised for, so that a profiler shows it."""
     c = specialization.constants
     taps = f"{c['T']}x{c['R']}x{c['S']}"
-    return f"_conv_runs_kernel_c{c['C']}_{taps}_{c['BLOCK_M']}x{c['BLOCK_N']}_i{64 if c['INDEX64'] else 32}"
+    tile = f"{c['BLOCK_M']}x{c['COLS']}x{c['BLOCK_N'] // c['COLS']}"
+    kind = "_dgrad" if c["GRAD"] else ""
+    return f"_conv_runs_kernel{kind}_c{c['C']}_{taps}_{tile}_i{64 if c['INDEX64'] else 32}"
 
 
 @triton.jit
@@ -142,6 +152,57 @@ def _of_channels(ptr, channel, stride, k, ACC_DTYPE: tl.constexpr):
     return values
 
 
+@triton.jit
+def _rows_directly(
+    images, weights, column, z, result, residual, bias, scale, shift, keeps, first, steps, d, h, width, p,
+    x_stride_c, x_stride_d, x_stride_h, x_stride_w, y_stride_p, residual_stride_p, pad_h,
+    C: tl.constexpr, T: tl.constexpr, R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    DILATION_D: tl.constexpr, PAD_W: tl.constexpr, PLANES: tl.constexpr, RUN: tl.constexpr, CHANNELS: tl.constexpr,
+    SLICES: tl.constexpr, ROWS: tl.constexpr, GRAD: tl.constexpr, ACTIVATION: tl.constexpr, ACC_DTYPE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Compute the rows of a program element by element, each from the elements of its own window alone.
+
+    `images` [BLOCK_M, 1] and `weights` [1, BLOCK_N] hold pointers, to images and to where a column's window begins in
+    the spread weights; `column` and the result are [BLOCK_M, BLOCK_N].
+    What lies outside of x is a zero that the forward pass multiplies, and nothing to a gradient.
+    """
+    DEPTH: tl.constexpr = SLICES * CHANNELS * RUN
+    none = first >> 30 >> 1  # which the compiler does not know: it would unroll loops over taps
+    for at_p in range(first, first + steps):
+        written = keeps & (at_p < p)  # [BLOCK_M, BLOCK_N]
+        total = tl.zeros([BLOCK_M, BLOCK_N], ACC_DTYPE)
+        for tap in range(none, T * R * S):
+            t = tap // (R * S)
+            r = tap // S % R
+            s = tap % S
+            at_d = z + t * DILATION_D  # [BLOCK_M, 1]
+            at_h = at_p * STRIDE_H - pad_h + r
+            at_w = column * STRIDE_W - PAD_W + s  # [BLOCK_M, BLOCK_N]
+            reads = written & within(at_d, d) & within(at_h, h) & within(at_w, width)
+            here = images + at_d * x_stride_d + at_h * x_stride_h + at_w * x_stride_w
+            filters = weights + (t // SLICES * ROWS + r) * (DEPTH * BLOCK_N) + t % SLICES * (CHANNELS * RUN * BLOCK_N)
+            for c in range(none, C):
+                value = tl.load(here + c * x_stride_c, mask=reads, other=0.0)
+                from_run = c * RUN + s if PLANES else s * C + c
+                weight = tl.load(
+                    filters + from_run * BLOCK_N + tl.zeros([BLOCK_M, 1], tl.int32), mask=reads if GRAD else written,
+                    other=0.0,
+                )  # fmt: skip
+                total += value.to(ACC_DTYPE) * weight.to(ACC_DTYPE)
+        value = _finish(total, bias, scale, shift, residual, at_p * residual_stride_p, written, ACTIVATION)
+        tl.store(result + at_p * y_stride_p, value.to(result.dtype.element_ty), mask=written)
+
+
+@triton.jit
+def _across(group, column, channel, lane, stride_q, stride_k, BLOCK_N: tl.constexpr, SIDE: tl.constexpr):
+    """Return offsets [BLOCK_M, BLOCK_N] into a row of the result; with SIDE the lanes of a group are one run."""
+    if SIDE:
+        return group * BLOCK_N + lane
+    else:
+        return column * stride_q + channel * stride_k
+
+
 @triton.jit(repr=_repr)
 def _conv_runs_kernel(
     x_ptr,
@@ -201,6 +262,11 @@ def _conv_runs_kernel(
     UNIT: tl.constexpr,
     LAST_OUT: tl.constexpr,
     RESULT_UNIT: tl.constexpr,
+    COLS: tl.constexpr,
+    EVEN_Q: tl.constexpr,
+    SIDE: tl.constexpr,
+    RESIDUAL_SIDE: tl.constexpr,
+    GRAD: tl.constexpr,
     MERGED: tl.constexpr,
     ROWS: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -214,9 +280,11 @@ def _conv_runs_kernel(
 ):
     """Compute y = activation((conv(x, w) + bias) * scale + shift + residual) of one group, with few input channels.
 
-    GEMM view: rows M = N O Q positions of a row of the result, columns N = K, reduction (t, c, e) of one input row:
-    SLICES slices of depth at a time; with PLANES, CHANNELS >= C planes; RUN >= LEAD + S (S C without PLANES) elements,
-    of which those before the window make loads begin at multiples of VEC. All three are powers of two.
+    GEMM view: rows M = N O cdiv(Q, COLS), each COLS positions of a row of the result, columns N = COLS K (BLOCK_N of
+    BLOCK_N / COLS filters, the position first), reduction (t, c, e) of one input row: SLICES slices of depth at a time;
+    with PLANES, CHANNELS >= C planes; RUN >= LEAD + W elements (LEAD + W C without PLANES) of the W = (COLS - 1)
+    STRIDE_W + S input columns that COLS windows have, of which those before the windows make loads begin at multiples
+    of VEC. All three are powers of two.
     A program goes down `steps` rows of the result. Of each input row it adds the products with filter row r to the open
     row that this meets: OPEN = ceil(R / STRIDE_H) rows, in registers; MERGED: one product with all filter rows.
     Tensors: x [N, C, D, H, W], y and residual [N, K, O, P, Q] by strides in elements; spread [tiles of K, blocks of
@@ -224,16 +292,20 @@ def _conv_runs_kernel(
     DENSE: elements of a run lie side by side; otherwise they are read by their strides.
     Units: strides of x, but not those along W (and without PLANES not those along C), and `row_size`, the elements of
     a row of runs, are given divided by UNIT; strides of y and residual along N, O, P, with LAST_OUT that along Q and
-    `k`, otherwise that along K and `q`, divided by RESULT_UNIT.
+    `k`, otherwise that along K and `q`, divided by RESULT_UNIT. EVEN_Q: COLS divides Q. SIDE, RESIDUAL_SIDE: the COLS
+    positions of all K = BLOCK_N / COLS channels lie side by side. GRAD: the pass is a data gradient (``x`` is its
+    y), in which nothing is multiplied outside of x.
     Grid: (tiles_n * tiles_m * chunks,), with chunks of `steps` rows of the result.
     """
     BLOCKS: tl.constexpr = (T + SLICES - 1) // SLICES
     DEPTH: tl.constexpr = SLICES * CHANNELS * RUN
     OPEN: tl.constexpr = (R + STRIDE_H - 1) // STRIDE_H
-    USED: tl.constexpr = S if PLANES else S * C
+    BLOCK_K: tl.constexpr = BLOCK_N // COLS
+    USED: tl.constexpr = (COLS - 1) * STRIDE_W + S if PLANES else ((COLS - 1) * STRIDE_W + S) * C
     WHOLE: tl.constexpr = (LEAD % VEC == 0) and (USED % VEC == 0) and DENSE
     UNIT_Q: tl.constexpr = 1 if LAST_OUT else RESULT_UNIT
     UNIT_K: tl.constexpr = RESULT_UNIT if LAST_OUT else 1
+    EXACT: tl.constexpr = COLS > 1 or GRAD
     row_size = row_size * UNIT
     q = q * UNIT_Q
     k = k * UNIT_K
@@ -244,15 +316,20 @@ def _conv_runs_kernel(
     first = pid // tiles_m * steps
     position = tl.arange(0, BLOCK_M)[:, None]  # [BLOCK_M, 1]
     reduced = tl.arange(0, DEPTH)[None, :]  # [1, DEPTH]
-    channel = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]  # [1, BLOCK_N]
+    lane = tl.arange(0, BLOCK_N)[None, :]  # [1, BLOCK_N]
+    channel = tile_n * BLOCK_K + lane % BLOCK_K
     if INDEX64:
         tile_m = tile_m.to(tl.int64)
         first = first.to(tl.int64)
         reduced = reduced.to(tl.int64)
         channel = channel.to(tl.int64)
     position = tile_m * BLOCK_M + position
-    column = position % q
-    image = position // q
+    groups = tl.cdiv(q, COLS)
+    group = position % groups
+    image = position // groups
+    column = group  # [BLOCK_M, 1]
+    if COLS > 1:
+        column = group * COLS + lane // BLOCK_K  # [BLOCK_M, BLOCK_N]
     o_ = image % o
     image = image // o
     live = image < n  # [BLOCK_M, 1]
@@ -262,9 +339,9 @@ def _conv_runs_kernel(
     t = reduced // (RUN * CHANNELS)
     window = (e >= LEAD) & (e < LEAD + USED)
     if PLANES:
-        at = column * STRIDE_W + (e - (PAD_W + LEAD))  # [BLOCK_M, DEPTH], the place in a row
+        at = group * (COLS * STRIDE_W) + (e - (PAD_W + LEAD))  # [BLOCK_M, DEPTH], the place in a row
     else:
-        at = column * (STRIDE_W * C) + (e - (PAD_W * C + LEAD))
+        at = group * (COLS * STRIDE_W * C) + (e - (PAD_W * C + LEAD))
     reads = live & (at >= 0) & (at < row_size)
     if PLANES:
         reads = reads & (c < C)
@@ -284,7 +361,7 @@ def _conv_runs_kernel(
         if DENSE:
             runs += at
         else:
-            runs += (column * STRIDE_W + ((e - LEAD) // C - PAD_W)) * x_stride_w + (e - LEAD) % C * x_stride_c
+            runs += (group * (COLS * STRIDE_W) + ((e - LEAD) // C - PAD_W)) * x_stride_w + (e - LEAD) % C * x_stride_c
 
     spread = spread_ptr + tile_n * (BLOCKS * ROWS * DEPTH * BLOCK_N)
     weights = ()
@@ -301,16 +378,23 @@ def _conv_runs_kernel(
     scale = _of_channels(scale_ptr, channel, scale_stride, k, ACC_DTYPE)
     shift = _of_channels(shift_ptr, channel, shift_stride, k, ACC_DTYPE)
     keeps = live & (channel < k)
+    if SIDE:  # every filter is in the tile
+        keeps = live & tl.full([1, BLOCK_N], True, tl.int1)
+    if not EVEN_Q:
+        keeps = keeps & (column < q)
     result = y_ptr + (image * y_stride_n + o_ * y_stride_o) * RESULT_UNIT
-    result = result + column * y_stride_q * UNIT_K + channel * y_stride_k * UNIT_Q
+    result = result + _across(group, column, channel, lane, y_stride_q * UNIT_K, y_stride_k * UNIT_Q, BLOCK_N, SIDE)
     residual = residual_ptr
     if residual_ptr is not None:
         residual = residual_ptr + (image * residual_stride_n + o_ * residual_stride_o) * RESULT_UNIT
-        residual = residual + column * residual_stride_q * UNIT_K + channel * residual_stride_k * UNIT_Q
+        residual = residual + _across(
+            group, column, channel, lane, residual_stride_q * UNIT_K, residual_stride_k * UNIT_Q, BLOCK_N, RESIDUAL_SIDE
+        )
 
     still_open = ()
     for _ in tl.static_range(OPEN - 1):
         still_open = still_open + (tl.zeros([BLOCK_M, BLOCK_N], ACC_DTYPE),)
+    zeros = tl.zeros([BLOCK_M, BLOCK_N], ACC_DTYPE)
     ahead = ()
     if AHEAD:
         ahead = _row_tiles(
@@ -330,73 +414,22 @@ def _conv_runs_kernel(
             sums = _add_rows(
                 sums, tiles, weights, BLOCK_M, BLOCK_N, BLOCKS, ROWS, R, STRIDE_H, MERGED, PRECISION, ACC_DTYPE
             )
+            if EXACT:
+                zeros += sums[0] * 0.0  # NaN from now on where a sum is not finite
             at_p = step - (OPEN - 1)
             written = keeps & (at_p >= first) & (at_p < first + steps) & (at_p < p)
             of_residual = at_p * residual_stride_p * RESULT_UNIT
             value = _finish(sums[0], bias, scale, shift, residual, of_residual, written, ACTIVATION)
             tl.store(result + at_p * y_stride_p * RESULT_UNIT, value.to(y_ptr.dtype.element_ty), mask=written)
             still_open = sums[1:]
-
-
-def _spread_repr(specialization):
-    """Name the compiled kernel after what it is specialised for, so that a profiler shows it."""
-    c = specialization.constants
-    return f"_conv_runs_spread_kernel_c{c['C']}_{c['T']}x{c['R']}x{c['S']}_i{64 if c['INDEX64'] else 32}"
-
-
-@triton.jit(repr=_spread_repr)
-def _conv_runs_spread_kernel(
-    w_ptr,
-    spread_ptr,
-    k,
-    w_stride_k,
-    w_stride_c,
-    w_stride_t,
-    w_stride_r,
-    w_stride_s,
-    C: tl.constexpr,
-    T: tl.constexpr,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    PLANES: tl.constexpr,
-    LEAD: tl.constexpr,
-    RUN: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    SLICES: tl.constexpr,
-    ROWS: tl.constexpr,
-    INDEX64: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-):
-    """Spread w to the order of `_conv_runs_kernel`, zero where a run has elements beside the window.
-
-    Tensors: w [K, C, T, R, S] by strides in elements; spread [tiles of K, blocks of slices, ROWS, (t, c, e), BLOCK_N],
-    contiguous, of the same type.
-    Grid: (tiles of K * blocks * ROWS * DEPTH / BLOCK_E,). A program writes BLOCK_E rows of BLOCK_N filters.
-    """
-    DEPTH: tl.constexpr = SLICES * CHANNELS * RUN
-    BLOCKS: tl.constexpr = (T + SLICES - 1) // SLICES
-    pid = tl.program_id(0)
-    part = pid % (DEPTH // BLOCK_E)
-    line = pid // (DEPTH // BLOCK_E)
-    r = line % ROWS
-    b = line // ROWS % BLOCKS
-    reduced = part * BLOCK_E + tl.arange(0, BLOCK_E)[:, None]  # [BLOCK_E, 1]
-    filter_ = line // (ROWS * BLOCKS) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]  # [1, BLOCK_N]
-    to = spread_ptr + (line * DEPTH + reduced) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    if INDEX64:
-        r = r.to(tl.int64)
-        b = b.to(tl.int64)
-        reduced = reduced.to(tl.int64)
-        filter_ = filter_.to(tl.int64)
-    e = reduced % RUN - LEAD
-    t = b * SLICES + reduced // (RUN * CHANNELS)
-    if PLANES:
-        c = reduced // RUN % CHANNELS
-        s = e
-    else:
-        c = e % C
-        s = e // C
-    taken = (e >= 0) & (s < S) & (c < C) & (t < T) & (r < R) & (filter_ < k)
-    w = w_ptr + filter_ * w_stride_k + (c * w_stride_c + t * w_stride_t + r * w_stride_r + s * w_stride_s)
-    tl.store(to, tl.load(w, mask=taken, other=0.0))
+    if EXACT:
+        if any_not_finite(zeros):
+            begins = LEAD + lane // BLOCK_K * (STRIDE_W if PLANES else STRIDE_W * C)
+            _rows_directly(
+                x_ptr + image * x_stride_n * UNIT, spread + begins * BLOCK_N + lane, column + lane * 0, z, result,
+                residual, bias, scale, shift, keeps, first, steps, d, h, row_size if PLANES else row_size // C, p,
+                x_stride_c * (UNIT if PLANES else 1), x_stride_d * UNIT, x_stride_h * UNIT, x_stride_w,
+                y_stride_p * RESULT_UNIT, residual_stride_p * RESULT_UNIT, pad_h,
+                C, T, R, S, STRIDE_H, STRIDE_W, DILATION_D, PAD_W, PLANES, RUN, CHANNELS, SLICES, ROWS, GRAD,
+                ACTIVATION, ACC_DTYPE, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
