@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 __all__ = [
-    "TENSOR_CORE", "accesses", "conversions", "counts", "hot_loop", "loading_loop", "occupancy",
+    "PRODUCTS", "TENSOR_CORE", "accesses", "conversions", "counts", "hot_loop", "loading_loop", "occupancy",
     "operations", "round_trips",
 ]  # fmt: skip
 
@@ -67,7 +67,7 @@ def _loops(sass: str) -> Iterator[list[str]]:
             yield [op for place, op, _ in code if int(target[1], 16) <= place <= address]
 
 
-def hot_loop(sass: str, stores: bool = True) -> int:
+def hot_loop(sass: str, stores: bool = True, products: tuple[str, ...] = PRODUCTS) -> int:
     """Return the number of instructions of the loop that multiplies most per instruction, or 0 without such a loop.
 
     Where none multiplies (kernels that move data), it is the loop that loads most often per instruction. Without
@@ -77,7 +77,7 @@ def hot_loop(sass: str, stores: bool = True) -> int:
     for operations_of_loop in _loops(sass):
         body = [operation.split(".")[0] for operation in operations_of_loop]
         for multiplies in (True, False):
-            found = sum(op in (PRODUCTS if multiplies else ("LDG", "LDGSTS")) for op in body)
+            found = sum(op in (products if multiplies else ("LDG", "LDGSTS")) for op in body)
             if multiplies and not stores and "STG" in body:
                 continue
             best[multiplies] = max(best[multiplies], (found / len(body), len(body) if found else 0))

@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from loops import hot_loop
+from loops import PRODUCTS, TENSOR_CORE, counts, hot_loop
 from pool_launches import POINTERS, Launch
 from pool_rows import ROOM_PER_BYTE, PoolTable
 from problems import conv_problem
@@ -22,6 +22,8 @@ from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, TORCH
 from gpuconv.backends.base import Plan
 from gpuconv.backends.triton import conv_collect, conv_march, conv_rows, conv_rows_wgrad, conv_runs
 from gpuconv.backends.triton.march_costs import LaneCosts
+from gpuconv.backends.triton.runs_axes import forward_of
+from gpuconv.backends.triton.runs_costs import RunCosts
 from gpuconv.kernels.tl import common
 from gpuconv.kernels.tl.conv import (
     collect,
@@ -200,22 +202,26 @@ def entries() -> dict[str, Launch]:
 
 def multiplying_loop(sass: str) -> tuple[int, int]:
     """Return the instructions of the loop that multiplies most: not that of the exact path, tap by tap."""
-    return hot_loop(sass), 0
+    tensor = any(name in counts(sass) for name in TENSOR_CORE)
+    return hot_loop(sass, products=TENSOR_CORE if tensor else PRODUCTS), 0
 
 
 def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, int]) -> dict[str, float]:
     """Return what a result costs in the hot loop, and what there is room for: its write, and its share of the read."""
     problem: Any = launch.problem
-    if launch.number or problem.c != problem.groups or problem.groups == 1:
+    if launch.kernel is runs._conv_runs_kernel:
+        costs: Any = RunCosts(forward_of(problem), [launch.config], exact=problem.kind != "fprop")
+    elif launch.number or problem.c != problem.groups or problem.groups == 1:
         return {}
-    costs = LaneCosts(problem, [launch.config])
+    else:
+        costs = LaneCosts(problem, [launch.config])
     results = float(costs.outputs[0]) * launch.config.get("UNROLL", 1)
     elements = problem.result_shape if problem.kind != "wgrad" else problem.y_shape
     count = 1
     for size in elements:
         count *= size
     moved = problem.min_bytes / count
-    if problem.kind != "wgrad" and launch.arguments["result_h"] == 1:
+    if problem.kind != "wgrad" and launch.arguments.get("result_h") == 1:
         return {}  # one row: no loop over rows
     modelled = float(costs.instructions()[0]) / float(costs.outputs[0])
     assert moved >= itemsize(problem.dtype)

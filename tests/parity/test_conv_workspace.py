@@ -10,6 +10,7 @@ import pytest
 
 import gpuconv
 from gpuconv import dispatch
+from gpuconv.backends.numpy.chunks import column_chunk, tap_chunk
 
 
 def f16(*shape: int) -> np.ndarray:
@@ -146,3 +147,13 @@ def test_workspace_is_what_the_plan_states(name: str, limit: int, monkeypatch: p
     if measured > stated:  # once more: a table of Python's own may have grown, as that of its strings does, by 1 MB
         measured = peak(fn, args, kwargs)
     assert measured <= stated, f"{measured:,} bytes used, {stated:,} stated"
+
+
+@pytest.mark.parametrize("groups", (8, 1))
+def test_a_limit_below_what_cannot_be_cut_makes_no_small_pieces(groups: int) -> None:
+    """A plane that a gradient is summed into takes 4 MiB: what is cut beside it keeps a size that pays."""
+    args = ((1, 8, 1024, 1024), f32(8, 8 // groups, 3, 3), f32(1, 8, 1024, 1024))
+    options = {"padding": 1, "padding_mode": "circular", "groups": groups}
+    problem = gpuconv.explain(gpuconv.conv2d_input_grad, *args, **options).problem
+    chunk = (tap_chunk if groups == 8 else column_chunk)(problem, 1 << 20)
+    assert chunk.cells * 4 >= 4096, chunk

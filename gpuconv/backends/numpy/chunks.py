@@ -9,7 +9,7 @@ from math import prod
 from ...problem import ConvProblem
 from ...shapes import ceil_div
 from .common import compute_dtype, workspace_target
-from .workspace import BOUNDS, Chunk, largest_box, result_domain
+from .workspace import BOUNDS, Chunk, largest_box, plane_bytes, result_domain
 
 __all__ = ["column_chunk", "tap_chunk"]
 
@@ -18,7 +18,8 @@ _COLUMN_BYTES = 8 << 20
 NumPy asks for huge pages (from 4 MiB on); without them page faults can take longer than the copy."""
 
 _LEAST = 256 << 10
-"""No limit makes pieces smaller than so many bytes: handling them would take far longer than their sums."""
+"""No limit makes pieces smaller than so many bytes: handling them would take far longer than their sums. What cannot be
+cut, a channel of an image that is summed into, does not count."""
 
 _FEW = 32
 """Positions below which products are not made smaller, as long as something else can be cut."""
@@ -37,7 +38,7 @@ def column_chunk(problem: ConvProblem, limit: int) -> Chunk:
     A data gradient is cut along the channels of x first, as its products lose nothing by it; the other passes along
     those of y. Then come positions, and last the channels that are summed over.
     """
-    limit = max(limit, _LEAST)
+    limit = max(limit, _LEAST + plane_bytes(problem))
     bound, scatters = BOUNDS[problem.kind], problem.kind in ("dgrad", "transposed")
     c, k = problem.c // problem.groups, problem.k // problem.groups
     first, last = ("c_parts", "k_parts") if scatters else ("k_parts", "c_parts")
@@ -109,6 +110,6 @@ def tap_chunk(problem: ConvProblem, limit: int) -> Chunk:
         block = max(1, min(problem.groups, cells // max(1, prod(sizes))))
         positions = max(1, cells // block // per_position)
         chunk = Chunk(positions, block, cells=max(1, positions * prod(problem.stride)))
-        if BOUNDS[problem.kind](problem, chunk) <= max(limit, _LEAST) or cells == 1:
+        if BOUNDS[problem.kind](problem, chunk) <= max(limit, _LEAST + plane_bytes(problem)) or cells == 1:
             return chunk
         cells //= 2

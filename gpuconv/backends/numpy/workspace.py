@@ -125,8 +125,14 @@ def dgrad_bytes(problem: ConvProblem, chunk: Chunk) -> int:
     target = c * cells * (size + (2 * size if folded else _storing(problem, True)))
     columns = c * prod(problem.kernel) * positions * size
     dy = k * positions * (2 * size + _widening(problem))
-    images = c * prod(problem.input_size) * (size + _storing(problem, False)) if folded else 0
-    return _OVERHEAD + _weights(problem, _block(problem, chunk)) + target + columns + dy + images
+    return _OVERHEAD + _weights(problem, _block(problem, chunk)) + target + columns + dy + c * plane_bytes(problem)
+
+
+def plane_bytes(problem: ConvProblem) -> int:
+    """Return what a channel of the image takes that a data gradient sums into: nothing, unless padding shows it."""
+    if problem.kind not in ("dgrad", "transposed") or problem.padding_mode == "zeros":
+        return 0
+    return prod(problem.input_size) * (compute_dtype(problem.dtype).itemsize + _storing(problem, False))
 
 
 def result_domain(problem: ConvProblem) -> tuple[int, ...]:

@@ -86,7 +86,8 @@ class RunCosts:
         moves = (self.runs.open - 1) * self.outputs * ((self.unroll == 1) & (self.merged == 0))
         added = self.merged * (0.4 + 1.15 * self.runs.taps[1]) * self.outputs
         kept = 0.5 * self.ahead * self.elements * self.item / 4
-        found = 6 + (1.2 + self.exact) * self.outputs + 3.8 * loads + np.where(self.whole, 16, 21.5) * self.rows + kept
+        masked = np.where(self.whole, 0.0, 1.2) * self.elements  # what stands beside the window is taken out
+        found = 6 + (1.2 + self.exact) * self.outputs + 3.8 * loads + 16 * self.rows + masked + kept
         found = found + 7.5 * tensor + 1.1 * moves + added
         problem = self.problem
         fmas = self.products * self.m * self.depth * self.side / self.threads

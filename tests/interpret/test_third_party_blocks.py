@@ -1,0 +1,97 @@
+"""Blocks of networks that others wrote, with their convolutions computed by this library's Triton kernels.
+
+They come from ``transformers``, which builds them from a configuration alone: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import gpuconv
+import gpuconv.nn
+
+transformers = pytest.importorskip("transformers", reason="transformers, from which the blocks are, is not installed")
+
+SHAPE = (2, 16, 12, 14)
+
+
+def mobilenet_v2(stride: int) -> torch.nn.Module:
+    from transformers.models.mobilenet_v2.modeling_mobilenet_v2 import MobileNetV2InvertedResidual
+
+    return MobileNetV2InvertedResidual(transformers.MobileNetV2Config(), SHAPE[1], SHAPE[1] * stride, stride)
+
+
+def convnext(stride: int) -> torch.nn.Module:
+    """Return a layer with its window of 7 x 7, and with stride 2 a stage that begins with a reduction by patches."""
+    from transformers.models.convnext.modeling_convnext import ConvNextLayer, ConvNextStage
+
+    config = transformers.ConvNextConfig()
+    if stride == 1:
+        return ConvNextLayer(config, dim=SHAPE[1])
+    return ConvNextStage(config, in_channels=SHAPE[1], out_channels=2 * SHAPE[1], stride=2, depth=1)
+
+
+def efficientnet(stride: int) -> torch.nn.Module:
+    """Return a block with a window of 5 x 5, squeeze and excitation; of stride 2 it pads by itself."""
+    from transformers.models.efficientnet.modeling_efficientnet import EfficientNetBlock
+
+    return EfficientNetBlock(
+        transformers.EfficientNetConfig(), in_dim=SHAPE[1], out_dim=SHAPE[1] * stride, stride=stride, expand_ratio=3,
+        kernel_size=5, drop_rate=0.0, id_skip=stride == 1, adjust_padding=True,
+    )  # fmt: skip
+
+
+BLOCKS: dict[str, Callable[[int], torch.nn.Module]] = {
+    "mobilenet_v2": mobilenet_v2,
+    "convnext": convnext,
+    "efficientnet": efficientnet,
+}
+DEPTHWISE = {"triton.conv.depthwise.march", "triton.conv.depthwise.collect"}
+
+
+def computed_here(block: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy of a block whose convolutions, of equal parameters, run on the Triton kernels."""
+    changed = copy.deepcopy(block)
+    for module in list(changed.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.Conv2d):
+                ours = gpuconv.nn.Conv2d(
+                    child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding,
+                    child.dilation, child.groups, child.bias is not None, child.padding_mode, backend="triton",
+                )  # fmt: skip
+                ours.load_state_dict(child.state_dict())
+                setattr(module, name, ours.to(child.weight.dtype))
+    return changed
+
+
+@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=("contiguous", "last"))
+@pytest.mark.parametrize("stride", (1, 2))
+@pytest.mark.parametrize("name", BLOCKS)
+def test_outputs_and_gradients_equal_those_of_torch(name: str, stride: int, memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    theirs = BLOCKS[name](stride).train()
+    for module in theirs.modules():  # the scale of a residual branch, which begins at 1e-6, would hide the branch
+        if isinstance(layer_scale := getattr(module, "layer_scale_parameter", None), torch.nn.Parameter):
+            torch.nn.init.constant_(layer_scale, 0.5)
+    ours = computed_here(theirs)
+    x = torch.randn(SHAPE).to(memory_format=memory_format)
+    inputs, outputs, weights = {}, {}, {}
+    with gpuconv.dispatch.record_plans() as plans:
+        for which, block in (("theirs", theirs), ("ours", ours)):
+            given = x.clone().requires_grad_()
+            result = block(given)
+            probe = torch.linspace(-1, 1, result.numel()).reshape(result.shape)
+            (result * probe).sum().backward()
+            inputs[which], outputs[which] = given.grad, result.detach()
+            weights[which] = {key: value.grad for key, value in block.named_parameters()}
+    assert DEPTHWISE <= {plan.solver.id for plan in plans}
+    torch.testing.assert_close(outputs["ours"], outputs["theirs"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(inputs["ours"], inputs["theirs"], rtol=1e-4, atol=1e-4)
+    assert weights["ours"].keys() == weights["theirs"].keys()
+    for key, gradient in weights["theirs"].items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(weights["ours"][key], gradient, rtol=1e-4, atol=1e-5 * max(scale, 1.0), msg=key)
