@@ -121,6 +121,6 @@ $(VENV_NUMPY)/.stamp: Makefile | python
 
 $(STAMP36): pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv $(VENV36)
-	$(VENV36)/bin/python -m pip install -c constraints.txt torch 'numpy>=1.26' pytest pytest-xdist hypothesis expecttest
+	$(VENV36)/bin/python -m pip install -c constraints.txt torch 'numpy>=1.26' pytest pytest-xdist hypothesis expecttest transformers
 	$(VENV36)/bin/python -m pip install --no-deps 'triton==$(TRITON_OLDEST)'
 	@touch $@

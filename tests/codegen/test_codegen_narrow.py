@@ -60,9 +60,12 @@ def test_row_is_what_the_compiler_does_today(name, arch):
     assert TABLE.measure(name, arch) == PART["rows"][str(arch)][name]
 
 
-PLANNED_OTHERWISE = {(80, "stem 7x7/2 channels_last"), (80, "stem 7x7/2 contiguous"), (100, "3 filters")}
-"""Plans of the table are those of sm_90. On sm_80 the library plans fewer filters for these stems, whose 64 spill, and
-on sm_100 it bounds the registers of the other, of which ptxas of Triton 3.9 spills two."""
+PLANNED_OTHERWISE = {
+    (80, "stem 7x7/2 channels_last"), (80, "stem 7x7/2 contiguous"), (80, "volume 16 fprop"), (80, "volume 16 dgrad"),
+    (100, "3 filters"),
+}  # fmt: skip
+"""Plans of the table are those of sm_90. On sm_80 the library plans fewer filters, or columns, for these layers, whose
+tiles spill, and on sm_100 it bounds the registers of the last, of which ptxas of Triton 3.9 spills two."""
 
 
 @needs_table
@@ -99,7 +102,7 @@ def test_the_cost_model_has_the_instructions_of_the_hot_loop():
         if arch == 90 and "modelled" in row and not gathered:
             assert 0.8 <= row["modelled"] / row["per_result"] <= 1.25, (name, row["per_result"], row["modelled"])
             compared += 1
-    assert compared >= 30
+    assert compared >= 40
 
 
 @needs_table
@@ -181,11 +184,11 @@ BUDGETS = {
     "groups of 8": Budget(loop=294, warps=8),
     "multiplier dgrad rows": Budget(loop=221, warps=20),
     "multiplier fprop last": Budget(loop=437, warps=12),
-    "patches of 4 channels_last": Budget(loop=389, warps=8),
+    "patches of 4 channels_last": Budget(loop=390, warps=8),
     "patches of 4 channels_last, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "patches of 4 contiguous": Budget(loop=445, warps=8),
     "patches of 4 contiguous, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
-    "stem 3x3/2 channels_last": Budget(loop=350, warps=12),
+    "stem 3x3/2 channels_last": Budget(loop=283, warps=8),
     "stem 3x3/2 channels_last, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "stem 3x3/2 contiguous": Budget(loop=345, warps=12),
     "stem 3x3/2 contiguous, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
@@ -193,10 +196,18 @@ BUDGETS = {
     "stem 7x7/2 channels_last, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "stem 7x7/2 contiguous": Budget(loop=535, warps=8),
     "stem 7x7/2 contiguous, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
-    "volume 1 to 16 channels_last": Budget(loop=167, warps=24),
+    "volume 1 to 16 channels_last": Budget(loop=348, warps=8),
     "volume 1 to 16 channels_last, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "volume 1 to 16 contiguous": Budget(loop=204, warps=20),
     "volume 1 to 16 contiguous, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
+    "volume 16 dgrad": Budget(loop=560, warps=8),
+    "volume 16 dgrad, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
+    "volume 16 fprop": Budget(loop=573, warps=8),
+    "volume 16 fprop, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
+    "volume 2 to 2 dgrad": Budget(loop=603, warps=8),
+    "volume 2 to 2 dgrad, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
+    "volume 2 to 2 fprop": Budget(loop=624, warps=8),
+    "volume 2 to 2 fprop, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
 }
 """By family; of today's tables of every Triton and architecture."""
 

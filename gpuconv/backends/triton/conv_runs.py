@@ -33,7 +33,7 @@ class ForwardRuns(TritonConv):
     """
 
     id = "triton.conv.fprop.runs"
-    kinds = ("fprop",)
+    kinds: tuple[str, ...] = ("fprop",)
 
     def why_not(self, problem: Problem) -> str | None:
         reason = super().why_not(problem)
