@@ -118,6 +118,59 @@ def test_the_longest_part_of_an_estimate_is_named() -> None:
     assert float(overheads(found, H200)["passes"][0]) > 0
 
 
+GENERAL = {"fprop.implicit_gemm", "dgrad.implicit_gemm", "wgrad.split_k"}
+NARROW = {
+    "depthwise": {"depthwise.march", "depthwise.collect"},
+    "grouped": {"grouped.rows", "grouped.wgrad"},
+    "stem": {"fprop.runs"},
+    "3-D, few channels": {"fprop.runs", "dgrad.runs"},
+    "few filters": {"grouped.rows", "dgrad.runs"},
+}
+"""Kernels for narrow layers, by family: each has layers of the networks that the dispatcher gives it by itself."""
+
+
+def test_narrow_layers_have_kernels_of_their_own_and_wide_ones_the_general() -> None:
+    taken: dict[str, set[str]] = {family: set() for family in FAMILIES}
+    for row in rows():
+        taken[row.family].add(row.choice.solver.removeprefix("triton.conv."))
+    for family, own in NARROW.items():
+        assert own <= taken[family] <= own | GENERAL, family
+    assert all(taken[family] <= GENERAL for family in ("dense", "dilated"))
+    assert all(taken[family] & GENERAL for family in ("grouped", "stem", "few filters"))  # which win some of them
+
+
+def test_explain_shows_both_with_their_estimates(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """Where the narrow kernel wins and where it does not, the other stands behind it."""
+    with pretended(monkeypatch, tmp_path):
+        for problem, first, second in (
+            (conv(32, 96, 56, 96, groups=96), "depthwise.march", "fprop.implicit_gemm"),
+            (conv(32, 512, 28, 512, groups=32, stride=2), "fprop.implicit_gemm", "grouped.rows"),
+        ):
+            found = [(each.solver.id, each.estimate) for each in candidates(problem, "triton")]
+            assert found[0][0] == f"triton.conv.{first}" and found[1][0] == f"triton.conv.{second}"
+            assert found[0][1] < found[1][1]
+
+
+@pytest.mark.parametrize("number", ("bfloat16", "float16"))
+@pytest.mark.parametrize(
+    ("family", "role", "most"),
+    [
+        ("depthwise", "forward", 2.2),
+        ("depthwise", "input gradient", 2.2),
+        ("depthwise", "weight gradient", 3.0),
+        ("grouped", "forward", 2.3),
+        ("stem", "forward", 2.5),
+        ("stem", "weight gradient", 2.5),
+        ("3-D, few channels", "forward", 3.5),
+    ],
+)
+def test_narrow_layers_are_near_the_roofline(family: str, role: str, most: float, number: str) -> None:
+    """Modelled, on an H200: the geometric mean of the layers whose roofline is over 5 us, and no single one over 8."""
+    found = rows() if number == "bfloat16" else rows_of(H200, number, CHANNELS_LAST)
+    ratios = [r.choice.ratio for r in found if (r.family, r.role) == (family, role) and r.choice.least_us > LEAST_US]
+    assert geometric_mean(ratios) <= most and max(ratios) <= 8
+
+
 # the page
 
 
