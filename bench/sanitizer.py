@@ -43,7 +43,9 @@ def odd_problems(layout: str) -> Iterator[Problem]:
         yield conv_problem((2, 19, 9, 11), (19, 1, 3, 3), kind, layout=layout, padding=1, groups=19)
         yield conv_problem((2, 35, 9, 11), (21, 35, 3, 3), kind, layout=layout, padding=1)
         yield conv_problem((2, 35, 9, 11), (15, 7, 3, 3), kind, layout=layout, padding=1, groups=5)
-    yield conv_problem((2, 3, 17, 19), (13, 3, 3, 3), "fprop", layout=layout, padding=1)
+    for kind in ("fprop", "wgrad"):
+        yield conv_problem((2, 3, 17, 19), (13, 3, 3, 3), kind, layout=layout, padding=1)
+    yield conv_problem((2, 19, 17, 19), (3, 19, 3, 3), "dgrad", layout=layout, padding=1)
     for pool in ("max", "avg", "adaptive_avg", "adaptive_max"):
         for shape, window in (((2, 19, 9, 11), 3), ((1, 3, 70, 71), 1)):
             options = {} if pool.startswith("adaptive") else {"stride": 2, "padding": window // 2}

@@ -149,6 +149,14 @@ def test_workspace_is_what_the_plan_states(name: str, limit: int, monkeypatch: p
     assert measured <= stated, f"{measured:,} bytes used, {stated:,} stated"
 
 
+def test_what_is_summed_over_is_cut_last() -> None:
+    """A transposed convolution under 1 MiB has room for all channels of y, once its image is cut."""
+    x, w = f32(1, 64, 256, 256), f32(64, 16, 4, 4)
+    problem = gpuconv.explain(gpuconv.conv_transpose2d, x, w, stride=2, padding=1).problem
+    chunk = column_chunk(problem, 1 << 20)
+    assert chunk.k_parts == 1 and chunk.positions > 32, chunk
+
+
 @pytest.mark.parametrize("groups", (8, 1))
 def test_a_limit_below_what_cannot_be_cut_makes_no_small_pieces(groups: int) -> None:
     """A plane that a gradient is summed into takes 4 MiB: what is cut beside it keeps a size that pays."""

@@ -44,7 +44,7 @@ def column_chunk(problem: ConvProblem, limit: int) -> Chunk:
     first, last = ("c_parts", "k_parts") if scatters else ("k_parts", "c_parts")
     most = {"c_parts": max(c, 1), "k_parts": max(k, 1)}
     chunk = _with_positions(problem, Chunk(1))
-    while bound(problem, replace(chunk, positions=min(chunk.positions, _FEW), **{first: most[first]})) > limit:
+    while bound(problem, replace(_least_of(problem, chunk), **{first: most[first]})) > limit:
         parts = getattr(chunk, last)
         if parts >= most[last]:
             break
@@ -58,6 +58,12 @@ def column_chunk(problem: ConvProblem, limit: int) -> Chunk:
             break
         chunk = min(smaller, key=lambda each: bound(problem, each))
     return chunk
+
+
+def _least_of(problem: ConvProblem, chunk: Chunk) -> Chunk:
+    """Return `chunk` with as few positions, and cells, as products are worth."""
+    cells = min(chunk.cells, _FEW * prod(problem.stride))
+    return replace(chunk, positions=min(chunk.positions, _FEW), cells=cells)
 
 
 def _with_positions(problem: ConvProblem, chunk: Chunk) -> Chunk:
