@@ -46,17 +46,17 @@ class RowCosts:
         self.parts, self.ahead, self.packed = column("BLOCKS"), column("AHEAD", 0), column("PACKED", 0)
         self.threads = 32 * self.warps
         axis = rows.axis
-        self.open = axis.open
+        self.open, self.writes, self.columns = axis.open, axis.writes, rows.columns
         self.single = (self.warps < 4) | (self.item > 4) | (self.bm / self.warps < 16)  # no products of four warps
-        self.ks, self.wide = rows.taps[1] * self.bc, rows.taps[0] * self.bo
+        self.ks, self.wide = rows.taps[1] * self.bc, rows.taps[0] * self.columns * self.bo
         self.tile = axis.reads * self.parts * self.bm * self.ks  # elements that a step loads
-        self.outputs = self.bm * self.bo
+        self.outputs = self.writes * self.bm * self.columns * self.bo  # of a step
         self.products = axis.reads * self.bm * self.wide
         run = np.array([16 // self.item if self._side_by_side(config) else 1 for config in configs], float)
         self.loads = self.tile / run / self.threads
         self.chunks = np.ceil(axis.steps / self.steps)
         self.blocks = np.ceil(rows.groups / self.per)
-        self.tiles = np.ceil(problem.n * rows.result_size[1] / self.bm)
+        self.tiles = np.ceil(problem.n * rows.lanes / self.bm)
         self.programs = self.blocks * self.tiles * self.chunks * axis.phases
 
     def _side_by_side(self, config: Mapping[str, Any]) -> bool:
@@ -85,7 +85,7 @@ class RowCosts:
     def registers(self) -> np.ndarray:
         """Return the registers of a thread: open sums, products, the sums of zeros, loaded tiles and addresses."""
         words = max(self.item // 4, 1)
-        sums = (self.open + 1) * self.outputs + self.products
+        sums = (self.open + 1) * self.outputs / self.writes + self.products
         loaded = 0.5 * (1 + self.ahead) * self.tile * self.item / 4
         addresses = 3 * self.loads / (self.rows.axis.reads * self.parts)
         masked = 20.0 * (self.per * self.rows.inside < self.bc) * (self.parts == 1)
@@ -118,7 +118,8 @@ class RowCosts:
         gathered = self.parts * self.ks * self.wide / 32
         fetched = np.where(self.packed > 0, 2 * packed, packed + 4 * 128 * gathered)
         prologue = np.where(self.packed > 0, 4 * packed / 16 / 32, 7 * gathered)
-        columns = self.bm * rows.stride[1] + rows.dilation[1] * (rows.kernel[1] - 1)
+        apart = 1 if rows.spreads else rows.stride[1]
+        columns = self.bm * apart + rows.dilation[1] * (rows.taps[1] - 1)
         read = axis.reads * columns * self.parts * np.minimum(self.bc, rows.inside * self.per) * item
         weights = float(np.prod(problem.w_shape)) * item
         return Work(
@@ -152,9 +153,9 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
     rows, gpu = rows_of(problem), gpu_of(problem.device)
     # On sm_100 ptxas, left to itself, spills some tiles of several parts to fit one more block; on sm_80 with a bound.
     newest = gpu is not None and gpu.capability >= (10, 0)
-    least_out = 16 if rows.groups == 1 else max(ceil_div(16, rows.taps[0]), 8)
+    least_out = 16 if rows.groups == 1 else max(ceil_div(16, rows.taps[0] * rows.columns), 8)
     least_in = 16
-    lanes = problem.n * rows.result_size[1]
+    lanes = problem.n * rows.lanes
     pers = sorted({max(min(side // max(rows.inside, rows.outside), rows.groups), 1) for side in (8, 16, 32, 64)})
     for per in pers:
         bo = max(power_of_two(per * rows.outside), least_out)
