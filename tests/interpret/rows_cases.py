@@ -199,7 +199,8 @@ def config_of(case: Case, problem: ConvProblem) -> dict[str, Any]:
     config: dict[str, Any] = {"BM": 16, "BC": bc, "PER": per, "num_warps": 1, "num_stages": 1}
     config |= {"INDEX64": case.option("index64", False), "BO": max(power_of_two(per * rows.outside), 16)}
     if case.kind == "wgrad":
-        return config | {"steps": 2 + turn % 3, "splits": (1, 3, 4)[turn % 3]}
+        step = {"U": (1, 2, 4)[turn % 3], "V": (2, 1, 4)[turn // 3 % 3], "CACHED": turn % 2}
+        return config | step | {"splits": (1, 3, 4)[turn // 2 % 3]}
     parts = ceil_div(rows.inside, bc)
     packed = case.option("packed", turn // 2 % 2)
     return config | {"steps": 2 + turn % 3, "BLOCKS": parts, "AHEAD": turn % 2, "PACKED": int(packed)}
