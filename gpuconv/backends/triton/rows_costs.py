@@ -26,6 +26,9 @@ _PER_LOAD, _PER_PIECE, _PER_OUTPUT, _PER_BLOCK = 7.0, 1.0, 2.6, 10.0
 """Instructions of a load and what brings it to shared memory, of an element of a product, of one of the result, and of
 a block of channels beside the first."""
 
+_PER_SPREAD = 2.2
+"""Instructions of an element of the result of a gradient that spreads: several rows are closed together."""
+
 _PER_AHEAD, _PER_MMA, _PER_FMA = 2.0, 1.6, 1.25
 """Instructions of a register that is loaded ahead, of a product of a single warp with its operands, and of one without
 tensor cores."""
@@ -44,16 +47,20 @@ class RowCosts:
         self.bm, self.bc, self.bo = column("BM"), column("BC"), column("BO")
         self.warps, self.steps, self.per = column("num_warps"), column("steps"), column("PER")
         self.parts, self.ahead, self.packed = column("BLOCKS"), column("AHEAD", 0), column("PACKED", 0)
+        self.stages = column("num_stages")
         self.threads = 32 * self.warps
         axis = rows.axis
         self.open, self.writes, self.columns = axis.open, axis.writes, rows.columns
-        self.single = (self.warps < 4) | (self.item > 4) | (self.bm / self.warps < 16)  # no products of four warps
+        gpu = gpu_of(problem.device)
+        before = gpu is not None and gpu.capability < (9, 0)
+        self.single = before | (self.warps < 4) | (self.item > 4) | (self.bm / self.warps < 16)  # no products of four
         self.ks, self.wide = rows.taps[1] * self.bc, rows.taps[0] * self.columns * self.bo
         self.tile = axis.reads * self.parts * self.bm * self.ks  # elements that a step loads
         self.outputs = self.writes * self.bm * self.columns * self.bo  # of a step
         self.products = axis.reads * self.bm * self.wide
         run = np.array([16 // self.item if self._side_by_side(config) else 1 for config in configs], float)
         self.loads = self.tile / run / self.threads
+        self.direct = (self.stages > 1) & (run > 1) & (self.ahead == 0)  # loads go to shared memory by themselves
         self.chunks = np.ceil(axis.steps / self.steps)
         self.blocks = np.ceil(rows.groups / self.per)
         self.tiles = np.ceil(problem.n * rows.lanes / self.bm)
@@ -67,9 +74,11 @@ class RowCosts:
     def instructions(self) -> np.ndarray:
         """Return the instructions of a thread per step."""
         axis, (r, _) = self.rows.axis, self.rows.kernel
-        used = self.products * r / self.rows.taps[0]  # the compiler drops products that nothing uses
-        found = _PER_STEP + _PER_LOAD * self.loads + _PER_PIECE * self.products / self.threads
-        found = found + _PER_OUTPUT * self.outputs / self.threads + _PER_BLOCK * axis.reads * (self.parts - 1)
+        used = self.products * r / (self.rows.taps[0] * axis.reads)  # of single warps: the compiler drops the others
+        pieces = np.where(self.single, used, self.products)
+        found = _PER_STEP + _PER_LOAD * self.loads + _PER_PIECE * pieces / self.threads
+        per_output = _PER_SPREAD if self.rows.spreads else _PER_OUTPUT
+        found = found + per_output * self.outputs / self.threads + _PER_BLOCK * axis.reads * (self.parts - 1)
         found = found + _PER_AHEAD * self.ahead * self.tile * self.item / 4 / self.threads
         found = found + 30.0 * (self.bo < 16)  # narrower than what a product's rows hold together: they are rearranged
         if self.rows.groups == 1:  # few filters: products are rearranged, and results stored one by one
@@ -90,12 +99,14 @@ class RowCosts:
         addresses = 3 * self.loads / (self.rows.axis.reads * self.parts)
         masked = 20.0 * (self.per * self.rows.inside < self.bc) * (self.parts == 1)
         used = 20 + (sums * words + loaded) / self.threads + addresses + masked
+        used = used + self.single * self.direct * 0.3 * self.parts * self.ks * self.wide * self.item / 4 / 32  # filters
         crowded = (self.parts > 1) & (self.rows.kernel[0] > 1) | (self.item == 8) | (self.problem.precision == "tf32x3")
         return np.asarray(used * np.where(crowded, 1.3, 1.0))
 
     def shared(self) -> np.ndarray:
-        """Return the bytes of shared memory: the weights of a block, and one tile on its way to the tensor cores."""
-        return np.asarray((self.parts * self.ks * self.wide + self.bm * self.ks) * self.item)
+        """Return the bytes of shared memory: the weights of a block, and tiles on their way to the tensor cores."""
+        tiles = np.where(self.direct, self.rows.axis.reads * self.parts * (self.stages - self.single), 1.0)
+        return np.asarray((self.parts * self.ks * self.wide + tiles * self.bm * self.ks) * self.item)
 
     def work(self) -> Work:
         """Describe the launches for the cost model."""
@@ -110,7 +121,8 @@ class RowCosts:
         rows_of_tile = np.maximum(self.bm / 64, 1)
         # As issued: loads, their way to shared memory, operands of products, and stores with what rearranges them.
         filters = axis.reads * self.parts * self.ks * self.wide
-        moved = (3 * self.tile + filters * rows_of_tile) * item * walked + 3 * self.outputs * item * self.steps
+        issued = np.where(self.direct, 2.0, 3.0) * self.tile
+        moved = (issued + filters * rows_of_tile) * item * walked + 3 * self.outputs * item * self.steps
         if item != 2:  # tensor cores read the tile from registers
             moved = moved - self.tile * item * walked
         packed = self.parts * self.ks * self.wide * item
@@ -121,6 +133,8 @@ class RowCosts:
         apart = 1 if rows.spreads else rows.stride[1]
         columns = self.bm * apart + rows.dilation[1] * (rows.taps[1] - 1)
         read = axis.reads * columns * self.parts * np.minimum(self.bc, rows.inside * self.per) * item
+        whole = axis.reads * self.parts * self.bm * rows.taps[1] * np.minimum(self.bc, rows.inside * self.per) * item
+        read = np.where(self.direct, whole, read)  # past L1, which has what lanes share
         weights = float(np.prod(problem.w_shape)) * item
         return Work(
             programs=self.programs,
@@ -132,7 +146,7 @@ class RowCosts:
             l2_bytes=read * walked + self.outputs * item * self.steps + packed,
             dram_bytes=float(problem.min_bytes),
             instructions=self.warps * (self.instructions() * walked + 150) + prologue,
-            chain=walked * np.where(self.ahead > 0, 1.0, 1.2) + 3,
+            chain=walked * np.where(self.direct, 1 / np.maximum(self.stages - 1, 1), np.where(self.ahead > 0, 1.0, 1.2)) + 3,
             extra_bytes=self.packed * (weights + self.blocks * packed),
             launches=1 + self.packed,
             l1_bytes=moved + fetched,
@@ -152,6 +166,7 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
     """Yield tiles, whatever registers and shared memory they take."""
     rows, gpu = rows_of(problem), gpu_of(problem.device)
     # On sm_100 ptxas, left to itself, spills some tiles of several parts to fit one more block; on sm_80 with a bound.
+    # Of loops that load to shared memory it computes every address anew for the sake of one more block.
     newest = gpu is not None and gpu.capability >= (10, 0)
     least_out = 16 if rows.groups == 1 else max(ceil_div(16, rows.taps[0] * rows.columns), 8)
     least_in = 16
@@ -169,8 +184,10 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
             for bm, warps in ((16, 1), (32, 1), (32, 2), (64, 2), (64, 4), (128, 4), (128, 8)):
                 if bm >= 2 * max(lanes, 16):
                     continue
-                for ahead, packs in product((0, 1) if warps >= 4 and parts == 1 else (0,), (0, 1)):
+                ahead = [(1, 1)] if warps >= 4 and parts == 1 else []
+                direct = [(0, 2), (0, 3)] if itemsize(problem.dtype) == 2 else []
+                for (registers, stages), packs in product([(0, 1), *ahead, *direct], (0, 1)):
                     yield {
-                        "BM": bm, "BC": bc, "BO": bo, "PER": per, "BLOCKS": parts, "AHEAD": ahead, "PACKED": packs,
-                        "num_warps": warps, "num_stages": 1, **bound,
+                        "BM": bm, "BC": bc, "BO": bo, "PER": per, "BLOCKS": parts, "AHEAD": registers, "PACKED": packs,
+                        "num_warps": warps, "num_stages": stages, **(bound if stages == 1 else {"maxnreg": 255}),
                     }  # fmt: skip
