@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd
 from typing import Any
@@ -174,9 +174,14 @@ class Inputs:
         return gpuconv.explain(function, *arguments, **options) if explain else function(*arguments, **options)
 
     def problem(self) -> ConvProblem:
-        """Return the problem of the case, which the solver has nothing against but perhaps its registers."""
+        """Return the problem of the case, which the solver has nothing against but perhaps its registers.
+
+        A weight gradient with a bias has a second result, the sums of y.
+        """
         kind = "dgrad" if self.case.kind == "transposed" else self.case.kind
         problem = self.call(f"triton.conv.{kind}.implicit_gemm", explain=True).problem
+        if kind == "wgrad":
+            problem = replace(problem, bias=self.case.option("bias", False))
         assert refusal(problem) is None, refusal(problem)
         return problem
 
@@ -227,6 +232,10 @@ def launch(inputs: Inputs, problem: ConvProblem, order: str, config: dict[str, A
     tensors: dict[str, torch.Tensor | None] = dict.fromkeys(("bias", "scale", "shift", "residual"))
     tensors.update({name: placed.tensor for name, placed in guarded.items()})
     names = {written}
+    if problem.kind == "wgrad" and problem.bias:
+        guarded["bias"] = guard_output((problem.k,), (1,), inputs.w.dtype)
+        tensors["bias"] = guarded["bias"].tensor
+        names.add("bias")
     for name, (dtype, elements) in solver.parts(solver.bind(problem, config)).items():
         guarded[name] = guard_output((elements,), (1,), getattr(torch, dtype))
         tensors[name] = guarded[name].tensor
@@ -235,7 +244,17 @@ def launch(inputs: Inputs, problem: ConvProblem, order: str, config: dict[str, A
         solver.launch(problem, tensors, config)
     for name, placed in guarded.items():
         placed.check(name, written=name in names)
+    if problem.kind == "wgrad" and problem.bias:
+        check_bias(inputs, problem, guarded["bias"].tensor)
     return guarded[written].tensor
+
+
+def check_bias(inputs: Inputs, problem: ConvProblem, of_bias: torch.Tensor) -> None:
+    """Assert that the gradient of the bias is the sum of y."""
+    y = inputs.y.double().transpose(0, 1).flatten(1)
+    numerics.assert_close(
+        as_numpy(of_bias), y.sum(1).numpy(), y.abs().sum(1).numpy(), inputs.case.dtype, problem.reduction_length
+    )
 
 
 def check_case(case: Case, orders: tuple[str, ...] = ORDERS) -> None:

@@ -17,7 +17,7 @@ from .common import power_of_two
 from .march_costs import epilogue_instructions
 from .rows_blocks import rows_of
 
-__all__ = ["RowCosts", "row_tiles"]
+__all__ = ["RowCosts", "row_tiles", "warps_beside"]
 
 _PER_STEP = 36.0
 """Instructions of a thread per step beside what follows. Read off compiled loops, as all of it."""
@@ -34,8 +34,24 @@ _PER_AHEAD, _PER_MMA, _PER_FMA = 2.0, 1.6, 1.25
 tensor cores."""
 
 
+_MULTIPROCESSORS = 132
+"""Of an H100 or H200, over which programs spread."""
+
+
+def warps_beside(programs: np.ndarray, resident: np.ndarray, warps: np.ndarray) -> np.ndarray:
+    """Return how many warps a multiprocessor executes at once.
+
+    Each of its four parts executes warps of its own: fewer than four leave parts idle. Products of single warps wait
+    for what else their warp does, unless another one of the part has products meanwhile: from eight on.
+    """
+    return np.asarray(np.minimum(resident, np.maximum(programs / _MULTIPROCESSORS, 1)) * warps)
+
+
 class RowCosts:
     """What the row kernel does with each config of a problem: arrays over the configs."""
+
+    MOST_REGISTERS = 205
+    """Of a thread, by :meth:`registers`, above which no tile is proposed."""
 
     def __init__(self, problem: ConvProblem, configs: Sequence[Mapping[str, Any]]) -> None:
         self.problem, self.rows = problem, rows_of(problem)
@@ -118,6 +134,7 @@ class RowCosts:
         resident = np.minimum(np.floor(65536 / (used * self.threads)), np.floor(64 / self.warps))
         resident = np.clip(np.minimum(resident, by_shared), 1, 32)
         walked = self.steps + axis.warm
+        beside = warps_beside(self.programs, resident, self.warps)
         rows_of_tile = np.maximum(self.bm / 64, 1)
         # As issued: loads, their way to shared memory, operands of products, and stores with what rearranges them.
         filters = axis.reads * self.parts * self.ks * self.wide
@@ -142,11 +159,12 @@ class RowCosts:
             pipe=np.full(len(self.bm), pipe),
             path=np.full(len(self.bm), PATHS.index("register" if item == 2 or factor else "fma")),
             flops=2 * factor * axis.reads * self.parts * self.bm * self.ks * self.wide * walked,
-            feed=np.minimum(self.wide / 64, 1.0),
+            feed=np.where(self.single, 0.9 * np.minimum(beside / 8, 1.0), np.minimum(self.wide / 64, 1.0)),
             l2_bytes=read * walked + self.outputs * item * self.steps + packed,
             dram_bytes=float(problem.min_bytes),
-            instructions=self.warps * (self.instructions() * walked + 150) + prologue,
-            chain=walked * np.where(self.direct, 1 / np.maximum(self.stages - 1, 1), np.where(self.ahead > 0, 1.0, 1.2)) + 3,
+            instructions=(self.warps * (self.instructions() * walked + 150) + prologue) / np.minimum(beside / 4, 1.0),
+            chain=walked * np.where(self.direct, 1 / np.maximum(self.stages - 1, 1), np.where(self.ahead > 0, 1.0, 1.2))
+            + 3,
             extra_bytes=self.packed * (weights + self.blocks * packed),
             launches=1 + self.packed,
             l1_bytes=moved + fetched,
@@ -158,7 +176,7 @@ def row_tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
     found = list(_tiles(problem))
     if found:
         costs = RowCosts(problem, [{**tile, "steps": 1} for tile in found])
-        fits = (costs.registers() <= 205) & (costs.shared() <= 160 << 10)
+        fits = (costs.registers() <= costs.MOST_REGISTERS) & (costs.shared() <= 160 << 10)
         yield from (tile for tile, kept in zip(found, fits, strict=True) if kept)
 
 
@@ -181,7 +199,8 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
                 continue
             parts = ceil_div(rows.inside, bc) if per == 1 else 1
             bound = {"maxnreg": 255} if parts > 1 and newest else {}
-            for bm, warps in ((16, 1), (32, 1), (32, 2), (64, 2), (64, 4), (128, 4), (128, 8)):
+            narrow = ((32, 4),) if rows.spreads else ()  # whose results are several columns wide
+            for bm, warps in ((16, 1), (32, 1), (32, 2), *narrow, (64, 2), (64, 4), (128, 4), (128, 8)):
                 if bm >= 2 * max(lanes, 16):
                     continue
                 ahead = [(1, 1)] if warps >= 4 and parts == 1 else []

@@ -1,4 +1,4 @@
-"""What the weight gradient on the row kernels costs: lanes, tiles, registers, instructions, and the work of a launch."""
+"""What the weight gradient on the row kernels costs: lanes, tiles, registers, instructions, the work of a launch."""
 
 from __future__ import annotations
 
@@ -18,15 +18,12 @@ from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from .common import power_of_two
 from .rows_blocks import rows_of
+from .rows_costs import warps_beside
 
 __all__ = ["FOLD", "GradientCosts", "Lane", "elements_of", "gradient_tiles", "lane_of", "steps_of"]
 
 FOLD = {"BLOCK_S": 64, "BLOCK": 32, "num_warps": 4, "num_stages": 1}
 """Splits and elements of one step of the pass that adds the splits: mostly one round trip to memory."""
-
-
-_MULTIPROCESSORS = 132
-"""Of an H100 or H200, over which programs spread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +71,9 @@ def _rows_of_x(problem: ConvProblem, u: int) -> int:
 class GradientCosts:
     """What the kernel does with each config of a problem: arrays over the configs. A step is U rows of y."""
 
+    MOST_REGISTERS = 210
+    """Of a thread, by :meth:`registers`, above which no tile is proposed."""
+
     def __init__(self, problem: ConvProblem, configs: Sequence[Mapping[str, Any]]) -> None:
         self.problem, self.rows, self.item = problem, rows_of(problem), itemsize(problem.dtype)
 
@@ -120,7 +120,9 @@ class GradientCosts:
     def instructions(self) -> np.ndarray:
         """Return the instructions of a thread per step. Read off compiled loops, as the numbers in it."""
         products = self.u * self.taps * self.m * self.n * self.bm
-        lanes = np.ceil(self.m * self.bm / self.run_x / self.threads) + np.ceil(self.n * self.bm / self.run_y / self.threads)
+        lanes = np.ceil(self.m * self.bm / self.run_x / self.threads) + np.ceil(
+            self.n * self.bm / self.run_y / self.threads
+        )
         found = 45 + 42 * lanes + 3 * (self.rows_of_x + self.u) + np.where(self.direct, 6.0, 12.0) * self.loads
         found = found + 15.0 * (self.direct & (self.stages > 2))
         if self.plain:
@@ -158,10 +160,7 @@ class GradientCosts:
         resident = np.floor(np.minimum(65536 / (np.ceil(used / 8) * 8 * self.threads), 64 / self.warps))
         resident = np.clip(np.minimum(resident, np.floor((228 << 10) / (self.shared() + 1024))), 1, 32)
         walked = np.ceil(self.steps / self.splits)
-        # Each of the four parts of a multiprocessor executes its own warps: fewer than four leave parts idle, and
-        # products of single warps wait for what else their warp does, unless another one has products meanwhile.
-        beside = np.minimum(resident, np.maximum(self.blocks * self.splits / _MULTIPROCESSORS, 1)) * self.warps
-        taken = np.minimum(beside / 4, 1.0)
+        beside = warps_beside(self.blocks * self.splits, resident, self.warps)
         # As issued: loads, their way to shared memory, and operands of products, again for each that takes them.
         past_l1 = self.direct & (self.cached == 0)
         stored = (self.x + self.y) * np.where(past_l1, 1.0, 2.0)
@@ -175,7 +174,7 @@ class GradientCosts:
         sums = 8 if item == 8 else 4
         of_block = elements_of(problem) / self.blocks * sums
         taps = self.taps * rows.kernel[1]
-        own = self.warps * taps * (60 + 4.5 * self.m * self.n / self.threads)  # sums of the taps, and their stores
+        own = self.warps * (350 + taps * (20 + 1.8 * self.m * self.n / self.threads))  # checks, sums of taps, stores
         return Work(
             programs=self.blocks * self.splits,
             resident=resident,
@@ -185,7 +184,7 @@ class GradientCosts:
             feed=np.where(self.by_four, np.minimum(self.n / 64, 1.0), 0.9 * np.minimum(beside / 8, 1.0)),
             l2_bytes=read + of_block,
             dram_bytes=float(problem.min_bytes),
-            instructions=self.warps * (self.instructions() * walked + 150) / taken + own,
+            instructions=self.warps * (self.instructions() * walked + 150) / np.minimum(beside / 4, 1.0) + own,
             chain=walked / np.where(self.direct, self.stages - 1, 1.0) + 3,
             extra_bytes=2 * self.splits * elements_of(problem) * sums,
             launches=2.0,
@@ -202,7 +201,7 @@ def gradient_tiles(problem: ConvProblem) -> list[dict[str, int]]:
     if not found:
         return []
     costs = GradientCosts(problem, [{**tile, "splits": 1} for tile in found])
-    fits = (costs.registers() <= 210) & (costs.shared() <= 100 << 10)
+    fits = (costs.registers() <= costs.MOST_REGISTERS) & (costs.shared() <= 100 << 10)
     found = [tile for tile, kept in zip(found, fits, strict=True) if kept]
     kinds = {(tile["BC"], tile["V"], lane_of(problem, tile["V"]).columns) for tile in found}
     beaten = {(bc, v) for bc, v, columns in kinds if (bc, 2 * v, columns) in kinds}

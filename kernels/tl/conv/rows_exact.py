@@ -25,8 +25,8 @@ def rows_directly(
 ):  # fmt: skip
     """Compute the rows of a program tap by tap and channel by channel, each group from its own channels alone.
 
-    They are written where `inside` [BM, BO]. What lies outside of the source is a zero that the forward pass multiplies,
-    and nothing to a gradient.
+    They are written where `inside` [BM, BO]. What lies outside of the source is a zero that the forward pass
+    multiplies, and nothing to a gradient.
     """
     w_out = w + (group * w_stride_group + of_group * w_stride_out)  # [BO]
     for step in range(first, first + steps):

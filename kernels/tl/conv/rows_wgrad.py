@@ -271,8 +271,8 @@ def _conv_rows_wgrad_kernel(
     else:
         for tap in tl.static_range(R):
             _store(
-                partial_ptr, sums[tap], tap, split, block, groups, elements, S, STRIDE_W, DILATION_W, PITCH, CG, KG, PER,
-                INDEX64, V, XW, BC, BO,
+                partial_ptr, sums[tap], tap, split, block, groups, elements, S, STRIDE_W, DILATION_W, PITCH, CG, KG,
+                PER, INDEX64, V, XW, BC, BO,
             )  # fmt: skip
     if BIAS:
         k = tl.arange(0, BO)
