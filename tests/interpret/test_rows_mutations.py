@@ -23,7 +23,8 @@ GRADIENTS = (
     Case("wgrad", 1, "channels_last", "float32", "odd groups"),
     Case("wgrad", 2, "strided", "float32", "stride 3, dilated"),
     Case("wgrad", 2, "channels_last", "float32", "eights"),
-    Case("wgrad", 2, "contiguous weights", "float32", "relu"),
+    Case("wgrad", 2, "strided", "float32", "relu"),
+    Case("wgrad", 1, "channels_last", "float32", "64-bit"),
 )
 
 MUTANTS = {
@@ -89,8 +90,8 @@ def _noticed(probes: tuple[Case, ...]) -> bool:
     return False
 
 
-def _break(tmp_path, monkeypatch, name: str, module: str, old: str, new: str) -> None:
-    broken = mutant_module(tmp_path, name, f"conv.{module}", f"conv/{module}.py", old, new)
+def _break(tmp_path, monkeypatch, name: str, module: str, old: str, new: str, *others: tuple[str, str]) -> None:
+    broken = mutant_module(tmp_path, name, f"conv.{module}", f"conv/{module}.py", old, new, *others)
     of = rows if module == "rows" else rows_wgrad
     for kernel in ("_conv_rows_kernel", "_conv_rows_pack_kernel", "_conv_rows_wgrad_kernel", "_conv_rows_fold_kernel"):
         if hasattr(of, kernel):
@@ -109,18 +110,19 @@ def test_mutant_is_noticed(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", GRADIENT_MUTANTS)
 def test_mutant_of_the_gradient_is_noticed(name, tmp_path, monkeypatch):
-    _break(tmp_path, monkeypatch, name, "rows_wgrad", *GRADIENT_MUTANTS[name])
+    """Without the exact path, which would repair what reads the NaN around a tensor."""
+    _break(tmp_path, monkeypatch, name, "rows_wgrad", *GRADIENT_MUTANTS[name], EXACT["rows_wgrad"])
     assert _noticed(GRADIENTS), f"no probe noticed the mutation {name!r}"
 
 
 @pytest.mark.parametrize(
     ("module", "kind", "branch"),
-    (("rows", "fprop", "plain"), ("rows", "dgrad", "stride 2, a rest"), ("rows_wgrad", "wgrad", "plain")),
+    (("rows", "fprop", "plain"), ("rows", "dgrad", "stride 2, a rest"), ("rows_wgrad", "wgrad", "eights")),
 )
 def test_an_infinity_spreads_without_the_exact_path(module, kind, branch, tmp_path, monkeypatch):
     inputs = Inputs(Case(kind, 2, "channels_last", "float32", branch))
     given = inputs.y if kind == "dgrad" else inputs.x
-    given[0, 0, 0, 0] = float("inf")
+    given[0, 0, -1, -1] = float("inf")
     whole = launch(inputs, inputs.problem(), "forward").isfinite().sum()
     _break(tmp_path, monkeypatch, "exact", module, *EXACT[module])
     assert launch(inputs, inputs.problem(), "forward").isfinite().sum() < whole
