@@ -124,7 +124,6 @@ GROUPED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], str]]
     "groups of 16 weights": ((32, 512, 14, 14), (512, 16, 3, 3), {"padding": 1, "groups": 32}, "wgrad"),
     "groups of 8 weights": ((32, 256, 28, 28), (256, 8, 3, 3), {"padding": 1, "groups": 32, "bias": True}, "wgrad"),
     "groups of 8 /2 weights": ((32, 256, 56, 56), (256, 8, 3, 3), {"padding": 1, "groups": 32, "stride": 2}, "wgrad"),
-    "groups of 32 weights": ((32, 1024, 7, 7), (1024, 32, 3, 3), {"padding": 1, "groups": 32}, "wgrad"),
     "3 filters": ((8, 128, 256, 256), (3, 128, 3, 3), {"padding": 1}, "fprop"),
 }
 """Layers of few channels per group or few filters, channels-last."""

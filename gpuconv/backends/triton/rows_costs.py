@@ -68,7 +68,7 @@ class RowCosts:
         axis = rows.axis
         self.open, self.writes, self.columns = axis.open, axis.writes, rows.columns
         gpu = gpu_of(problem.device)
-        before = gpu is not None and gpu.capability < (9, 0)
+        before, self.newest = (gpu is not None and gpu.capability < (9, 0)), gpu is not None and gpu.capability[0] >= 10
         self.single = before | (self.warps < 4) | (self.item > 4) | (self.bm / self.warps < 16)  # no products of four
         self.ks, self.wide = rows.taps[1] * self.bc, rows.taps[0] * self.columns * self.bo
         self.tile = axis.reads * self.parts * self.bm * self.ks  # elements that a step loads
@@ -97,8 +97,9 @@ class RowCosts:
         found = found + per_output * self.outputs / self.threads + _PER_BLOCK * axis.reads * (self.parts - 1)
         found = found + _PER_AHEAD * self.ahead * self.tile * self.item / 4 / self.threads
         found = found + 30.0 * (self.bo < 16)  # narrower than what a product's rows hold together: they are rearranged
+        found = found + 120.0 * (self.newest & ~self.single & (self.bm == 64))  # half of the lanes of tensor memory
         if self.rows.groups == 1:  # few filters: products are rearranged, and results stored one by one
-            found = found + (14.0 if r > 1 else 3.0) * self.outputs / self.threads
+            found = found + (np.where(self.single, 1.0, 14.0) if r > 1 else 3.0) * self.outputs / self.threads
         by_warps = used * self.ks * self.parts / (16 * 8 * 16) / self.warps
         pipe, factor = pipe_of(self.problem)
         if PIPES[pipe].startswith("fma"):  # one product after the other, operands by way of shared memory
@@ -204,7 +205,7 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
                 if bm >= 2 * max(lanes, 16):
                     continue
                 ahead = [(1, 1)] if warps >= 4 and parts == 1 else []
-                direct = [(0, 2), (0, 3)] if itemsize(problem.dtype) == 2 else []
+                direct = [(0, 2), (0, 3)] if itemsize(problem.dtype) == 2 and parts == 1 else []
                 for (registers, stages), packs in product([(0, 1), *ahead, *direct], (0, 1)):
                     yield {
                         "BM": bm, "BC": bc, "BO": bo, "PER": per, "BLOCKS": parts, "AHEAD": registers, "PACKED": packs,

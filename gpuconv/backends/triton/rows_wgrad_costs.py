@@ -212,6 +212,9 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
     """Yield tiles, whatever registers and shared memory they take; ptxas would spill some to fit one more block."""
     rows, size = rows_of(problem), itemsize(problem.dtype)
     plain = PIPES[pipe_of(problem)[0]].startswith("fma")
+    gpu = gpu_of(problem.device)
+    # On sm_100 products of four warps keep sums where Triton 3.6 loses them: it compiles such a kernel to nothing.
+    most = 2 if gpu is not None and gpu.capability >= (10, 0) else 8
     stages = ((2, 0), (2, 1), (3, 0), (3, 1), (4, 0), (4, 1)) if size < 8 else ((1, 0),)
     for side in (16, 32):
         per = max(min(side // max(rows.inside, rows.outside), rows.groups), 1)
@@ -219,7 +222,7 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
         if max(bc, bo) > side:
             continue
         for v, u, bm, warps in product((1, 2, 4), (1, 2, 4, 8), (16, 32, 64), (1, 2, 4, 8)):
-            if v > rows.result_size[1] or u >= 2 * rows.result_size[0] or (plain and u > 1):
+            if warps > most or v > rows.result_size[1] or u >= 2 * rows.result_size[0] or (plain and u > 1):
                 continue
             if bm >= 2 * max(problem.n * lane_of(problem, v).lanes, 16) or (bm == 64 and warps < 4):
                 continue
