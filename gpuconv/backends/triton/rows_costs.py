@@ -117,7 +117,13 @@ class RowCosts:
         masked = 20.0 * (self.per * self.rows.inside < self.bc) * (self.parts == 1)
         used = 20 + (sums * words + loaded) / self.threads + addresses + masked
         used = used + self.single * self.direct * 0.3 * self.parts * self.ks * self.wide * self.item / 4 / 32  # filters
-        crowded = (self.parts > 1) & (self.rows.kernel[0] > 1) | (self.item == 8) | (self.problem.precision == "tf32x3")
+        plain = PIPES[pipe_of(self.problem)[0]].startswith("fma") and self.rows.spreads
+        crowded = (
+            plain
+            | (self.parts > 1) & (self.rows.kernel[0] > 1)
+            | (self.item == 8)
+            | (self.problem.precision == "tf32x3")
+        )
         return np.asarray(used * np.where(crowded, 1.3, 1.0))
 
     def shared(self) -> np.ndarray:

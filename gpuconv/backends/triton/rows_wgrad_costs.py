@@ -26,6 +26,10 @@ FOLD = {"BLOCK_S": 64, "BLOCK": 32, "num_warps": 4, "num_stages": 1}
 """Splits and elements of one step of the pass that adds the splits: mostly one round trip to memory."""
 
 
+_MOST_PRODUCTS = 32
+"""Products that a step is unrolled to at most: longer loops take long to compile, and fall out of the caches."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lane:
     """Columns of x that a lane of some columns of y takes, filled up to a power of two, and how far apart they lie.
@@ -146,7 +150,8 @@ class GradientCosts:
         operands = np.where(self.by_four, 0.0, operands * self.item / 4)
         loaded = np.where(self.direct, 0.0, 4 * self.loads)
         bias = self.problem.bias * self.n * self.bm / self.threads * words
-        return np.asarray(60 + sums + operands + loaded + bias)
+        used = 60 + sums + operands + loaded + bias
+        return np.asarray(used * (1.3 if self.factor > 1 else 1.0))
 
     def shared(self) -> np.ndarray:
         """Return the bytes of shared memory."""
@@ -211,18 +216,24 @@ def gradient_tiles(problem: ConvProblem) -> list[dict[str, int]]:
 def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
     """Yield tiles, whatever registers and shared memory they take; ptxas would spill some to fit one more block."""
     rows, size = rows_of(problem), itemsize(problem.dtype)
-    plain = PIPES[pipe_of(problem)[0]].startswith("fma")
+    alone = PIPES[pipe_of(problem)[0]].startswith("fma") or pipe_of(problem)[1] > 1  # one row of y at a time
     gpu = gpu_of(problem.device)
     # On sm_100 products of four warps keep sums where Triton 3.6 loses them: it compiles such a kernel to nothing.
-    most = 2 if gpu is not None and gpu.capability >= (10, 0) else 8
+    most = 2 if gpu is not None and gpu.capability >= (10, 0) else 4
     stages = ((2, 0), (2, 1), (3, 0), (3, 1), (4, 0), (4, 1)) if size < 8 else ((1, 0),)
     for side in (16, 32):
         per = max(min(side // max(rows.inside, rows.outside), rows.groups), 1)
         bc, bo = max(power_of_two(per * rows.inside), 16), max(power_of_two(per * rows.outside), 16)
         if max(bc, bo) > side:
             continue
-        for v, u, bm, warps in product((1, 2, 4), (1, 2, 4, 8), (16, 32, 64), (1, 2, 4, 8)):
-            if warps > most or v > rows.result_size[1] or u >= 2 * rows.result_size[0] or (plain and u > 1):
+        for v, u, bm, warps in product((1, 2, 4), (1, 2, 4, 8), (16, 32, 64), (1, 2, 4)):
+            if (
+                warps > most
+                or u * rows.kernel[0] > _MOST_PRODUCTS
+                or v > rows.result_size[1]
+                or u >= 2 * rows.result_size[0]
+                or (alone and u > 1)
+            ):
                 continue
             if bm >= 2 * max(problem.n * lane_of(problem, v).lanes, 16) or (bm == 64 and warps < 4):
                 continue
