@@ -191,7 +191,7 @@ class RowsAlone:
     """The Triton backend with no other solver than those of rows."""
 
     def solvers(self) -> tuple[Any, ...]:
-        return tuple(dict.fromkeys(SOLVERS.values()))
+        return SOLVERS["fprop"], SOLVERS["wgrad"]
 
 
 @pytest.mark.parametrize(("stride", "output_padding"), ((1, 0), (2, 1), (3, 2)))

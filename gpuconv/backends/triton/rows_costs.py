@@ -206,7 +206,7 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
                 continue
             parts = ceil_div(rows.inside, bc) if per == 1 else 1
             bound = {"maxnreg": 255} if parts > 1 and newest else {}
-            narrow = ((32, 4),) if rows.spreads else ()  # whose results are several columns wide
+            narrow = ((16, 4), (32, 4)) if rows.spreads else ()  # whose results are several columns wide
             for bm, warps in ((16, 1), (32, 1), (32, 2), *narrow, (64, 2), (64, 4), (128, 4), (128, 8)):
                 if bm >= 2 * max(lanes, 16):
                     continue
