@@ -62,6 +62,7 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "packed": {"packed": True, "pads": (1, 1), "groups": 5, "c": 4, "k": 4},
     "few": {"groups": 1, "c": 20, "k": 3, "pads": (1, 1)},
     "few, in blocks": {"groups": 1, "c": 40, "k": 8, "pads": (1, 1), "bias": True, "n": 1},
+    "few, stride 2": {"groups": 1, "c": 20, "k": 3, "stride": 2, "pads": (1, 0), "n": 1},
     "few, packed": {"groups": 1, "c": 33, "k": 1, "packed": True, "pads": (2, 1), "n": 1},
 }  # fmt: skip
 
