@@ -194,7 +194,7 @@ class RowsAlone:
         return SOLVERS["fprop"], SOLVERS["wgrad"]
 
 
-@pytest.mark.parametrize(("stride", "output_padding"), ((1, 0), (2, 1), (3, 2)))
+@pytest.mark.parametrize(("stride", "output_padding"), ((2, 1), (3, 2)))
 @pytest.mark.parametrize("transposed", (False, True), ids=("conv", "transposed"))
 def test_autograd_reaches_every_pass(stride, output_padding, transposed, monkeypatch, torch_rng):
     """Forward and all three gradients on the row kernels alone, against live torch."""
@@ -219,7 +219,7 @@ def test_autograd_reaches_every_pass(stride, output_padding, transposed, monkeyp
 
 def test_gradients_of_weight_and_bias_are_the_same_on_repetition(monkeypatch, torch_rng):
     monkeypatch.setattr(type(backends()["triton"]), "solvers", RowsAlone.solvers)
-    x, y = (torch.randn(3, 11, 7, 12, generator=torch_rng).movedim(-1, 1) for _ in range(2))
+    x, y = (torch.randn(2, 7, 7, 12, generator=torch_rng).movedim(-1, 1) for _ in range(2))
     w, b = torch.randn(12, 3, 3, 3, generator=torch_rng).requires_grad_(), torch.zeros(12, requires_grad=True)
 
     def gradients() -> list[torch.Tensor]:
