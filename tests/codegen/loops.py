@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = [
     "PRODUCTS", "TENSOR_CORE", "accesses", "conversions", "counts", "hot_loop", "loading_loop", "occupancy",
-    "operations", "round_trips",
+    "operations", "round_trips", "stepping_loop",
 ]  # fmt: skip
 
 WATCHED = (
@@ -82,6 +82,20 @@ def hot_loop(sass: str, stores: bool = True, products: tuple[str, ...] = PRODUCT
                 continue
             best[multiplies] = max(best[multiplies], (found / len(body), len(body) if found else 0))
     return best[True][1] or best[False][1]
+
+
+def stepping_loop(sass: str, stores: bool) -> int:
+    """Return the instructions of the shortest loop with at least half as many tensor-core products as another.
+
+    With `stores` the loop must store to global memory as well; 0 without such a loop.
+    """
+    found = []
+    for operations_of_loop in _loops(sass):
+        body = [operation.split(".")[0] for operation in operations_of_loop]
+        products = sum(op in TENSOR_CORE for op in body)
+        found += [(products, len(body))] if products and (not stores or "STG" in body) else []
+    most = max((products for products, _ in found), default=0)
+    return min((length for products, length in found if 2 * products >= most), default=0)
 
 
 def loading_loop(sass: str) -> tuple[int, int]:

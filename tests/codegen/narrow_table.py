@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from loops import PRODUCTS, TENSOR_CORE, counts, hot_loop
+from loops import PRODUCTS, TENSOR_CORE, counts, hot_loop, stepping_loop
 from pool_launches import POINTERS, Launch
 from pool_rows import ROOM_PER_BYTE, PoolTable
 from problems import conv_problem
@@ -32,6 +32,7 @@ from gpuconv.kernels.tl.conv import (
     march,
     march_lanes,
     rows,
+    rows_exact,
     rows_wgrad,
     runs,
     runs_spread,
@@ -121,7 +122,17 @@ GROUPED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], str]]
     "groups of 16": ((32, 512, 14, 14), (512, 16, 3, 3), {"padding": 1, "groups": 32}, "fprop"),
     "groups of 32": ((32, 1024, 14, 14), (1024, 32, 3, 3), {"padding": 1, "groups": 32}, "fprop"),
     "groups of 4 weights": ((32, 128, 56, 56), (128, 4, 3, 3), {"padding": 1, "groups": 32}, "wgrad"),
+    "groups of 8 /2 gradient": ((32, 256, 56, 56), (256, 8, 3, 3), {"padding": 1, "groups": 32, "stride": 2}, "dgrad"),
+    "groups of 16 /2 gradient": (
+        (32, 512, 28, 28),
+        (512, 16, 3, 3),
+        {"padding": 1, "groups": 32, "stride": 2},
+        "dgrad",
+    ),
+    "groups of 6 /3 gradient": ((16, 96, 57, 57), (96, 6, 5, 5), {"padding": 2, "groups": 16, "stride": 3}, "dgrad"),
     "groups of 16 weights": ((32, 512, 14, 14), (512, 16, 3, 3), {"padding": 1, "groups": 32}, "wgrad"),
+    "groups of 8 weights": ((32, 256, 28, 28), (256, 8, 3, 3), {"padding": 1, "groups": 32, "bias": True}, "wgrad"),
+    "groups of 8 /2 weights": ((32, 256, 56, 56), (256, 8, 3, 3), {"padding": 1, "groups": 32, "stride": 2}, "wgrad"),
     "3 filters": ((8, 128, 256, 256), (3, 128, 3, 3), {"padding": 1}, "fprop"),
 }
 """Layers of few channels per group or few filters, channels-last."""
@@ -201,14 +212,17 @@ def entries() -> dict[str, Launch]:
 
 
 def multiplying_loop(sass: str) -> tuple[int, int]:
-    """Return the instructions of the loop that multiplies most: not that of the exact path, tap by tap."""
+    """Return the instructions of the loop that multiplies most, not that of the exact path, and those of a step."""
     tensor = any(name in counts(sass) for name in TENSOR_CORE)
-    return hot_loop(sass, products=TENSOR_CORE if tensor else PRODUCTS), 0
+    step = stepping_loop(sass, stores="_wgrad_kernel" not in sass)
+    return hot_loop(sass, products=TENSOR_CORE if tensor else PRODUCTS), step
 
 
 def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, int]) -> dict[str, float]:
     """Return what a result costs in the hot loop, and what there is room for: its write, and its share of the read."""
     problem: Any = launch.problem
+    if launch.kernel in (rows._conv_rows_kernel, rows_wgrad._conv_rows_wgrad_kernel):
+        return {"step": loop[1]}
     if launch.kernel is runs._conv_runs_kernel:
         costs: Any = RunCosts(forward_of(problem), [launch.config], exact=problem.kind != "fprop")
     elif launch.number or problem.c != problem.groups or problem.groups == 1:
@@ -235,7 +249,8 @@ def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, int]) -> dict[
 
 TABLE = PoolTable(
     "narrow_table", "Codegen table of the narrow kernels", WORDS, "result", entries(),
-    (common, lanes, march_lanes, march, collect_lanes, collect, splits, runs, runs_spread, rows, rows_wgrad), room,
+    (common, lanes, march_lanes, march, collect_lanes, collect, splits, runs, runs_spread, rows, rows_exact, rows_wgrad),
+    room,
     multiplying_loop,
 )  # fmt: skip
 

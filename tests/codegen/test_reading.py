@@ -7,7 +7,17 @@ import json
 import pytest
 from budgets import Budget, broken, stated, unnoticed
 from disassembly import by_kernel
-from loops import accesses, conversions, counts, hot_loop, loading_loop, occupancy, operations, round_trips
+from loops import (
+    accesses,
+    conversions,
+    counts,
+    hot_loop,
+    loading_loop,
+    occupancy,
+    operations,
+    round_trips,
+    stepping_loop,
+)
 from rows import load, markdown, moves, slashed, write
 
 pytestmark = pytest.mark.codegen
@@ -47,6 +57,17 @@ def test_loading_loop_is_the_innermost_that_loads_most_bytes():
     assert loading_loop(sass) == (3, 18)
     assert loading_loop(sass.replace("LDG.E.128.CONSTANT", "MOV").replace("LDG.E.U16", "MOV")) == (3, 4)
     assert loading_loop(sass.replace("LDG", "LDS")) == (0, 0)
+
+
+def test_stepping_loop_is_the_shortest_with_most_products():
+    sass = _sass(
+        "MOV R1, R2", "HMMA.16816.F32 R4, R8, R12, R4", "@P0 BRA 0x10", "HMMA.16816.F32 R4, R8, R12, R4",
+        "HMMA.16816.F32 R4, R8, R12, R4", "HMMA.16816.F32 R4, R8, R12, R4", "@P0 BRA 0x20", "STG.E [R2], R1",
+        "@P1 BRA 0x0", "FFMA R1, R2, R3, R4", "STG.E [R2], R1", "@P2 BRA 0x90",
+    )  # fmt: skip
+    assert stepping_loop(sass, stores=False) == 5
+    assert stepping_loop(sass, stores=True) == 9
+    assert stepping_loop(sass.replace("HMMA", "MOV"), stores=False) == 0
 
 
 def test_accesses_are_counted_by_width():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,16 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "shared divisor": {
         "stride": {1: 2, 2: (2, 4)}, "dilation": {1: 4, 2: (4, 2)}, "pads": (2, 3), "size": {1: 33, 2: (11, 12)},
     },
+    "stride 2, a rest": {"stride": 2, "pads": (1, 1), "size": {1: 32, 2: (8, 10)}, "groups": 4, "c": 8, "k": 8},
+    "unequal strides": {"stride": {1: 3, 2: (2, 3)}, "kernel": {1: 5, 2: (3, 5)}, "pads": (2, 2), "packed": True},
+    "stride over kernel": {"stride": {1: 4, 2: (3, 2)}, "kernel": {1: 3, 2: (2, 1)}, "pads": (1, 0)},
+    "stride 2, dilated rows": {
+        "stride": {1: 2, 2: (2, 3)}, "dilation": {1: 1, 2: (3, 1)}, "pads": (2, 1), "groups": 3, "c": 2, "k": 12,
+    },
+    "stride 2, epilogue": {
+        "bias": True, "scale": True, "shift": True, "residual": True, "activation": "silu", "stride": 2, "pads": (0, 1),
+    },
+    "stride 2, 64-bit": {"index64": True, "stride": {1: 2, 2: (1, 2)}, "pads": (1, 0), "groups": 5, "c": 3, "k": 6},
     "long": {"kernel": {1: 7, 2: (1, 5)}, "pads": (3, 2)},
     "tall": {"kernel": {1: 5, 2: (5, 2)}, "pads": (2, 1)},
     "few taps": {"kernel": {1: 2, 2: (1, 2)}, "stride": {1: 2, 2: (1, 2)}},
@@ -51,6 +62,7 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "packed": {"packed": True, "pads": (1, 1), "groups": 5, "c": 4, "k": 4},
     "few": {"groups": 1, "c": 20, "k": 3, "pads": (1, 1)},
     "few, in blocks": {"groups": 1, "c": 40, "k": 8, "pads": (1, 1), "bias": True, "n": 1},
+    "few, stride 2": {"groups": 1, "c": 20, "k": 3, "stride": 2, "pads": (1, 0), "n": 1},
     "few, packed": {"groups": 1, "c": 33, "k": 1, "packed": True, "pads": (2, 1), "n": 1},
 }  # fmt: skip
 
@@ -85,7 +97,16 @@ class Case:
         """Whether the row kernels do not take it."""
         if self.kind == "wgrad":
             return self.option("groups", 2) == 1
-        return self.kind in ("dgrad", "transposed") and set(self.axes("stride", 1)) != {1}
+        if self.kind == "fprop":
+            return False
+        taps, strides, dilations = self.axes("kernel", 3), self.axes("stride", 1), self.axes("dilation", 1)
+        along_w = min(taps[-1], strides[-1], dilations[-1]) > 1
+        return along_w or any(map(gcd_over_one, taps[:-1], strides[:-1], dilations[:-1]))
+
+
+def gcd_over_one(taps: int, stride: int, dilation: int) -> bool:
+    """Tell whether the stride and dilation of an axis of several taps have a common divisor."""
+    return taps > 1 and gcd(stride, dilation) > 1
 
 
 def all_cases() -> list[Case]:
@@ -94,7 +115,7 @@ def all_cases() -> list[Case]:
     cases = []
     for number, (kind, ndim, layout, dtype) in enumerate(product(SOLVERS, (1, 2), LAYOUTS, DTYPES)):
         for step in range(5):
-            case = Case(kind, ndim, layout, dtype, names[(5 * number + number // 22 + step) % len(names)])
+            case = Case(kind, ndim, layout, dtype, names[(5 * number + number // 28 + step) % len(names)])
             cases += [] if case.refused else [case]
     return list(dict.fromkeys(cases))
 
@@ -154,9 +175,14 @@ class Inputs:
         return gpuconv.explain(function, *arguments, **options) if explain else function(*arguments, **options)
 
     def problem(self) -> ConvProblem:
-        """Return the problem of the case, which the solver has nothing against but perhaps its registers."""
+        """Return the problem of the case, which the solver has nothing against but perhaps its registers.
+
+        A weight gradient with a bias has a second result, the sums of y.
+        """
         kind = "dgrad" if self.case.kind == "transposed" else self.case.kind
         problem = self.call(f"triton.conv.{kind}.implicit_gemm", explain=True).problem
+        if kind == "wgrad":
+            problem = replace(problem, bias=self.case.option("bias", False))
         assert refusal(problem) is None, refusal(problem)
         return problem
 
@@ -179,7 +205,8 @@ def config_of(case: Case, problem: ConvProblem) -> dict[str, Any]:
     config: dict[str, Any] = {"BM": 16, "BC": bc, "PER": per, "num_warps": 1, "num_stages": 1}
     config |= {"INDEX64": case.option("index64", False), "BO": max(power_of_two(per * rows.outside), 16)}
     if case.kind == "wgrad":
-        return config | {"steps": 2 + turn % 3, "splits": (1, 3, 4)[turn % 3]}
+        step = {"U": (1, 2, 4)[turn % 3], "V": (2, 1, 4)[turn // 3 % 3], "CACHED": turn % 2}
+        return config | step | {"splits": (1, 3, 4)[turn // 2 % 3]}
     parts = ceil_div(rows.inside, bc)
     packed = case.option("packed", turn // 2 % 2)
     return config | {"steps": 2 + turn % 3, "BLOCKS": parts, "AHEAD": turn % 2, "PACKED": int(packed)}
@@ -206,6 +233,10 @@ def launch(inputs: Inputs, problem: ConvProblem, order: str, config: dict[str, A
     tensors: dict[str, torch.Tensor | None] = dict.fromkeys(("bias", "scale", "shift", "residual"))
     tensors.update({name: placed.tensor for name, placed in guarded.items()})
     names = {written}
+    if problem.kind == "wgrad" and problem.bias:
+        guarded["bias"] = guard_output((problem.k,), (1,), inputs.w.dtype)
+        tensors["bias"] = guarded["bias"].tensor
+        names.add("bias")
     for name, (dtype, elements) in solver.parts(solver.bind(problem, config)).items():
         guarded[name] = guard_output((elements,), (1,), getattr(torch, dtype))
         tensors[name] = guarded[name].tensor
@@ -214,7 +245,17 @@ def launch(inputs: Inputs, problem: ConvProblem, order: str, config: dict[str, A
         solver.launch(problem, tensors, config)
     for name, placed in guarded.items():
         placed.check(name, written=name in names)
+    if problem.kind == "wgrad" and problem.bias:
+        check_bias(inputs, problem, guarded["bias"].tensor)
     return guarded[written].tensor
+
+
+def check_bias(inputs: Inputs, problem: ConvProblem, of_bias: torch.Tensor) -> None:
+    """Assert that the gradient of the bias is the sum of y."""
+    y = inputs.y.double().transpose(0, 1).flatten(1)
+    numerics.assert_close(
+        as_numpy(of_bias), y.sum(1).numpy(), y.abs().sum(1).numpy(), inputs.case.dtype, problem.reduction_length
+    )
 
 
 def check_case(case: Case, orders: tuple[str, ...] = ORDERS) -> None:

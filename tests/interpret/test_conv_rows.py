@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from fprop_cases import DTYPES
 from rows_cases import BRANCHES, LAYOUTS, SOLVERS, Case, Inputs, all_cases, check_case, launch
 
 import gpuconv
+from gpuconv.dispatch import backends, record_plans
 
 CASES = all_cases()
 
@@ -33,7 +33,7 @@ def test_cases_are_distinct_and_cover_everything():
 
 
 @pytest.mark.parametrize("kind", SOLVERS)
-@pytest.mark.parametrize(("ndim", "branch"), ((1, "more out"), (2, "odd groups"), (2, "long")))
+@pytest.mark.parametrize(("ndim", "branch"), ((1, "more out"), (2, "odd groups"), (2, "long"), (2, "stride 2, a rest")))
 def test_small_integers_are_exact(kind, ndim, branch):
     inputs = Inputs(Case(kind, ndim, "channels_last", "bfloat16", branch), integers=True)
     expected = inputs.call("numpy", torch.Tensor.double)
@@ -46,7 +46,16 @@ RESULTS = {"fprop": "y", "dgrad": "x", "transposed": "x", "wgrad": "w"}
 SPREADING = [
     (Case(kind, 2, "channels_last", "float32", branch), where)
     for kind in SOLVERS
-    for branch in ("plain", "odd groups", "dilated", "stride 3, dilated", "kernel over input", "few")
+    for branch in (
+        "plain",
+        "odd groups",
+        "dilated",
+        "stride 3, dilated",
+        "stride 2, a rest",
+        "stride over kernel",
+        "kernel over input",
+        "few",
+    )
     for where in "xwy"
     if where != RESULTS[kind] and not Case(kind, 2, "channels_last", "float32", branch).refused
 ]
@@ -106,7 +115,8 @@ def layer(ndim: int, **options: Any) -> dict[str, gpuconv.Explanation]:
     w = torch.empty(128, *(3,) * ndim, 4, dtype=torch.float16).movedim(-1, 1)
     given = {"padding": 1, "groups": 32, "backend": "triton", **options}
     y = torch.nn.functional.conv1d if ndim == 1 else torch.nn.functional.conv2d
-    shape = y(x[:1].float(), w.float(), stride=given.get("stride", 1), padding=1, groups=32).shape[2:]
+    geometry = {name: given[name] for name in ("stride", "padding", "dilation") if name in given}
+    shape = y(x[:1].float(), w.float(), groups=32, **geometry).shape[2:]
     y = torch.empty(16, *shape, 128, dtype=torch.float16).movedim(-1, 1)
     name = f"conv{ndim}d"
     return {
@@ -123,9 +133,10 @@ def test_dispatcher_takes_them_by_itself(ndim):
         kind: SOLVERS[kind].id for kind in ("fprop", "dgrad", "wgrad")
     }
     strided = layer(ndim, stride=2)
-    assert strided["fprop"].solver == SOLVERS["fprop"].id
-    assert strided["dgrad"].solver == "triton.conv.dgrad.implicit_gemm"
-    assert "computes data gradients of stride 1 alone" in str(strided["dgrad"])
+    assert {kind: found.solver for kind, found in strided.items()} == {kind: SOLVERS[kind].id for kind in strided}
+    dilated = layer(ndim, stride=2, dilation=2, padding=2)
+    assert dilated["dgrad"].solver == "triton.conv.dgrad.implicit_gemm"
+    assert "takes no dilation along W with the stride of a data gradient, but 2 with 2" in str(dilated["dgrad"])
 
 
 def test_a_call_runs_the_default_tiles():
@@ -158,7 +169,65 @@ def test_refusals_name_the_reason(change, reason):
     assert reason in str(gpuconv.explain(gpuconv.conv2d, x, w, groups=groups, backend="triton", **options))
 
 
-def test_the_gradient_of_a_bias_is_refused():
-    inputs = Inputs(Case("wgrad", 2, "channels_last", "float32", "plain"))
-    problem = replace(inputs.problem(), bias=True)
-    assert SOLVERS["wgrad"].why_not(problem) == "computes the gradient of the weight alone, not of a bias beside it"
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    (
+        ({"stride": 2, "dilation": 2}, "takes no dilation along W with the stride of a data gradient, but 2 with 2"),
+        (
+            {"stride": (2, 1), "dilation": (4, 1)},
+            "takes no common divisor of stride and dilation in a data gradient, but 2 and 4",
+        ),
+        ({"stride": 9}, "moves on by at most 8 in a data gradient, not 9"),
+    ),
+)
+def test_refusals_of_gradients_name_the_reason(change, reason):
+    x, w = torch.randn(1, 16, 24, 24), torch.randn(16, 4, 3, 3)
+    y = torch.nn.functional.conv2d(x, w, groups=4, **change).to(memory_format=torch.channels_last)
+    explained = gpuconv.explain(gpuconv.conv2d_input_grad, x.shape, w, y, groups=4, backend="triton", **change)
+    assert reason in str(explained)
+
+
+class RowsAlone:
+    """The Triton backend with no other solver than those of rows."""
+
+    def solvers(self) -> tuple[Any, ...]:
+        return SOLVERS["fprop"], SOLVERS["wgrad"]
+
+
+@pytest.mark.parametrize(("stride", "output_padding"), ((2, 1), (3, 2)))
+@pytest.mark.parametrize("transposed", (False, True), ids=("conv", "transposed"))
+def test_autograd_reaches_every_pass(stride, output_padding, transposed, monkeypatch, torch_rng):
+    """Forward and all three gradients on the row kernels alone, against live torch."""
+    monkeypatch.setattr(type(backends()["triton"]), "solvers", RowsAlone.solvers)
+    x, w, b = (torch.randn(shape, generator=torch_rng) for shape in ((2, 8, 9, 10), (8, 4, 3, 3), (8,)))
+    leaves = [x.to(memory_format=torch.channels_last).requires_grad_(), w.requires_grad_(), b.requires_grad_()]
+    name = "conv_transpose2d" if transposed else "conv2d"
+    options = {"stride": stride, "padding": 1, "groups": 2}
+    options |= {"output_padding": output_padding} if transposed else {}
+    expected = getattr(torch.nn.functional, name)(*leaves, **options)
+    seed = torch.randn(expected.shape, generator=torch_rng).to(memory_format=torch.channels_last)
+    with record_plans() as plans:
+        ours = getattr(gpuconv, name)(*leaves, **options, backend="triton")
+        found = torch.autograd.grad(ours, leaves, seed)
+    assert {plan.solver.id for plan in plans} == {solver.id for solver in SOLVERS.values()}
+    kinds = ["transposed", "fprop", "wgrad"] if transposed else ["fprop", "dgrad", "wgrad"]
+    assert [plan.problem.kind for plan in plans] == kinds
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    for value, exact in zip(found, torch.autograd.grad(expected, leaves, seed), strict=True):
+        torch.testing.assert_close(value, exact, rtol=1e-4, atol=1e-3)
+
+
+def test_gradients_of_weight_and_bias_are_the_same_on_repetition(monkeypatch, torch_rng):
+    monkeypatch.setattr(type(backends()["triton"]), "solvers", RowsAlone.solvers)
+    x, y = (torch.randn(2, 7, 7, 12, generator=torch_rng).movedim(-1, 1) for _ in range(2))
+    w, b = torch.randn(12, 3, 3, 3, generator=torch_rng).requires_grad_(), torch.zeros(12, requires_grad=True)
+
+    def gradients() -> list[torch.Tensor]:
+        with record_plans() as plans:
+            result = gpuconv.conv2d(x, w, b, padding=1, groups=4, backend="triton")
+            found = torch.autograd.grad(result, (w, b), y)
+        (gradient,) = (plan for plan in plans if plan.problem.kind == "wgrad")
+        assert gradient.solver.id == SOLVERS["wgrad"].id and gradient.problem.bias and gradient.config["splits"] > 1
+        return [value.contiguous().view(torch.uint8) for value in found]
+
+    assert all(map(torch.equal, gradients(), gradients()))

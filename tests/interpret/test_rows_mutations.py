@@ -15,47 +15,69 @@ PROBES = (
     Case("fprop", 2, "strided", "float32", "epilogue"),
     Case("fprop", 1, "channels_last", "float32", "64-bit, packed"),
     Case("dgrad", 1, "channels_last", "float32", "more out"),
+    Case("dgrad", 2, "channels_last", "float32", "unequal strides"),
+    Case("transposed", 1, "channels_last", "float32", "stride 2, dilated rows"),
 )
 
 GRADIENTS = (
     Case("wgrad", 1, "channels_last", "float32", "odd groups"),
     Case("wgrad", 2, "strided", "float32", "stride 3, dilated"),
-    Case("wgrad", 1, "channels_last", "float32", "eights"),
+    Case("wgrad", 2, "channels_last", "float32", "eights"),
+    Case("wgrad", 2, "strided", "float32", "relu"),
+    Case("wgrad", 1, "channels_last", "float32", "64-bit"),
 )
 
 MUTANTS = {
     "left edge unmasked": ("here = lanes & within(column, source_w)", "here = lanes & (column < source_w)"),
     "rows unmasked": ("reads = here & within(i, height)\n    if", "reads = here & (i < height)\n    if"),
-    "runs of taps overlap": ("(S // (16 >> bit) * (16 >> bit) + k // BC)", "(k // BC)"),
+    "runs of columns overlap": ("(J // (16 >> bit) * (16 >> bit) + k // BC)", "(k // BC)"),
     "block of channels skipped": ("i * row_step + b * BC * channel_step", "i * row_step"),
     "piece shifted": ("total = total + d[r]", "total = total + d[(r + 1) % R]"),
-    "open rows lost": ("still_open = sums[1:]", "still_open = still_open"),
-    "phase forgotten": ("at = phase + step * phases_h", "at = step * phases_h"),
-    "warm-up stored": ("(step >= first) & within(at", "within(at"),
+    "open rows lost": ("still_open = sums[U:]", "still_open = still_open"),
+    "phase forgotten": ("result_row + phase * result_row_phase", "result_row"),
+    "warm-up stored": ("mine & (step >= first) & within(at", "mine & within(at"),
     "groups mixed": ("& (c // CG == o // KG) &", "&"),
-    "packed tap shifted": ("c, i % BO, i // BO % RP,", "c, i % BO, (i // BO + 1) % RP,"),
+    "packed row shifted": ("i % BO, i // (BO * F) % RP,", "i % BO, (i // (BO * F) + 1) % RP,"),
     "padding of channels unmasked": ("channel_inside = o < PER * KG", "channel_inside = o >= 0"),
     "epilogue forgotten": (
         "total.to(result_ptr.dtype.element_ty), mask=written",
-        "sums[0].to(result_ptr.dtype.element_ty), mask=written",
+        "sums[u].to(result_ptr.dtype.element_ty), mask=written",
     ),
+    "columns of a lane the other way": ("j * STEP + f, S)", "j * STEP + STEP - 1 - f, S)"),
+    "columns of y the other way": ("column = q - beside", "column = q + beside"),
+    "padding of whole steps forgotten": ("q += pad_w // STRIDE_W", "q += 0"),
+    "columns before the first stored": ("mine & within(at_column, result_w)", "mine & (at_column < result_w)"),
+    "rows of a step in one place": ("(U * step + u) * result_row_pitch", "(U * step) * result_row_pitch"),
 }
 
 GRADIENT_MUTANTS = {
-    "pairs of other rows": ("up = i - rk // BO * DILATION_H", "up = i - rk // BO"),
+    "rows of x shifted": ("h = first * STRIDE_H - pad_h + e\n", "h = first * STRIDE_H - pad_h + e + 1\n"),
     "left edge unmasked": ("of_x & within(column, x_w)", "of_x & (column < x_w)"),
-    "rows of y unmasked": ("pairs = there & (up >= 0) & (p < y_h)", "pairs = there & (p < y_h)"),
-    "stride ignored": ("pairs = pairs & (up % STRIDE_H == 0)", "pairs = pairs"),
-    "ragged split cut off": ("begin + items_per_split, items)", "begin + items_per_split - 1, items)"),
-    "splits overwrite each other": ("tl.program_id(0).to(tl.int64) *", "block.to(tl.int64) *"),
-    "splits dropped": ("range(0, splits, BLOCK_S)", "range(0, splits - 1, BLOCK_S)"),
-    "group of another block": ("+ group % PER * CG + c", "+ c"),
+    "rows of x unmasked": ("here & within(h, x_h), other=0.0, cache", "here & (h < x_h), other=0.0, cache"),
+    "rows of y unmasked": ("mask=there & (p < y_h)", "mask=there"),
+    "columns of y unmasked": ("there = (n < images) & of_y & (q < y_w)", "there = (n < images) & of_y"),
+    "stride ignored": ("(e - r * DILATION_H) % STRIDE_H == 0 and", ""),
+    "ragged split cut off": ("begin + steps_per_split, steps)", "begin + steps_per_split - 1, steps)"),
+    "splits overwrite each other": (
+        "(split.to(tl.int64) * elements + (block * (PER * KG) + k)",
+        "((block * (PER * KG) + k)",
+    ),
+    "splits dropped": ("(first + split < splits)[", "(first + split < splits - 1)["),
+    "group of another block": ("+ c % CG * (groups * KG)", "+ c * (groups * KG)"),
     "images past the last": ("there = (n < images) & of_y", "there = of_y"),
+    "tap of another column": ("beside == s * DILATION_W", "beside == s"),
+    "columns of a lane in one place": ("- tl.arange(0, V)[None, :] * STRIDE_W", "- tl.arange(0, V)[None, :] * 0"),
+    "rows of other tiles": ("first = (step - tile * of_tile) * U\n        rows", "first = step * U\n        rows"),
+    "bias of the last row": ("sums += row_of_y.to(ACC_DTYPE)", "sums = row_of_y.to(ACC_DTYPE)"),
+    "bias of one column": (
+        "tl.sum(tl.sum(sums[R], 0).reshape(V, BO), 0)",
+        "tl.max(tl.sum(sums[R], 0).reshape(V, BO), 0)",
+    ),
 }
 
 EXACT = {
     "rows": ("if any_not_finite(zeros):", "if groups < 0:"),
-    "rows_wgrad": ("if any_not_finite(sums * 0.0):", "if items < 0:"),
+    "rows_wgrad": ("if any_not_finite(zeros):", "if steps < 0:"),
 }
 
 
@@ -68,8 +90,8 @@ def _noticed(probes: tuple[Case, ...]) -> bool:
     return False
 
 
-def _break(tmp_path, monkeypatch, name: str, module: str, old: str, new: str) -> None:
-    broken = mutant_module(tmp_path, name, f"conv.{module}", f"conv/{module}.py", old, new)
+def _break(tmp_path, monkeypatch, name: str, module: str, old: str, new: str, *others: tuple[str, str]) -> None:
+    broken = mutant_module(tmp_path, name, f"conv.{module}", f"conv/{module}.py", old, new, *others)
     of = rows if module == "rows" else rows_wgrad
     for kernel in ("_conv_rows_kernel", "_conv_rows_pack_kernel", "_conv_rows_wgrad_kernel", "_conv_rows_fold_kernel"):
         if hasattr(of, kernel):
@@ -88,15 +110,19 @@ def test_mutant_is_noticed(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", GRADIENT_MUTANTS)
 def test_mutant_of_the_gradient_is_noticed(name, tmp_path, monkeypatch):
-    _break(tmp_path, monkeypatch, name, "rows_wgrad", *GRADIENT_MUTANTS[name])
+    """Without the exact path, which would repair what reads the NaN around a tensor."""
+    _break(tmp_path, monkeypatch, name, "rows_wgrad", *GRADIENT_MUTANTS[name], EXACT["rows_wgrad"])
     assert _noticed(GRADIENTS), f"no probe noticed the mutation {name!r}"
 
 
-@pytest.mark.parametrize("module", ("rows", "rows_wgrad"))
-def test_an_infinity_spreads_without_the_exact_path(module, tmp_path, monkeypatch):
-    kind = "fprop" if module == "rows" else "wgrad"
-    inputs = Inputs(Case(kind, 2, "channels_last", "float32", "plain"))
-    inputs.x[0, 0, 0, 0] = float("inf")
+@pytest.mark.parametrize(
+    ("module", "kind", "branch"),
+    (("rows", "fprop", "plain"), ("rows", "dgrad", "stride 2, a rest"), ("rows_wgrad", "wgrad", "eights")),
+)
+def test_an_infinity_spreads_without_the_exact_path(module, kind, branch, tmp_path, monkeypatch):
+    inputs = Inputs(Case(kind, 2, "channels_last", "float32", branch))
+    given = inputs.y if kind == "dgrad" else inputs.x
+    given[0, 0, -1, -1] = float("inf")
     whole = launch(inputs, inputs.problem(), "forward").isfinite().sum()
     _break(tmp_path, monkeypatch, "exact", module, *EXACT[module])
     assert launch(inputs, inputs.problem(), "forward").isfinite().sum() < whole

@@ -24,7 +24,7 @@ _PACK = {"num_warps": 4, "num_stages": 1}
 
 
 class RowProducts(TritonConv):
-    """Forward pass and data gradient of stride 1: products of rows with block-diagonal weights on tensor cores."""
+    """Forward pass and data gradient: products of rows with block-diagonal weights on tensor cores."""
 
     id = "triton.conv.grouped.rows"
     kinds = ("fprop", "dgrad", "transposed")
@@ -82,7 +82,7 @@ class RowProducts(TritonConv):
         source, result = ("y", "x") if rows.grad else ("x", "y")
         pointers |= {"source": tensors[source], "result": tensors[result]}
         pointers |= {name: tensors.get(name) for name in (*VECTORS, "residual")}
-        programs = blocks_of(rows, config) * arguments["tiles"] * arguments["chunks"] * arguments["phases_h"]
+        programs = blocks_of(rows, config) * arguments["tiles"] * arguments["chunks"] * rows.axis.phases
         launch_kernel(problem, kernels._conv_rows_kernel, (programs,), pointers, arguments, config)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import gcd
 from typing import Any
 
 from ...arrays import CHANNELS_LAST
@@ -12,7 +13,7 @@ from ...problem import ConvProblem
 from ...shapes import ceil_div
 from ..axes import reach
 from .common import VECTORS, Strides, power_of_two
-from .march_axes import MarchAxis, forward_axis
+from .march_axes import MarchAxis, forward_axis, gradient_axis
 from .units import in_units
 
 __all__ = ["FEW_FILTERS", "MOST_IN_GROUP", "Rows", "pack_arguments", "refusal", "rows_arguments", "rows_of"]
@@ -27,17 +28,19 @@ _MOST_CHANNELS = 512
 """Channels of the source of an ungrouped problem at most: all their weights stay in shared memory."""
 
 _MOST_TAPS = 8
-"""Taps along either axis at most."""
+"""Taps along either axis at most, and rows or columns that a data gradient moves on by."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """A pass as a convolution of a source to a result (of wgrad, x and y): 2-D, 1-D with a first axis of one row.
 
-    `inside` and `outside` are the channels of one group of the source and of the result.
+    `inside` and `outside` are the channels of one group of the source and of the result. A data gradient of stride 1 is
+    the convolution with a window that is turned round; one that `spreads` has another stride, and keeps the window.
     """
 
     grad: bool
+    spreads: bool
     groups: int
     inside: int
     outside: int
@@ -51,13 +54,27 @@ class Rows:
 
     @property
     def taps(self) -> tuple[int, int]:
-        """The taps along each axis that products have: rows of the window are filled up to a power of two."""
-        return power_of_two(self.kernel[0]), self.kernel[1]
+        """What products have along each axis: rows of the window, filled up to a power of two, and columns read."""
+        columns = self.kernel[1] if not self.spreads else ceil_div(self.kernel[1], self.stride[1])
+        return power_of_two(self.kernel[0]), columns
+
+    @property
+    def columns(self) -> int:
+        """Columns of the result that a lane owns, filled up to a power of two."""
+        return power_of_two(self.stride[1]) if self.spreads else 1
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of a row of the result."""
+        if not self.spreads:
+            return self.result_size[1]
+        pad, step = self.pad[1], self.stride[1]
+        return (self.result_size[1] - 1 + pad) // step - pad // step + 1
 
 
 @lru_cache(maxsize=1024)
 def rows_of(problem: ConvProblem) -> Rows:
-    """Return what a 1-D or 2-D problem is to the row kernels; a data gradient must have stride 1."""
+    """Return what a 1-D or 2-D problem is to the row kernels."""
     grad = problem.kind in ("dgrad", "transposed")
     missing = 2 - problem.ndim
 
@@ -69,11 +86,34 @@ def rows_of(problem: ConvProblem) -> Rows:
     pad = two(problem.pad_lo, 0)
     source, result = two(problem.input_size, 1), two(problem.output_size, 1)
     inside, outside = problem.c // max(problem.groups, 1), problem.k // max(problem.groups, 1)
-    if grad:  # the convolution of y with a window that is turned round
+    spreads = grad and stride != (1, 1)
+    if grad:
         source, result, inside, outside = result, source, outside, inside
-        pad = (dilation[0] * (kernel[0] - 1) - pad[0], dilation[1] * (kernel[1] - 1) - pad[1])
-    axis = forward_axis(kernel[0], stride[0], dilation[0] if kernel[0] > 1 else 1, pad[0], result[0])
-    return Rows(grad, problem.groups, inside, outside, source, result, kernel, stride, pad, dilation, axis)
+    along_h = dilation[0] if kernel[0] > 1 else 1
+    if spreads:
+        axis = gradient_axis(kernel[0], stride[0], along_h, pad[0], result[0])
+    else:
+        if grad:  # the convolution of y with a window that is turned round
+            pad = (dilation[0] * (kernel[0] - 1) - pad[0], dilation[1] * (kernel[1] - 1) - pad[1])
+        axis = forward_axis(kernel[0], stride[0], along_h, pad[0], result[0])
+    return Rows(
+        grad, spreads, problem.groups, inside, outside, source, result, kernel, stride, pad, dilation, axis
+    )  # fmt: skip
+
+
+def _refusal_of_strides(problem: ConvProblem) -> str | None:
+    """Return why the row kernels do not take the strides of a data gradient; None if they do."""
+    if problem.kind not in ("dgrad", "transposed"):
+        return None
+    if max(problem.stride) > _MOST_TAPS:
+        return f"moves on by at most {_MOST_TAPS} in a data gradient, not {max(problem.stride)}"
+    taps, stride, dilation = problem.kernel[-1], problem.stride[-1], problem.dilation[-1]
+    if min(taps, stride, dilation) > 1:
+        return f"takes no dilation along W with the stride of a data gradient, but {dilation} with {stride}"
+    for taps, stride, dilation in zip(problem.kernel[:-1], problem.stride[:-1], problem.dilation[:-1], strict=True):
+        if taps > 1 and gcd(stride, dilation) > 1:
+            return f"takes no common divisor of stride and dilation in a data gradient, but {stride} and {dilation}"
+    return None
 
 
 def refusal(problem: ConvProblem) -> str | None:
@@ -90,8 +130,9 @@ def refusal(problem: ConvProblem) -> str | None:
         given = problem.x_format if name == "x" else problem.y_format
         if given != CHANNELS_LAST:
             return f"reads channels side by side: {name} must be {CHANNELS_LAST}, not {given}"
-    if problem.kind in ("dgrad", "transposed") and any(step != 1 for step in problem.stride):
-        return f"computes data gradients of stride 1 alone, not {problem.stride}"
+    reason = _refusal_of_strides(problem)
+    if reason is not None:
+        return reason
     if 0 in (problem.groups, problem.c, problem.k, problem.n, *problem.input_size, *problem.output_size):
         return "has nothing to compute without images, channels or positions"
     rows = rows_of(problem)
@@ -121,7 +162,7 @@ def wide(problem: ConvProblem, strides: Strides) -> bool:
         offsets.append(reach(problem.w_shape, strides["w"]))
     channels = problem.k if problem.kind in ("fprop", "wgrad") else problem.c
     offsets += [reach((channels,), strides[name]) for name in VECTORS if name in strides]
-    lanes = problem.n * max(problem.input_size[-1], problem.output_size[-1])
+    lanes = problem.n * (max(problem.input_size[-1], problem.output_size[-1]) + 1)
     return max(*offsets, lanes) >= 2**31 - 2**16
 
 
@@ -145,6 +186,9 @@ def _weights(problem: ConvProblem, strides: Strides) -> dict[str, int]:
     if not rows.grad:
         return {"w_offset": 0, "w_stride_group": of_group, "w_stride_out": filters, "w_stride_in": channels,
                 "w_stride_r": r, "w_stride_s": s}  # fmt: skip
+    if rows.spreads:
+        return {"w_offset": 0, "w_stride_group": of_group, "w_stride_out": channels, "w_stride_in": filters,
+                "w_stride_r": r, "w_stride_s": s}  # fmt: skip
     last = (rows.kernel[0] - 1) * r + (rows.kernel[1] - 1) * s
     return {"w_offset": last, "w_stride_group": of_group, "w_stride_out": channels, "w_stride_in": filters,
             "w_stride_r": -r, "w_stride_s": -s}  # fmt: skip
@@ -154,14 +198,16 @@ def _tile(rows: Rows, config: Mapping[str, Any]) -> dict[str, int]:
     """Return the constants of a tile that the kernel and the pass that packs weights share."""
     return {
         "R": rows.kernel[0], "S": rows.kernel[1], "CG": rows.inside, "KG": rows.outside, "RP": rows.taps[0],
+        "J": rows.taps[1], "F": rows.columns,
         **{name: config[name] for name in ("PER", "BC", "BO", "BLOCKS")},
     }  # fmt: skip
 
 
 def packed_elements(rows: Rows, config: Mapping[str, Any]) -> int:
     """Return how many elements block-diagonal weights have."""
-    r, s = rows.taps
-    return blocks_of(rows, config) * int(config["BLOCKS"]) * s * int(config["BC"]) * r * int(config["BO"])
+    r, columns = rows.taps
+    of_block = int(config["BLOCKS"]) * columns * int(config["BC"]) * r * rows.columns * int(config["BO"])
+    return blocks_of(rows, config) * of_block
 
 
 def pack_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,7 +216,8 @@ def pack_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, 
     elements = packed_elements(rows, config)
     long = bool(config.get("INDEX64")) or reach(problem.w_shape, strides["w"]) >= 2**31 or elements >= 2**31 - 2**16
     found = _tile(rows, config) | _weights(problem, strides)
-    return found | {"groups": rows.groups, "elements": elements, "INDEX64": long, "BLOCK": 512}
+    step = rows.stride[1] if rows.spreads else 1
+    return found | {"groups": rows.groups, "elements": elements, "STEP": step, "INDEX64": long, "BLOCK": 512}
 
 
 def rows_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,15 +241,19 @@ def rows_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, 
         "groups": groups,
         "steps": config["steps"],
         "chunks": ceil_div(axis.steps, config["steps"]),
-        "tiles": ceil_div(problem.n * rows.result_size[1], config["BM"]),
+        "tiles": ceil_div(problem.n * rows.lanes, config["BM"]),
         "blocks": blocks_of(rows, config),
-        "phases_h": axis.phases,
+        "lanes_w": rows.lanes,
         "source_row": axis.source,
         "source_row_phase": axis.source_phase,
         "source_row_pitch": axis.source_pitch,
+        "result_row": axis.result,
+        "result_row_phase": axis.result_phase,
+        "result_row_pitch": axis.result_pitch,
         "pad_h": rows.pad[0],
         "pad_w": rows.pad[1],
         "A": axis.reads,
+        "U": axis.writes,
         "STRIDE_H": rows.stride[0],
         "STRIDE_W": rows.stride[1],
         "DILATION_H": rows.dilation[0],
@@ -210,6 +261,7 @@ def rows_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, 
         "EVEN": groups % per == 0 and (config["BLOCKS"] == 1 or rows.inside % bc == 0),
         "EVEN_OUT": groups % per == 0,
         "GRAD": rows.grad,
+        "SPREAD": rows.spreads,
         "ACTIVATION": problem.activation,
         "PRECISION": problem.precision,
         "INDEX64": bool(config.get("INDEX64")) or wide(problem, strides),

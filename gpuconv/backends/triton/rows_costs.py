@@ -17,7 +17,7 @@ from .common import power_of_two
 from .march_costs import epilogue_instructions
 from .rows_blocks import rows_of
 
-__all__ = ["RowCosts", "row_tiles"]
+__all__ = ["RowCosts", "row_tiles", "warps_beside"]
 
 _PER_STEP = 36.0
 """Instructions of a thread per step beside what follows. Read off compiled loops, as all of it."""
@@ -26,13 +26,32 @@ _PER_LOAD, _PER_PIECE, _PER_OUTPUT, _PER_BLOCK = 7.0, 1.0, 2.6, 10.0
 """Instructions of a load and what brings it to shared memory, of an element of a product, of one of the result, and of
 a block of channels beside the first."""
 
+_PER_SPREAD = 2.2
+"""Instructions of an element of the result of a gradient that spreads: several rows are closed together."""
+
 _PER_AHEAD, _PER_MMA, _PER_FMA = 2.0, 1.6, 1.25
 """Instructions of a register that is loaded ahead, of a product of a single warp with its operands, and of one without
 tensor cores."""
 
 
+_MULTIPROCESSORS = 132
+"""Of an H100 or H200, over which programs spread."""
+
+
+def warps_beside(programs: np.ndarray, resident: np.ndarray, warps: np.ndarray) -> np.ndarray:
+    """Return how many warps a multiprocessor executes at once.
+
+    Each of its four parts executes warps of its own: fewer than four leave parts idle. Products of single warps wait
+    for what else their warp does, unless another one of the part has products meanwhile: from eight on.
+    """
+    return np.asarray(np.minimum(resident, np.maximum(programs / _MULTIPROCESSORS, 1)) * warps)
+
+
 class RowCosts:
     """What the row kernel does with each config of a problem: arrays over the configs."""
+
+    MOST_REGISTERS = 205
+    """Of a thread, by :meth:`registers`, above which no tile is proposed."""
 
     def __init__(self, problem: ConvProblem, configs: Sequence[Mapping[str, Any]]) -> None:
         self.problem, self.rows = problem, rows_of(problem)
@@ -44,19 +63,23 @@ class RowCosts:
         self.bm, self.bc, self.bo = column("BM"), column("BC"), column("BO")
         self.warps, self.steps, self.per = column("num_warps"), column("steps"), column("PER")
         self.parts, self.ahead, self.packed = column("BLOCKS"), column("AHEAD", 0), column("PACKED", 0)
+        self.stages = column("num_stages")
         self.threads = 32 * self.warps
         axis = rows.axis
-        self.open = axis.open
-        self.single = (self.warps < 4) | (self.item > 4) | (self.bm / self.warps < 16)  # no products of four warps
-        self.ks, self.wide = rows.taps[1] * self.bc, rows.taps[0] * self.bo
+        self.open, self.writes, self.columns = axis.open, axis.writes, rows.columns
+        gpu = gpu_of(problem.device)
+        before, self.newest = (gpu is not None and gpu.capability < (9, 0)), gpu is not None and gpu.capability[0] >= 10
+        self.single = before | (self.warps < 4) | (self.item > 4) | (self.bm / self.warps < 16)  # no products of four
+        self.ks, self.wide = rows.taps[1] * self.bc, rows.taps[0] * self.columns * self.bo
         self.tile = axis.reads * self.parts * self.bm * self.ks  # elements that a step loads
-        self.outputs = self.bm * self.bo
+        self.outputs = self.writes * self.bm * self.columns * self.bo  # of a step
         self.products = axis.reads * self.bm * self.wide
         run = np.array([16 // self.item if self._side_by_side(config) else 1 for config in configs], float)
         self.loads = self.tile / run / self.threads
+        self.direct = (self.stages > 1) & (run > 1) & (self.ahead == 0)  # loads go to shared memory by themselves
         self.chunks = np.ceil(axis.steps / self.steps)
         self.blocks = np.ceil(rows.groups / self.per)
-        self.tiles = np.ceil(problem.n * rows.result_size[1] / self.bm)
+        self.tiles = np.ceil(problem.n * rows.lanes / self.bm)
         self.programs = self.blocks * self.tiles * self.chunks * axis.phases
 
     def _side_by_side(self, config: Mapping[str, Any]) -> bool:
@@ -67,13 +90,16 @@ class RowCosts:
     def instructions(self) -> np.ndarray:
         """Return the instructions of a thread per step."""
         axis, (r, _) = self.rows.axis, self.rows.kernel
-        used = self.products * r / self.rows.taps[0]  # the compiler drops products that nothing uses
-        found = _PER_STEP + _PER_LOAD * self.loads + _PER_PIECE * self.products / self.threads
-        found = found + _PER_OUTPUT * self.outputs / self.threads + _PER_BLOCK * axis.reads * (self.parts - 1)
+        used = self.products * r / (self.rows.taps[0] * axis.reads)  # of single warps: the compiler drops the others
+        pieces = np.where(self.single, used, self.products)
+        found = _PER_STEP + _PER_LOAD * self.loads + _PER_PIECE * pieces / self.threads
+        per_output = _PER_SPREAD if self.rows.spreads else _PER_OUTPUT
+        found = found + per_output * self.outputs / self.threads + _PER_BLOCK * axis.reads * (self.parts - 1)
         found = found + _PER_AHEAD * self.ahead * self.tile * self.item / 4 / self.threads
         found = found + 30.0 * (self.bo < 16)  # narrower than what a product's rows hold together: they are rearranged
+        found = found + 120.0 * (self.newest & ~self.single & (self.bm == 64))  # half of the lanes of tensor memory
         if self.rows.groups == 1:  # few filters: products are rearranged, and results stored one by one
-            found = found + (14.0 if r > 1 else 3.0) * self.outputs / self.threads
+            found = found + (np.where(self.single, 1.0, 14.0) if r > 1 else 3.0) * self.outputs / self.threads
         by_warps = used * self.ks * self.parts / (16 * 8 * 16) / self.warps
         pipe, factor = pipe_of(self.problem)
         if PIPES[pipe].startswith("fma"):  # one product after the other, operands by way of shared memory
@@ -85,17 +111,25 @@ class RowCosts:
     def registers(self) -> np.ndarray:
         """Return the registers of a thread: open sums, products, the sums of zeros, loaded tiles and addresses."""
         words = max(self.item // 4, 1)
-        sums = (self.open + 1) * self.outputs + self.products
+        sums = (self.open + 1) * self.outputs / self.writes + self.products
         loaded = 0.5 * (1 + self.ahead) * self.tile * self.item / 4
         addresses = 3 * self.loads / (self.rows.axis.reads * self.parts)
         masked = 20.0 * (self.per * self.rows.inside < self.bc) * (self.parts == 1)
         used = 20 + (sums * words + loaded) / self.threads + addresses + masked
-        crowded = (self.parts > 1) & (self.rows.kernel[0] > 1) | (self.item == 8) | (self.problem.precision == "tf32x3")
+        used = used + self.single * self.direct * 0.3 * self.parts * self.ks * self.wide * self.item / 4 / 32  # filters
+        plain = PIPES[pipe_of(self.problem)[0]].startswith("fma") and self.rows.spreads
+        crowded = (
+            plain
+            | (self.parts > 1) & (self.rows.kernel[0] > 1)
+            | (self.item == 8)
+            | (self.problem.precision == "tf32x3")
+        )
         return np.asarray(used * np.where(crowded, 1.3, 1.0))
 
     def shared(self) -> np.ndarray:
-        """Return the bytes of shared memory: the weights of a block, and one tile on its way to the tensor cores."""
-        return np.asarray((self.parts * self.ks * self.wide + self.bm * self.ks) * self.item)
+        """Return the bytes of shared memory: the weights of a block, and tiles on their way to the tensor cores."""
+        tiles = np.where(self.direct, self.rows.axis.reads * self.parts * (self.stages - self.single), 1.0)
+        return np.asarray((self.parts * self.ks * self.wide + tiles * self.bm * self.ks) * self.item)
 
     def work(self) -> Work:
         """Describe the launches for the cost model."""
@@ -107,10 +141,12 @@ class RowCosts:
         resident = np.minimum(np.floor(65536 / (used * self.threads)), np.floor(64 / self.warps))
         resident = np.clip(np.minimum(resident, by_shared), 1, 32)
         walked = self.steps + axis.warm
+        beside = warps_beside(self.programs, resident, self.warps)
         rows_of_tile = np.maximum(self.bm / 64, 1)
         # As issued: loads, their way to shared memory, operands of products, and stores with what rearranges them.
         filters = axis.reads * self.parts * self.ks * self.wide
-        moved = (3 * self.tile + filters * rows_of_tile) * item * walked + 3 * self.outputs * item * self.steps
+        issued = np.where(self.direct, 2.0, 3.0) * self.tile
+        moved = (issued + filters * rows_of_tile) * item * walked + 3 * self.outputs * item * self.steps
         if item != 2:  # tensor cores read the tile from registers
             moved = moved - self.tile * item * walked
         packed = self.parts * self.ks * self.wide * item
@@ -118,8 +154,11 @@ class RowCosts:
         gathered = self.parts * self.ks * self.wide / 32
         fetched = np.where(self.packed > 0, 2 * packed, packed + 4 * 128 * gathered)
         prologue = np.where(self.packed > 0, 4 * packed / 16 / 32, 7 * gathered)
-        columns = self.bm * rows.stride[1] + rows.dilation[1] * (rows.kernel[1] - 1)
+        apart = 1 if rows.spreads else rows.stride[1]
+        columns = self.bm * apart + rows.dilation[1] * (rows.taps[1] - 1)
         read = axis.reads * columns * self.parts * np.minimum(self.bc, rows.inside * self.per) * item
+        whole = axis.reads * self.parts * self.bm * rows.taps[1] * np.minimum(self.bc, rows.inside * self.per) * item
+        read = np.where(self.direct, whole, read)  # past L1, which has what lanes share
         weights = float(np.prod(problem.w_shape)) * item
         return Work(
             programs=self.programs,
@@ -127,11 +166,12 @@ class RowCosts:
             pipe=np.full(len(self.bm), pipe),
             path=np.full(len(self.bm), PATHS.index("register" if item == 2 or factor else "fma")),
             flops=2 * factor * axis.reads * self.parts * self.bm * self.ks * self.wide * walked,
-            feed=np.minimum(self.wide / 64, 1.0),
+            feed=np.where(self.single, 0.9 * np.minimum(beside / 8, 1.0), np.minimum(self.wide / 64, 1.0)),
             l2_bytes=read * walked + self.outputs * item * self.steps + packed,
             dram_bytes=float(problem.min_bytes),
-            instructions=self.warps * (self.instructions() * walked + 150) + prologue,
-            chain=walked * np.where(self.ahead > 0, 1.0, 1.2) + 3,
+            instructions=(self.warps * (self.instructions() * walked + 150) + prologue) / np.minimum(beside / 4, 1.0),
+            chain=walked * np.where(self.direct, 1 / np.maximum(self.stages - 1, 1), np.where(self.ahead > 0, 1.0, 1.2))
+            + 3,
             extra_bytes=self.packed * (weights + self.blocks * packed),
             launches=1 + self.packed,
             l1_bytes=moved + fetched,
@@ -143,7 +183,7 @@ def row_tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
     found = list(_tiles(problem))
     if found:
         costs = RowCosts(problem, [{**tile, "steps": 1} for tile in found])
-        fits = (costs.registers() <= 205) & (costs.shared() <= 160 << 10)
+        fits = (costs.registers() <= costs.MOST_REGISTERS) & (costs.shared() <= 160 << 10)
         yield from (tile for tile, kept in zip(found, fits, strict=True) if kept)
 
 
@@ -151,10 +191,11 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
     """Yield tiles, whatever registers and shared memory they take."""
     rows, gpu = rows_of(problem), gpu_of(problem.device)
     # On sm_100 ptxas, left to itself, spills some tiles of several parts to fit one more block; on sm_80 with a bound.
+    # Of loops that load to shared memory it computes every address anew for the sake of one more block.
     newest = gpu is not None and gpu.capability >= (10, 0)
-    least_out = 16 if rows.groups == 1 else max(ceil_div(16, rows.taps[0]), 8)
+    least_out = 16 if rows.groups == 1 else max(ceil_div(16, rows.taps[0] * rows.columns), 8)
     least_in = 16
-    lanes = problem.n * rows.result_size[1]
+    lanes = problem.n * rows.lanes
     pers = sorted({max(min(side // max(rows.inside, rows.outside), rows.groups), 1) for side in (8, 16, 32, 64)})
     for per in pers:
         bo = max(power_of_two(per * rows.outside), least_out)
@@ -165,11 +206,14 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
                 continue
             parts = ceil_div(rows.inside, bc) if per == 1 else 1
             bound = {"maxnreg": 255} if parts > 1 and newest else {}
-            for bm, warps in ((16, 1), (32, 1), (32, 2), (64, 2), (64, 4), (128, 4), (128, 8)):
+            narrow = ((16, 4), (32, 4)) if rows.spreads else ()  # whose results are several columns wide
+            for bm, warps in ((16, 1), (32, 1), (32, 2), *narrow, (64, 2), (64, 4), (128, 4), (128, 8)):
                 if bm >= 2 * max(lanes, 16):
                     continue
-                for ahead, packs in product((0, 1) if warps >= 4 and parts == 1 else (0,), (0, 1)):
+                ahead = [(1, 1)] if warps >= 4 and parts == 1 else []
+                direct = [(0, 2), (0, 3)] if itemsize(problem.dtype) == 2 and parts == 1 else []
+                for (registers, stages), packs in product([(0, 1), *ahead, *direct], (0, 1)):
                     yield {
-                        "BM": bm, "BC": bc, "BO": bo, "PER": per, "BLOCKS": parts, "AHEAD": ahead, "PACKED": packs,
-                        "num_warps": warps, "num_stages": 1, **bound,
+                        "BM": bm, "BC": bc, "BO": bo, "PER": per, "BLOCKS": parts, "AHEAD": registers, "PACKED": packs,
+                        "num_warps": warps, "num_stages": stages, **(bound if stages == 1 else {"maxnreg": 255}),
                     }  # fmt: skip

@@ -1,8 +1,10 @@
 """Convolution of few channels per group, or of few filters, by products of whole rows: forward and data gradient.
 
-A program marches down the rows of BM columns, of one or several images, of one block of channels. An input row is
-loaded once, as A [BM, (s, c)] with S shifted columns side by side, and multiplied by the weights of all rows of the
-window, B [(s, c), (r, k)]; the product falls apart along r into what it adds to the R rows of the result that are open.
+A program marches down the rows of BM lanes, of one or several images, of one block of channels. An input row is loaded
+once, as A [BM, (s, c)] with the shifted columns of a lane side by side, and multiplied by the weights of all rows of
+the window, B [(s, c), (r, f, k)]; the product falls apart along r into what it adds to the rows of the result that are
+open. A lane owns one column of the result, or in the gradient of a stride along W the columns f of one step of it: all
+phases of such a gradient are columns of one product, and its rows are closed as many at a time as the stride is high.
 A block holds whole groups: B is block-diagonal, and what it has beside the groups' weights is zero. An infinity times
 such a zero is NaN, so sums that are not finite are computed again, by groups.
 """
@@ -12,6 +14,7 @@ import triton.language as tl
 
 from ..common import epilogue
 from .lanes import within
+from .rows_exact import any_not_finite, gradient_directly, rows_directly
 
 
 @triton.jit
@@ -73,26 +76,38 @@ def _weight_places(
 
 
 @triton.jit
+def _tap_along_w(j, f, S: tl.constexpr, STEP: tl.constexpr):
+    """Return the tap along W of column f of a lane from source column j: with several columns, they are STEP apart."""
+    if STEP > 1:
+        s = tl.where(f < STEP, j * STEP + f, S)
+    else:
+        s = j
+    return s
+
+
+@triton.jit
 def _load_filters(
     w, packed, block, groups, w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s,
-    R: tl.constexpr, S: tl.constexpr, CG: tl.constexpr, KG: tl.constexpr, PER: tl.constexpr, RP: tl.constexpr,
-    BC: tl.constexpr, BO: tl.constexpr, BLOCKS: tl.constexpr, INDEX64: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr, J: tl.constexpr, F: tl.constexpr, STEP: tl.constexpr, CG: tl.constexpr,
+    KG: tl.constexpr, PER: tl.constexpr, RP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, BLOCKS: tl.constexpr,
+    INDEX64: tl.constexpr,
 ):  # fmt: skip
-    """Load the weights of a block of the result: [W * BC, RP * BO] of each run of W taps and each block of channels."""
+    """Load the weights of a block of the result: [W * BC, RP * F * BO] of each run of W columns and each block."""
     filters = ()
-    ro = tl.arange(0, RP * BO)[None, :]
+    rfo = tl.arange(0, RP * F * BO)[None, :]
     if INDEX64:
-        ro = ro.to(tl.int64)
+        rfo = rfo.to(tl.int64)
     for b in tl.static_range(BLOCKS):
         for bit in tl.static_range(4):
-            if S & (8 >> bit):
-                sc = S // (16 >> bit) * (16 >> bit) * BC + tl.arange(0, (8 >> bit) * BC)[:, None]
+            if J & (8 >> bit):
+                jc = J // (16 >> bit) * (16 >> bit) * BC + tl.arange(0, (8 >> bit) * BC)[:, None]
                 if packed is not None:
-                    at = ((block * BLOCKS + b) * (S * BC) + sc) * (RP * BO) + ro
+                    at = ((block * BLOCKS + b) * (J * BC) + jc) * (RP * F * BO) + rfo
                     filters = filters + (tl.load(packed + at),)
                 else:
+                    s = _tap_along_w(jc // BC, rfo // BO % F, S, STEP)
                     at, inside = _weight_places(
-                        block, b * BC + sc % BC, ro % BO, ro // BO, sc // BC, groups,
+                        block, b * BC + jc % BC, rfo % BO, rfo // (BO * F), s, groups,
                         w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s, R, S, CG, KG, PER,
                     )  # fmt: skip
                     filters = filters + (tl.load(w + at, mask=inside, other=0.0),)
@@ -107,60 +122,10 @@ def _add_piece(total, d, r: tl.constexpr, R: tl.constexpr):
     return total
 
 
-@triton.jit
-def any_not_finite(zeros):
-    """Tell whether one of the elements, sums of finite zeros or of NaN, is NaN."""
-    return tl.sum(tl.reshape((zeros != zeros).to(tl.int32), [zeros.numel])) > 0
-
-
-@triton.jit
-def _rows_directly(
-    source, w, result, residual, bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride,
-    lanes, q, channel, group, of_group, channel_inside, first, steps, row, row_pitch, height, width, result_height,
-    pad_h, pad_w, source_stride_c, source_stride_h, source_stride_w, result_stride_h, residual_stride_h,
-    w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s,
-    R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr, CG: tl.constexpr, GRAD: tl.constexpr, ACTIVATION: tl.constexpr, ACC_DTYPE: tl.constexpr,
-    BM: tl.constexpr, BO: tl.constexpr,
-):  # fmt: skip
-    """Compute the rows of a program tap by tap and channel by channel, each group from its own channels alone.
-
-    What lies outside of the source is a zero that the forward pass multiplies, and nothing to a gradient.
-    """
-    inside = lanes & channel_inside[None, :]  # [BM, BO]
-    w_out = w + (group * w_stride_group + of_group * w_stride_out)  # [BO]
-    for step in range(first, first + steps):
-        at = row + step * row_pitch
-        written = inside & within(at, result_height)
-        total = tl.zeros([BM, BO], ACC_DTYPE)
-        for tap in range(0, R * S):
-            h = at * STRIDE_H - pad_h + tap // S * DILATION_H
-            i = q * STRIDE_W - pad_w + tap % S * DILATION_W  # [BM, 1]
-            reads = written & within(h, height) & within(i, width)
-            for c in range(0, CG):
-                from_channel = (group * CG + c) * source_stride_c
-                value = tl.load(
-                    source + (h * source_stride_h + i * source_stride_w) + from_channel[None, :], mask=reads, other=0.0
-                )
-                weight = w_out + (c * w_stride_in + tap // S * w_stride_r + tap % S * w_stride_s)
-                weights = tl.load(
-                    weight[None, :] + tl.zeros([BM, 1], tl.int32), mask=reads if GRAD else written, other=0.0
-                )
-                total += value.to(ACC_DTYPE) * weights.to(ACC_DTYPE)
-        of_residual = residual
-        if residual is not None:
-            of_residual = residual + at * residual_stride_h
-        total = epilogue(
-            total, bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride, of_residual,
-            channel, channel_inside, written, ACTIVATION,
-        )  # fmt: skip
-        tl.store(result + at * result_stride_h, total.to(result.dtype.element_ty), mask=written)
-
-
 def _repr(specialization):
     """Name the compiled kernel after what it is specialised for, so that a profiler shows it."""
     c = specialization.constants
-    kind = "dgrad" if c["GRAD"] else "fprop"
+    kind = f"dgrad{c['STRIDE_H']}x{c['STRIDE_W']}" if c["SPREAD"] else "dgrad" if c["GRAD"] else "fprop"
     tile = f"{c['BM']}x{c['BC']}x{c['BLOCKS']}to{c['BO']}"
     return f"_conv_rows_kernel_{kind}_{c['R']}x{c['S']}_{tile}_i{64 if c['INDEX64'] else 32}"
 
@@ -181,14 +146,17 @@ def _conv_rows_kernel(
     source_w,
     result_h,
     result_w,
+    lanes_w,
     steps,
     chunks,
     tiles,
     blocks,
-    phases_h,
     source_row,
     source_row_phase,
     source_row_pitch,
+    result_row,
+    result_row_phase,
+    result_row_pitch,
     pad_h,
     pad_w,
     source_stride_n,
@@ -214,7 +182,10 @@ def _conv_rows_kernel(
     shift_stride,
     R: tl.constexpr,
     S: tl.constexpr,
+    J: tl.constexpr,
+    F: tl.constexpr,
     A: tl.constexpr,
+    U: tl.constexpr,
     STRIDE_H: tl.constexpr,
     STRIDE_W: tl.constexpr,
     DILATION_H: tl.constexpr,
@@ -225,6 +196,7 @@ def _conv_rows_kernel(
     EVEN: tl.constexpr,
     EVEN_OUT: tl.constexpr,
     GRAD: tl.constexpr,
+    SPREAD: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC_DTYPE: tl.constexpr,
@@ -240,20 +212,25 @@ def _conv_rows_kernel(
 ):
     """Compute result = activation((conv(source, w) + bias) * scale + shift + residual), in 2-D (1-D: one row).
 
-    A data gradient of stride 1 is such a convolution of y, with weights turned round: GRAD says what padding means.
-    Of a group, KG channels of the result are sums over CG channels of the source. GEMM view: M = BM positions of a row,
-    N = RP * BO with RP >= R a power of two, K = S * BC per block of channels. A block of the result is PER
-    whole groups, BO >= PER * KG channels, from BLOCKS blocks of BC channels of the source (one, unless PER is 1).
+    A data gradient of stride 1 is such a convolution of y, with weights turned round: GRAD says what padding means. One
+    of a larger stride (SPREAD) adds every row and column of y, times the weights, to several of the result.
+    Of a group, KG channels of the result are sums over CG channels of the source. GEMM view: M = BM lanes of a row,
+    N = RP * F * BO with RP >= R a power of two, K = J * BC per block of channels: a lane owns F columns of the result
+    (1, or at least STRIDE_W where it spreads) and reads J of the source. A block of the result is PER whole groups,
+    BO >= PER * KG channels, from BLOCKS blocks of BC channels of the source (one, unless PER is 1).
     Tensors: source [N, G CG, H, W], result and residual [N, G KG, P, Q] and w [G, KG, CG, R, S] by strides in elements,
-    w from `w_offset`; packed [blocks, BLOCKS, S, BC, RP, BO] contiguous, see :func:`_conv_rows_pack_kernel`, or None:
-    weights are gathered from w then; bias, scale, shift [G KG] by a stride, or None. All of one floating type; sums in
-    ACC_DTYPE, rounded once at the store.
+    w from `w_offset`; packed [blocks, BLOCKS, J, BC, RP, F, BO] contiguous, see :func:`_conv_rows_pack_kernel`, or
+    None: weights are gathered from w then; bias, scale, shift [G KG] by a stride, or None. All of one floating type;
+    sums in ACC_DTYPE, rounded once at the store.
     Strides of source, but not along channels, are given divided by UNIT, those of result and residual by RESULT_UNIT.
-    Rows of the source lie in `phases_h` phases, in which a dilated window has no dilation, see ``MarchAxis``.
-    Grid: (blocks * tiles * chunks * phases_h,), blocks innermost; tiles of BM columns, of all images side by side.
+    Rows lie in phases, in which a dilated window has no dilation; a step reads A rows of the source and closes U of the
+    result, of which one is 1, see ``MarchAxis``.
+    Grid: (blocks * tiles * chunks * phases,), blocks innermost; tiles of BM lanes, of all images side by side.
     """
     M: tl.constexpr = (R + A - 1) // A  # rows of the result that a step adds to
-    RUNS: tl.constexpr = (S & 1) + (S >> 1 & 1) + (S >> 2 & 1) + (S >> 3 & 1)
+    E: tl.constexpr = M if M > U else U  # and those that it closes
+    WARM: tl.constexpr = (E + U - 1) // U - 1  # steps before the first whose rows add to its own
+    RUNS: tl.constexpr = (J & 1) + (J >> 1 & 1) + (J >> 2 & 1) + (J >> 3 & 1)
     pid = tl.program_id(0)
     if INDEX64:
         pid = pid.to(tl.int64)
@@ -263,21 +240,32 @@ def _conv_rows_kernel(
     pid = pid // tiles
     first = pid % chunks * steps
     phase = pid // chunks
-    o = tl.arange(0, BO)  # [BO]
-    n = (lane // result_w).to(tl.int64)
-    q = lane % result_w
+    fo = tl.arange(0, F * BO)  # [F * BO]
+    n = (lane // lanes_w).to(tl.int64)
+    q = lane % lanes_w
     lanes = n < images
     if INDEX64:
-        o = o.to(tl.int64)
+        fo = fo.to(tl.int64)
+    o = fo % BO
+    at_column = q  # the column of the result, [BM, 1] or [BM, F * BO]
+    if SPREAD:
+        q += pad_w // STRIDE_W
+        at_column = q * STRIDE_W - pad_w
+        if F > 1:
+            at_column += fo[None, :] // BO
     channels = (groups - block * PER) * CG  # of the source, from the first of the block
     images_of_source = source_ptr + n * source_stride_n * UNIT  # [BM, 1]
     sources = ()
     heres = ()
     channel_of = ()
-    for bit in tl.static_range(4):  # runs of 8, 4, 2 and 1 taps, as many as S has
-        if S & (8 >> bit):
-            k = tl.arange(0, (8 >> bit) * BC)[None, :]  # [1, (s, c)]
-            column = q * STRIDE_W - pad_w + (S // (16 >> bit) * (16 >> bit) + k // BC) * DILATION_W
+    for bit in tl.static_range(4):  # runs of 8, 4, 2 and 1 columns, as many as J has
+        if J & (8 >> bit):
+            k = tl.arange(0, (8 >> bit) * BC)[None, :]  # [1, (j, c)]
+            beside = (J // (16 >> bit) * (16 >> bit) + k // BC) * DILATION_W
+            if SPREAD:
+                column = q - beside
+            else:
+                column = q * STRIDE_W - pad_w + beside
             here = lanes & within(column, source_w)
             if PER * CG < BC and BLOCKS == 1:
                 here = here & (k % BC < PER * CG)
@@ -285,42 +273,52 @@ def _conv_rows_kernel(
             sources = sources + (images_of_source + (column * source_stride_w * UNIT + of_block),)
             heres = heres + (here,)
             channel_of = channel_of + (k % BC,)
-    channel = block * (PER * KG) + o  # [BO]
+    channel = block * (PER * KG) + o  # [F * BO]
     channel_inside = o < PER * KG
     if not EVEN_OUT:
         channel_inside = channel_inside & (channel < groups * KG)
-    to = n * result_stride_n * RESULT_UNIT + q * result_stride_w * RESULT_UNIT  # [BM, 1]
+    mine = lanes & channel_inside[None, :]  # [BM, F * BO]
+    if SPREAD:
+        mine = mine & within(at_column, result_w)
+        if F > STRIDE_W:
+            mine = mine & (fo[None, :] // BO < STRIDE_W)
+    to = n * result_stride_n * RESULT_UNIT + at_column * result_stride_w * RESULT_UNIT
     result = result_ptr + (to + (channel * result_stride_c)[None, :])
     residual = residual_ptr
     if residual_ptr is not None:
-        from_residual = n * residual_stride_n * RESULT_UNIT + q * residual_stride_w * RESULT_UNIT
+        from_residual = n * residual_stride_n * RESULT_UNIT + at_column * residual_stride_w * RESULT_UNIT
         residual = residual_ptr + (from_residual + (channel * residual_stride_c)[None, :])
 
     filters = _load_filters(  # read once: products take them from shared memory
         w_ptr + w_offset, packed_ptr, block, groups, w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s,
-        R, S, CG, KG, PER, RP, BC, BO, BLOCKS, INDEX64,
+        R, S, J, F, STRIDE_W if SPREAD else 1, CG, KG, PER, RP, BC, BO, BLOCKS, INDEX64,
     )  # fmt: skip
-    row = source_row + phase * source_row_phase + A * (M - 1) * source_row_pitch
+    row = source_row + phase * source_row_phase
+    if not SPREAD:
+        row += A * (M - 1) * source_row_pitch
+    row_of_result = result_row + phase * result_row_phase
     still_open = ()
-    for _ in tl.static_range(M - 1):
-        still_open = still_open + (tl.zeros([BM, BO], ACC_DTYPE),)
-    zeros = tl.zeros([BM, BO], ACC_DTYPE)
+    for _ in tl.static_range(E - U):
+        still_open = still_open + (tl.zeros([BM, F * BO], ACC_DTYPE),)
+    zeros = tl.zeros([BM, F * BO], ACC_DTYPE)
     if AHEAD:
         next_tiles = _load_tiles(
-            sources, heres, channel_of, channels, row + A * (first - (M - 1)) * source_row_pitch, source_row_pitch,
+            sources, heres, channel_of, channels, row + A * (first - WARM) * source_row_pitch, source_row_pitch,
             source_h, source_stride_h * UNIT, source_stride_c, A, BC, BLOCKS, EVEN,
         )  # fmt: skip
-    for i in range(0, steps + M - 1):
-        step = first + (i - (M - 1))
+    for i in range(0, steps + WARM):
+        step = first + (i - WARM)
         if AHEAD:  # in flight during the products of this step
             tiles_now = next_tiles
             next_tiles = _load_tiles(
                 sources, heres, channel_of, channels, row + A * (step + 1) * source_row_pitch, source_row_pitch,
                 source_h, source_stride_h * UNIT, source_stride_c, A, BC, BLOCKS, EVEN,
             )  # fmt: skip
-        sums = still_open + (tl.zeros([BM, BO], ACC_DTYPE),)
+        sums = still_open
+        for _ in tl.static_range(U):
+            sums = sums + (tl.zeros([BM, F * BO], ACC_DTYPE),)
         for j in tl.static_range(A):
-            product = tl.zeros([BM, RP * BO], ACC_DTYPE)
+            product = tl.zeros([BM, RP * F * BO], ACC_DTYPE)
             for b in tl.static_range(BLOCKS):
                 for c in tl.static_range(RUNS):
                     if AHEAD:
@@ -333,33 +331,45 @@ def _conv_rows_kernel(
                     product = tl.dot(
                         tile, filters[b * RUNS + c], product, input_precision=PRECISION, out_dtype=ACC_DTYPE
                     )
-            d = pieces(product, BM, RP, BO)
+            d = pieces(product, BM, RP, F * BO)
             added = ()
-            for e in tl.static_range(M):
-                added = added + (_add_piece(sums[e], d, A * (M - 1 - e) + j, R),)
+            for e in tl.static_range(E):
+                added = added + (_add_piece(sums[e], d, e if SPREAD else A * (M - 1 - e) + j, R),)
             sums = added
-        zeros += sums[0] * 0.0  # NaN from now on where a sum is not finite
-        at = phase + step * phases_h
-        written = lanes & channel_inside[None, :] & (step >= first) & within(at, result_h)
-        of_residual = residual
-        if residual_ptr is not None:
-            of_residual = residual + at * residual_stride_h * RESULT_UNIT
-        total = epilogue(
-            sums[0], bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride, of_residual,
-            channel, channel_inside, written, ACTIVATION,
-        )  # fmt: skip
-        tl.store(result + at * result_stride_h * RESULT_UNIT, total.to(result_ptr.dtype.element_ty), mask=written)
-        still_open = sums[1:]
+        for u in tl.static_range(U):
+            zeros += sums[u] * 0.0  # NaN from now on where a sum is not finite
+            at = row_of_result + (U * step + u) * result_row_pitch
+            written = mine & (step >= first) & within(at, result_h)
+            of_residual = residual
+            if residual_ptr is not None:
+                of_residual = residual + at * residual_stride_h * RESULT_UNIT
+            total = epilogue(
+                sums[u], bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride, of_residual,
+                channel, channel_inside, written, ACTIVATION,
+            )  # fmt: skip
+            tl.store(result + at * result_stride_h * RESULT_UNIT, total.to(result_ptr.dtype.element_ty), mask=written)
+        still_open = sums[U:]
     if any_not_finite(zeros):
-        _rows_directly(
-            images_of_source, w_ptr + w_offset, result, residual, bias_ptr, scale_ptr, shift_ptr,
-            bias_stride, scale_stride, shift_stride, lanes, q, channel, block * PER + o // KG, o % KG, channel_inside,
-            first, steps, phase, phases_h, source_h, source_w, result_h, pad_h, pad_w,
-            source_stride_c, source_stride_h * UNIT, source_stride_w * UNIT,
-            result_stride_h * RESULT_UNIT, residual_stride_h * RESULT_UNIT,
-            w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s,
-            R, S, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, CG, GRAD, ACTIVATION, ACC_DTYPE, BM, BO,
-        )  # fmt: skip
+        if SPREAD:
+            gradient_directly(
+                images_of_source, w_ptr + w_offset, result, residual, bias_ptr, scale_ptr, shift_ptr,
+                bias_stride, scale_stride, shift_stride, mine, at_column, channel, block * PER + o // KG, o % KG,
+                channel_inside, U * first, U * steps, row_of_result, result_row_pitch, source_h, source_w, result_h,
+                pad_h, pad_w, source_stride_c, source_stride_h * UNIT, source_stride_w * UNIT,
+                result_stride_h * RESULT_UNIT, residual_stride_h * RESULT_UNIT,
+                w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s,
+                R, S, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, CG, ACTIVATION, ACC_DTYPE, BM, F * BO,
+            )  # fmt: skip
+        else:
+            rows_directly(
+                images_of_source, w_ptr + w_offset, result, residual, bias_ptr, scale_ptr, shift_ptr,
+                bias_stride, scale_stride, shift_stride, mine, q, channel, block * PER + o // KG, o % KG,
+                channel_inside, first, steps, row_of_result, result_row_pitch, source_h, source_w, result_h,
+                pad_h, pad_w, source_stride_c, source_stride_h * UNIT, source_stride_w * UNIT,
+                result_stride_h * RESULT_UNIT, residual_stride_h * RESULT_UNIT,
+                w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s,
+                R, S, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, CG, GRAD, ACTIVATION, ACC_DTYPE, BM, BO,
+            )  # fmt: skip
 
 
 def _pack_repr(specialization):
@@ -382,6 +392,9 @@ def _conv_rows_pack_kernel(
     w_stride_s,
     R: tl.constexpr,
     S: tl.constexpr,
+    J: tl.constexpr,
+    F: tl.constexpr,
+    STEP: tl.constexpr,
     CG: tl.constexpr,
     KG: tl.constexpr,
     PER: tl.constexpr,
@@ -395,15 +408,16 @@ def _conv_rows_pack_kernel(
     """Write the block-diagonal weights of `_conv_rows_kernel`, zeros beside the groups' own included.
 
     Tensors: w [G, KG, CG, R, S] by strides in elements from `w_offset`, which may be negative; packed
-    [blocks, BLOCKS, S, BC, RP, BO] contiguous, `elements` in all, of the same type.
+    [blocks, BLOCKS, J, BC, RP, F, BO] contiguous, `elements` in all, of the same type.
     Grid: (cdiv(elements, BLOCK),).
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     if INDEX64:
         i = i.to(tl.int64)
-    c = i // (BO * RP) % BC + i // (BO * RP * BC * S) % BLOCKS * BC
+    c = i // (BO * F * RP) % BC + i // (BO * F * RP * BC * J) % BLOCKS * BC
+    s = _tap_along_w(i // (BO * F * RP * BC) % J, i // BO % F, S, STEP)
     at, inside = _weight_places(
-        i // (BO * RP * BC * S * BLOCKS), c, i % BO, i // BO % RP, i // (BO * RP * BC) % S, groups,
+        i // (BO * F * RP * BC * J * BLOCKS), c, i % BO, i // (BO * F) % RP, s, groups,
         w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s, R, S, CG, KG, PER,
     )  # fmt: skip
     values = tl.load(w_ptr + w_offset + at, mask=inside & (i < elements), other=0.0)
