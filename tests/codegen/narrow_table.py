@@ -249,7 +249,8 @@ def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, int]) -> dict[
 
 TABLE = PoolTable(
     "narrow_table", "Codegen table of the narrow kernels", WORDS, "result", entries(),
-    (common, lanes, march_lanes, march, collect_lanes, collect, splits, runs, runs_spread, rows, rows_exact, rows_wgrad),
+    (common, lanes, march_lanes, march, collect_lanes, collect, splits, runs, runs_spread, rows, rows_exact,
+     rows_wgrad),
     room,
     multiplying_loop,
 )  # fmt: skip
