@@ -91,6 +91,10 @@ class Backend(ABC):
     def why_not(self, problem: Problem, forced: bool) -> str | None:
         """Return why this backend does not take `problem` (device, kind of array); forced: asked by name."""
 
+    def lacks(self, solver: Solver, problem: Problem) -> str | None:
+        """Return what this host lacks to run a problem that `solver` accepts, or ``None``."""
+        return None
+
     @abstractmethod
     def solvers(self) -> Sequence[Solver]:
         """Return the solvers, in any order."""

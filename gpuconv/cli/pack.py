@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,10 +23,9 @@ __all__ = ["pack_command"]
 def _workloads(names: list[str], everything: bool) -> list[Problem]:
     """Return the problems of networks that the repository lists; an installed library has none."""
     try:
-        from bench.cases import all_cases
+        cases = import_module("bench.cases").all_cases(None if everything else names)
     except ImportError:
         raise ValueError("--workload needs the repository, in whose root the command must run") from None
-    cases = all_cases(None if everything else names)
     return [case.problem for case in cases]
 
 

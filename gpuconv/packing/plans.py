@@ -6,17 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..arrays import CONTIGUOUS, TORCH
 from ..backends.triton.backend import BACKEND
-from ..backends.triton.launch import listening
+from ..backends.triton.dry import launches_of_plan
 from ..config import workspace_limit
 from ..costs.constants import Gpu, assuming, shipped
 from ..packs.identity import KernelReference, key_of
-from ..problem import Call, ConvProblem, PoolProblem, Problem
+from ..problem import Problem
 
 __all__ = ["Launch", "gpus_of", "launches_of", "plan_for"]
-
-_META = "meta"
 
 
 @dataclass(frozen=True)
@@ -52,46 +49,6 @@ def gpus_of(arch: str) -> list[Gpu]:
     return found or [Gpu(arch, capability)]
 
 
-def _empty(shape: tuple[int, ...], dtype: str, layout: str) -> Any:
-    return TORCH.empty(shape, dtype, _META, layout)
-
-
-def _arrays(problem: Problem) -> dict[str, Any]:
-    """Return the arrays of a call, by name, without memory."""
-    if isinstance(problem, ConvProblem):
-        formats = {"x": problem.x_format, "w": problem.w_format, "y": problem.y_format}
-        shapes = {"x": problem.x_shape, "w": problem.w_shape, "y": problem.y_shape}
-        found = {
-            name: _empty(shape, problem.dtype, formats[name])
-            for name, shape in shapes.items()
-            if name != problem.result
-        }
-        if problem.kind == "wgrad":
-            return found
-        channels = problem.k if problem.kind == "fprop" else problem.c
-        for name in ("bias", "scale", "shift"):
-            found[name] = _empty((channels,), problem.dtype, CONTIGUOUS) if getattr(problem, name) else None
-        residual = problem.residual
-        found["residual"] = _empty(problem.result_shape, problem.dtype, problem.result_format) if residual else None
-        return found
-    return _pool_arrays(problem)
-
-
-def _pool_arrays(problem: PoolProblem) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if problem.kind == "fprop" or problem.pool == "lp":
-        found["x"] = _empty(problem.x_shape, problem.dtype, problem.x_format)
-    if problem.kind == "bwd":
-        found["y"] = _empty(problem.y_shape, problem.dtype, problem.y_format)
-    if problem.pool == "max_unpool":
-        found["indices"] = _empty(problem.x_shape, "int64", problem.x_format)
-    elif problem.kind == "bwd" and problem.pool.endswith("max"):
-        found["indices"] = _empty(problem.y_shape, problem.index_dtype, problem.y_format)
-    if problem.pool == "fractional_max" and (problem.kind == "fprop" or problem.offsets):
-        found["samples"] = _empty((problem.n, problem.c, problem.ndim), problem.dtype, CONTIGUOUS)
-    return found
-
-
 def plan_for(problem: Problem) -> Any:
     """Return the plan of the Triton backend that the dispatcher would take, of the GPU that is assumed; None if none.
 
@@ -117,20 +74,11 @@ def launches_of(problems: Iterable[Problem], gpu: Gpu) -> dict[str, Launch]:
         The GPU whose constants and capability decide.
     """
     found: dict[str, Launch] = {}
-    solver = ""
-
-    def note(
-        _: Problem, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]
-    ) -> None:
-        assert isinstance(kernel, KernelReference), kernel
-        key, told = key_of(kernel, arguments, options, aligned=True)
-        found.setdefault(key, Launch(key, kernel, solver, told, dict(options)))
-
-    with assuming(gpu), listening(note):
+    with assuming(gpu):
         for problem in problems:
-            described = replace(problem, device=_META, array="torch")
-            plan = plan_for(described)
-            if plan is not None:
-                solver = plan.solver.id
-                plan.run(Call(described, _arrays(described), TORCH))
+            plan = plan_for(replace(problem, array="torch"))
+            for told in [] if plan is None else launches_of_plan(plan):
+                key, arguments = key_of(told.kernel, told.arguments, told.options, aligned=True)
+                launch = Launch(key, told.kernel, plan.solver.id, arguments, dict(told.options))
+                found.setdefault(key, launch)
     return found
