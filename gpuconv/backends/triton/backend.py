@@ -13,7 +13,7 @@ from ...config import interpreting
 from ...packs.identity import KernelReference
 from ...packs.search import any_packs, look_up
 from ...problem import Problem
-from ..base import Backend, Solver
+from ..base import Backend, Plan, Solver
 from . import (
     columns,
     conv_collect,
@@ -116,6 +116,18 @@ class TritonBackend(Backend):
             return "the interpreter runs only where it is asked for by name (backend='triton')"
         repair_interpreter()  # solvers that were registered launch kernels by themselves
         return None
+
+    def origin(self, plan: Plan) -> str | None:
+        capability = capability_of(plan.problem.device) if plan.problem.device.startswith("cuda") else None
+        if capability is None or not any_packs():
+            return None
+        told = launches_of_plan(plan)
+        found = [look_up(t.kernel, t.arguments, t.options, capability, aligned=True) for t in told]
+        folders = sorted({str(each[0].pack.folder) for each in found if each})
+        if not folders:
+            return "no pack has them: Triton compiles them at the first call"
+        some = "" if all(found) else f"{sum(map(bool, found))} of {len(found)} "
+        return f"{some}from {', '.join(folders)}"
 
     def lacks(self, solver: Solver, problem: Problem) -> str | None:
         missing = _missing_compiler()
