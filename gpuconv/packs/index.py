@@ -256,8 +256,8 @@ def read_cubin(folder: Path, index: Index, hash: str) -> bytes:
         content = unpacker.decompress(packed, size + 1)
     except lzma.LZMAError as error:
         raise PackError(f"cubin {hash[:12]} is damaged: {error}") from None
-    if hashlib.sha256(content).hexdigest() != hash:
-        raise PackError(f"cubin {hash[:12]} is damaged, or another one: its content has another hash")
+    if hashlib.sha256(content).hexdigest() != hash or not unpacker.eof:
+        raise PackError(f"cubin {hash[:12]} is damaged, or another one: its content has another hash or no end")
     _require(content[:4] == b"\x7fELF", f"cubin {hash[:12]} is no ELF file")
     return content
 
