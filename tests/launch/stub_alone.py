@@ -30,8 +30,9 @@ def watched() -> Iterator[None]:
 
 
 def facts(launched: Any) -> list[Any]:
-    """Return what does not depend on the process: kernel, grid, block and shared memory."""
-    return [launched.kernel, list(launched.grid), list(launched.block), launched.shared, len(launched.arguments)]
+    """Return what does not depend on the process: kernel, grid, block, shared memory, and scalars of 4 bytes."""
+    scalars = [argument.hex() for argument in launched.arguments if len(argument) == 4]
+    return [launched.kernel, list(launched.grid), list(launched.block), launched.shared, scalars]
 
 
 @contextmanager

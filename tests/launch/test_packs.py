@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stub_alone
 from launch_cases import CALLS
-from stub_gpu import StubGpu
+from stub_gpu import StubGpu, launcher
 from test_launch import _observe
 
 from gpuconv import dispatch
@@ -91,8 +92,8 @@ def test_the_driver_is_asked_what_triton_asks(gpu: StubGpu, pack: Path, use_pack
     use_packs()
     expected, _ = _observe(gpu, call, "triton")
     use_packs(pack)
-    for launcher in ("auto", "python", "native"):
-        seen, looked_up = _observe(gpu, call, launcher)
+    for kind in ("auto", "python", "native"):
+        seen, looked_up = _observe(gpu, call, kind)
         assert looked_up == [0, 0, 0], "Triton was asked for a kernel that the pack has"
         assert len(seen[0][0]) == count
         assert _without_functions(seen) == _without_functions(expected)
@@ -108,20 +109,29 @@ def test_what_a_pack_lacks_goes_through_triton(gpu: StubGpu, pack: Path, use_pac
     assert looked_up == [count, 0, 0] and seen == expected
 
 
-def test_without_triton(gpu: StubGpu, pack: Path, use_packs: Use, tmp_path: Path) -> None:
-    """In a process that cannot import Triton: the same launches, nothing written, nothing run."""
+def test_two_processes_without_triton(gpu: StubGpu, pack: Path, use_packs: Use, tmp_path: Path) -> None:
+    """In processes that cannot import Triton, at the same time: the same launches, nothing written, nothing run."""
     use_packs()
     script = Path(__file__).with_name("without_triton.py")
     env = {**os.environ, "GPUCONV_PACKS": str(pack), "PYTHONPATH": os.pathsep.join([str(REPO), *sys.path])}
-    ran = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout.splitlines()[-1])
+    command = [sys.executable, str(script)]
+    both = [
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        for _ in range(2)
+    ]
+    said = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    found, other = (json.loads(out.splitlines()[-1]) for out, _ in said)
+    assert found["told"] == other["told"]
     assert found["triton"] == [] and found["wrote"] == [] and found["ran"] == []
     assert found["noticed"] > 0  # cubins are read
     for name, launches in found["told"].items():
-        expected, _ = _observe(gpu, CALLS[name][1], "triton", times=1)
-        facts = [[f[0], list(f[2]), list(f[3]), f[4]] for f in expected[0][0]]
-        assert [[launch[:4] for launch in each] for each in launches] == [facts] * 3
+        use_packs()
+        gpu.reset()
+        with launcher("triton"):
+            CALLS[name][1]()
+        expected = [stub_alone.facts(launched) for launched in gpu.launches()]
+        assert launches == [expected] * 3
     assert "triton.conv.fprop.implicit_gemm" in found["explained"]
     assert "triton is not installed" in found["lacking"] and "packs lack conv.fprop:" in found["lacking"]
 

@@ -16,7 +16,7 @@ _find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name == "triton" else _find_spec(name, package)
 
 import stub_alone  # noqa: E402
-from launch_cases import DY, B, W, X  # noqa: E402
+from launch_cases import DY, MANY_DY, MANY_X, B, W, X  # noqa: E402
 
 import gpuconv  # noqa: E402
 import gpuconv.launcher.record  # noqa: E402
@@ -24,6 +24,7 @@ import gpuconv.launcher.record  # noqa: E402
 CALLS = {
     "fprop": lambda: gpuconv.conv2d(X, W, B, padding=1),
     "dgrad": lambda: gpuconv.conv2d_input_grad(X.shape, W, DY, padding=1),
+    "wgrad": lambda: gpuconv.conv2d_weight_grad(MANY_X, W.shape, MANY_DY, padding=1),
     "max_pool": lambda: gpuconv.max_pool2d(X, 3, 2, 1),
 }
 PROCESSES = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "os.system")
