@@ -51,6 +51,11 @@ class Recording(TorchDispatchMode):
     An array may come twice in a call, and not in the next: aliases tell which of its places a pointer came from.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from wrapping what follows, which imports its compiler, and Triton, at the first allocation."""
+        return False
+
     def __init__(self, arrays: Mapping[str, Tensor | None]) -> None:
         super().__init__()
         self.arrays = {name: None if array is None else array.detach() for name, array in arrays.items()}
