@@ -8,7 +8,10 @@ The first table takes a cached ``gpuconv.conv2d`` apart. The second compares tie
 custom op, autograd, calls with several launches, pools; through the C launcher, through Triton's compiled launcher, and
 through Triton's ``kernel[grid]``.
 
+The third table is what a process waits for its first call: compiled by Triton, from Triton's cache, and from a pack.
+
     python bench/host_overhead.py [--batches 300] [--output bench/results/cpu/host-overhead.json]
+    python bench/host_overhead.py --first-call     # the third table alone
 """
 
 import argparse
@@ -17,8 +20,11 @@ import json
 import operator
 import os
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -172,6 +178,36 @@ def measure(batches: int) -> dict[str, Any]:
     return results
 
 
+def first_calls(times: int = 3) -> dict[str, dict[str, float]]:
+    """Return medians over processes of what the first call takes, in milliseconds."""
+    from gpuconv.packing import build_pack
+
+    with tempfile.TemporaryDirectory() as folder:
+        pack, cache = Path(folder, "pack"), Path(folder, "cache")
+        with stand_in(), gpuconv.dispatch.record_plans() as plans:
+            gpuconv.conv2d(X, W, padding=1)
+        build_pack([plan.problem for plan in plans], ["sm_90"], pack)
+        found: dict[str, list[dict[str, float]]] = {}
+        for _ in range(times):
+            shutil.rmtree(cache, ignore_errors=True)
+            for name, mode in (("compiled", "triton"), ("Triton's cache", "triton"), ("pack", "pack")):
+                env = {**os.environ, "TRITON_CACHE_DIR": str(cache), "GPUCONV_PACKS": str(pack)}
+                env |= {} if mode == "pack" else {"GPUCONV_PACKS": ""}
+                command = [sys.executable, str(REPO / "bench" / "first_call.py"), mode]
+                said = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+                found.setdefault(name, []).append(json.loads(said))
+    return {
+        name: {part: statistics.median(run[part] for run in runs) for part in runs[0]} for name, runs in found.items()
+    }
+
+
+def show_first_calls(found: dict[str, dict[str, float]]) -> None:
+    parts = list(next(iter(found.values())))
+    print(f"{'ms of a process, kernels from':<44}" + "".join(f"{part:>18}" for part in parts))
+    for name, row in found.items():
+        print(f"{name:<44}" + "".join(f"{row[part]:18.1f}" for part in parts))
+
+
 def show(results: dict[str, Any]) -> None:
     for name, table in results["parts"].items():
         print(f"{'us of a cached conv2d, launcher ' + name:<44}{'p20':>8}{'p50':>8}{'p80':>8}")
@@ -194,10 +230,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--batches", type=int, default=300)
     parser.add_argument("--output", type=Path, default=REPO / "bench" / "results" / "cpu" / "host-overhead.json")
+    parser.add_argument("--first-call", action="store_true", help="what a process waits for its first call, alone")
     args = parser.parse_args()
     if torch.version.cuda is not None:
         parser.error("torch is built for CUDA: the stub would stand in the place of its driver")
     torch.set_num_threads(1)
+    if args.first_call:
+        show_first_calls(first_calls())
+        return
     import triton
 
     environment = {
@@ -212,6 +252,7 @@ def main() -> None:
         "driver": "tests/launch/stub_libcuda.c: launches nothing",
     }
     results = measure(args.batches)
+    results["first call"] = first_calls()
     results["targets"] = {}
     for name in ("native", "python"):
         measured = results["parts"][name]["whole beyond the allocation"]["p50"]
@@ -222,6 +263,8 @@ def main() -> None:
         }
     environment["load average after"] = os.getloadavg()[0]
     show(results)
+    print()
+    show_first_calls(results["first call"])
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps({"environment": environment, **results}, indent=1) + "\n", encoding="utf-8")
     print(f"\n{args.output}")

@@ -16,6 +16,9 @@ Variable                   Default              Effect
                                                 defaults alone.
 ``GPUCONV_CACHE_DIR``      see effect           Folder of what tuning found; default ``$XDG_CACHE_HOME/gpuconv``, or
                                                 ``~/.cache/gpuconv``.
+``GPUCONV_PACKS``          none                 Folders of packs of compiled kernels, separated as in ``PATH``; asked
+                                                before those of the user's data folder and installed ones.
+``GPUCONV_PACKS_TRUST``    ``0``                ``1``: also packs that others may write.
 ========================== ==================== ===================================================================
 
 Variables are read when they are first needed and validated then.
@@ -42,6 +45,7 @@ __all__ = [
     "interpreting",
     "launcher",
     "logger",
+    "pack_folders",
     "settings",
     "tuning_mode",
     "use_backend",
@@ -209,6 +213,12 @@ def cache_directory() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or ""
     # The XDG specification has relative paths ignored.
     return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "gpuconv"
+
+
+def pack_folders() -> tuple[tuple[str, ...], bool]:
+    """Return the folders of ``GPUCONV_PACKS``, absolute, and whether packs that others may write are taken."""
+    named = [os.path.abspath(os.path.expanduser(n)) for n in os.environ.get("GPUCONV_PACKS", "").split(os.pathsep) if n]
+    return tuple(named), os.environ.get("GPUCONV_PACKS_TRUST", "0") == "1"
 
 
 @lru_cache(maxsize=1)

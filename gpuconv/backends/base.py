@@ -91,6 +91,14 @@ class Backend(ABC):
     def why_not(self, problem: Problem, forced: bool) -> str | None:
         """Return why this backend does not take `problem` (device, kind of array); forced: asked by name."""
 
+    def origin(self, plan: Plan) -> str | None:
+        """Return where the compiled kernels of a plan come from, in words; ``None`` where there is nothing to say."""
+        return None
+
+    def lacks(self, solver: Solver, problem: Problem) -> str | None:
+        """Return what this host lacks to run a problem that `solver` accepts, or ``None``."""
+        return None
+
     @abstractmethod
     def solvers(self) -> Sequence[Solver]:
         """Return the solvers, in any order."""

@@ -7,12 +7,14 @@ import os
 import platform
 import shutil
 import subprocess
+from collections import Counter
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
 from ..config import BACKENDS, VERSION
 from ..dispatch.selection import backends
+from ..packs.search import packs
 
 __all__ = ["info_facts", "info_json", "info_text"]
 
@@ -77,6 +79,22 @@ def _backends() -> list[dict[str, Any]]:
     return found
 
 
+def _packs() -> list[dict[str, Any]]:
+    """Describe each pack that was found: where, launches by architecture, or why it is ignored."""
+    found: list[dict[str, Any]] = []
+    for pack in packs():
+        archs = Counter(entry.arch for entry in pack.entries)
+        found.append(
+            {
+                "folder": str(pack.folder),
+                "from": pack.origin,
+                "ignored": pack.reason,
+                "launches": dict(sorted(archs.items())),
+            }
+        )
+    return found
+
+
 def info_facts() -> dict[str, Any]:
     """Return everything as plain data."""
     return {
@@ -90,6 +108,7 @@ def info_facts() -> dict[str, Any]:
         "cuda of torch": _torch_cuda(),
         "gpus": _gpus(),
         "backends": _backends(),
+        "packs": _packs(),
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
@@ -120,5 +139,9 @@ def info_text() -> str:
         said = f"{backend['status']}: {backend['reason']}" if backend["reason"] else backend["status"]
         solvers = f", {len(backend['solvers'])} solvers" if backend["solvers"] else ""
         rows.append((f"backend {backend['name']}", said + solvers))
+    for pack in facts["packs"]:
+        launches = ", ".join(f"{count} launches for {arch}" for arch, count in pack["launches"].items()) or "empty"
+        said = f"ignored: {pack['ignored']}" if pack["ignored"] else launches
+        rows.append(("pack", f"{pack['folder']} ({pack['from']}): {said}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {text}" for name, text in rows)

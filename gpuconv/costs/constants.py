@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -26,6 +28,7 @@ __all__ = [
     "SCHEMA",
     "Constants",
     "Gpu",
+    "assuming",
     "constants_of",
     "constants_of_gpu",
     "fallback",
@@ -156,9 +159,10 @@ def shipped() -> dict[str, tuple[Mapping[str, Any], Constants]]:
 
 @lru_cache(maxsize=8)
 def _of_name(name: str, capability: tuple[int, int]) -> Constants:
-    user = _user_constants(name)
-    if user is not None:
-        return user
+    return _user_constants(name) or _shipped_for(name, capability)
+
+
+def _shipped_for(name: str, capability: tuple[int, int]) -> Constants:
     for data, constants in shipped().values():
         if any(word in name for word in data.get("names", ())):
             return constants
@@ -193,11 +197,31 @@ def _user_constants(gpu: str) -> Constants | None:
     return found
 
 
+_assumed: ContextVar[Gpu | None] = ContextVar("gpuconv_assumed_gpu", default=None)
+
+
+@contextmanager
+def assuming(gpu: Gpu) -> Iterator[None]:
+    """Take every device for a GPU of that name and capability inside the ``with`` block, by its shipped constants.
+
+    For planning what runs elsewhere. Solvers remember what they found for a problem, so one process should plan for
+    GPUs of one capability.
+    """
+    token = _assumed.set(gpu)
+    try:
+        yield
+    finally:
+        _assumed.reset(token)
+
+
 def gpu_of(device: str) -> Gpu | None:
     """Return the GPU of a device such as ``"cuda:0"``, or None: not CUDA, or torch has not initialised it.
 
     Where Triton's interpreter stands in for a GPU, that is the one of the CPU.
     """
+    assumed = _assumed.get()
+    if assumed is not None:
+        return assumed
     if not device.startswith("cuda"):
         return INTERPRETER if device == "cpu" and interpreting() else None
     torch = sys.modules.get("torch")
@@ -222,5 +246,8 @@ def constants_of(device: str) -> Constants:
 
 
 def constants_of_gpu(gpu: Gpu) -> Constants:
-    """Return the constants of a GPU: the user's, those shipped for its name, or those of its compute capability."""
-    return _of_name(gpu.name, gpu.capability)
+    """Return the constants of a GPU: the user's, those shipped for its name, or those of its compute capability.
+
+    Of one that is assumed (:func:`assuming`) the user's do not count.
+    """
+    return _of_name(gpu.name, gpu.capability) if _assumed.get() is None else _shipped_for(gpu.name, gpu.capability)

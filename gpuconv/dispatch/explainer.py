@@ -9,7 +9,7 @@ from ..errors import NoSolverError
 from ..problem import Problem
 from .execution import observed
 from .explanation import Explanation
-from .selection import candidates, planned
+from .selection import backends, candidates, planned
 
 __all__ = ["explain"]
 
@@ -17,7 +17,9 @@ __all__ = ["explain"]
 def _explanation(problem: Problem, backend: str | None) -> Explanation:
     found = candidates(problem, backend)
     try:
-        return Explanation(problem, tuple(found), planned(problem, backend))
+        plan = planned(problem, backend)
+        origin = backends()[plan.solver.id.partition(".")[0]].origin(plan)
+        return Explanation(problem, tuple(found), plan, origin=origin)
     except NoSolverError as error:
         return Explanation(problem, tuple(found), None, str(error).partition("\n")[0])
 

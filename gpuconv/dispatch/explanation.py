@@ -44,8 +44,8 @@ class Explanation:
     """What a call would run, and why.
 
     ``str()`` and :meth:`render` say it in words, :meth:`to_json` as plain data; the fields carry the same facts.
-    `refusal` is the sentence of the error that the call would raise. A call that runs several problems is explained by
-    the first, and by `then`, what runs after it.
+    `refusal` is the sentence of the error that the call would raise, `origin` says which packs have its kernels. A call
+    that runs several problems is explained by the first, and by `then`, what runs after it.
     """
 
     problem: Problem
@@ -53,6 +53,7 @@ class Explanation:
     plan: Plan | None
     refusal: str | None = None
     then: tuple[Explanation, ...] = ()
+    origin: str | None = None
 
     @property
     def solver(self) -> str | None:
@@ -90,6 +91,8 @@ class Explanation:
             if self.plan.config:
                 config = ", ".join(f"{name} {_plain(value)}" for name, value in self.plan.config.items())
                 rows.append(("config", config))
+            if self.origin:
+                rows.append(("kernels", self.origin))
             chosen = [c for c in self.candidates if c.solver.id == self.solver and c.estimate is not None]
             runs += "".join(f", {_estimate(c, bound)}" for c in chosen)
         rows.append(("runs on", runs if self.plan else "nothing, the call would raise NoSolverError"))
@@ -123,7 +126,7 @@ class Explanation:
             listed.append("not here:")
             refusals = _refusals((c for c in shown if c.reason), None if everything else _MOST_REFUSALS)
             listed += [_wrapped(f"  {text}", 6, width) for text in refusals]
-        after = len(rows) - 1 - sum(name in ("workspace", "config") for name, _ in rows)
+        after = len(rows) - 1 - sum(name in ("workspace", "config", "kernels") for name, _ in rows)
         return "\n".join([*lines[:after], *listed, *lines[after:]])
 
     def __str__(self) -> str:
@@ -161,6 +164,8 @@ class Explanation:
         found["workspace"] = self.plan.workspace if self.plan else None
         found["config"] = {name: _plain(value) for name, value in self.plan.config.items()} if self.plan else None
         found["solvers"] = solvers
+        if self.origin:
+            found["kernels"] = self.origin
         if self.then:
             found["then"] = [step.to_json() for step in self.then]
         return found

@@ -155,7 +155,7 @@ def _ranked(problem: Problem, backend: str | None) -> list[Candidate]:
         else:
             refusal = found.why_not(problem, forced_name == name)
         for solver in solvers_of(name):
-            reason = refusal or solver.why_not(problem)
+            reason = refusal or solver.why_not(problem) or found.lacks(solver, problem)
             if reason is None and backend is not None and "." in backend and backend != solver.id:
                 reason = f"solver {backend!r} was forced"
             found_time = None if reason else solver.estimated(problem)

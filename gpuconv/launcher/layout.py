@@ -88,9 +88,15 @@ def _refused(reason: str) -> Layout:
 
 
 def layout_of(compiled: Any) -> Layout:
-    """Return the layout of a ``CompiledKernel``; None is what Triton returns where a hook kept it from launching."""
+    """Return the layout of a ``CompiledKernel``; None is what Triton returns where a hook kept it from launching.
+
+    What came from a pack has its layout with it.
+    """
     if compiled is None:
         return _refused("it was not launched")
+    known = getattr(compiled, "layout", None)
+    if isinstance(known, Layout):
+        return known
     source, metadata = compiled.src, compiled.metadata
     if getattr(metadata, "global_scratch_size", 0) or getattr(metadata, "profile_scratch_size", 0):
         return _refused("it needs scratch memory")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import launcher, logger
 
-__all__ = ["native"]
+__all__ = ["native", "native_if_built"]
 
 SIGN: Any = None
 """The extension's function of that name, while calls go through the extension."""
@@ -26,6 +26,11 @@ def _built() -> tuple[Any, str]:
     except (RuntimeError, SubprocessError, ImportError, OSError) as error:
         logger.info("launches go through Triton's launchers: the C launcher cannot be built (%s)", error)
         return None, str(error)
+
+
+def native_if_built() -> Any:
+    """Return the extension where this process has it and it is wanted: nothing is compiled, and nothing written."""
+    return native() if _built.cache_info().currsize else None
 
 
 def native() -> Any:

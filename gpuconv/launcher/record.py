@@ -6,10 +6,12 @@ runs on tensors, or a pointer of unknown origin, and calls of that kind go the o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..config import logger
 from .layout import Layout, layout_of, pack
-from .native import native
+from .native import native, native_if_built
 
 __all__ = ["Recording", "Replay", "active_recording", "hooked", "record"]
 
@@ -48,6 +50,11 @@ class Recording(TorchDispatchMode):
 
     An array may come twice in a call, and not in the next: aliases tell which of its places a pointer came from.
     """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from wrapping what follows, which imports its compiler, and Triton, at the first allocation."""
+        return False
 
     def __init__(self, arrays: Mapping[str, Tensor | None]) -> None:
         super().__init__()
@@ -115,11 +122,19 @@ def active_recording() -> Recording | None:
     return _recording.get()
 
 
+_NO_HOOKS = SimpleNamespace(launch_enter_hook=SimpleNamespace(calls=()), launch_exit_hook=SimpleNamespace(calls=()))
+
+
+def _runtime() -> Any:
+    """Return Triton's settings of the runtime; where nobody has imported it, such without hooks."""
+    triton = sys.modules.get("triton")
+    return _NO_HOOKS if triton is None else triton.knobs.runtime
+
+
 def hooked() -> bool:
     """Tell whether somebody wants to see launches (profilers do), which Triton's own path serves."""
-    from triton import knobs
-
-    hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
+    runtime = _runtime()
+    hooks = (runtime.launch_enter_hook, runtime.launch_exit_hook)
     return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
 
 
@@ -132,9 +147,11 @@ def _sender(kernels: Sequence[_Kernel], slots: int, device: int, guard: Guard) -
 
     It returns False, and launches nothing, where an address is not aligned as a kernel expects.
     """
-    module = native() if all(kernel.layout.plain for kernel in kernels) else None
+    packed = any(_is_packed(kernel) for kernel in kernels)  # they ask for no compiler, and get none
+    plain = all(kernel.layout.plain for kernel in kernels)
+    module = None if not plain else native_if_built() if packed else native()
     if module is None:
-        return _through_triton(kernels, guard)
+        return _from_python(kernels, guard)
     described = []
     for kernel in kernels:
         scalars = _scalars(kernel)
@@ -155,15 +172,50 @@ def _sender(kernels: Sequence[_Kernel], slots: int, device: int, guard: Guard) -
     return send
 
 
-def _through_triton(kernels: Sequence[_Kernel], guard: Guard) -> Callable[..., bool]:
-    """Return what launches `kernels` through the launchers that Triton made for them."""
-    steps = []
+def _is_packed(kernel: _Kernel) -> bool:
+    return getattr(kernel.compiled, "layout", None) is kernel.layout
+
+
+_Step = Callable[[int, Sequence[int]], None]
+"""Launches one kernel on a stream, given the address of every slot."""
+
+
+def _through_triton(kernel: _Kernel) -> _Step:
+    """Return what launches through the launcher that Triton made for a kernel."""
+    names, compiled, grid = list(kernel.compiled.src.signature), kernel.compiled, kernel.grid
+    template = [kernel.arguments.get(name) for name in names]
+    places = [(names.index(name), *origin) for name, origin in kernel.pointers.items()]
+
+    def launch(stream: int, addresses: Sequence[int]) -> None:
+        arguments = template.copy()
+        for place, slot, offset in places:
+            arguments[place] = addresses[slot] + offset
+        launched = (*grid, stream, compiled.function, compiled.packed_metadata)
+        compiled.run(*launched, None, None, None, *arguments)
+
+    return launch
+
+
+def _through_driver(kernel: _Kernel) -> _Step:
+    """Return what launches a kernel from a pack."""
+    compiled, grid, names = kernel.compiled, kernel.grid, [p.name for p in kernel.layout.parameters]
+    template = compiled.bytes_of({**kernel.arguments, **dict.fromkeys(kernel.pointers, 0)})
+    places = [(names.index(name), *origin) for name, origin in kernel.pointers.items()]
+
+    def launch(stream: int, addresses: Sequence[int]) -> None:
+        parameters = template.copy()
+        for place, slot, offset in places:
+            parameters[place] = (addresses[slot] + offset).to_bytes(8, "little")
+        compiled.launch(grid, stream, parameters)
+
+    return launch
+
+
+def _from_python(kernels: Sequence[_Kernel], guard: Guard) -> Callable[..., bool]:
+    """Return what launches `kernels` without the extension."""
     for kernel in kernels:
         _scalars(kernel)  # raises OverflowError where the native launcher would
-        names = list(kernel.compiled.src.signature)
-        template = [kernel.arguments.get(name) for name in names]
-        places = [(names.index(name), *origin) for name, origin in kernel.pointers.items()]
-        steps.append((kernel.compiled, kernel.grid, template, places))
+    steps = [_through_driver(kernel) if _is_packed(kernel) else _through_triton(kernel) for kernel in kernels]
     aligned = [
         kernel.pointers[p.name] for kernel in kernels for p in kernel.layout.parameters if p.is_pointer and p.aligned
     ]
@@ -172,12 +224,8 @@ def _through_triton(kernels: Sequence[_Kernel], guard: Guard) -> Callable[..., b
         if any((addresses[slot] + offset) % 16 for slot, offset in aligned):
             return False
         with guard():
-            for compiled, grid, template, places in steps:
-                arguments = template.copy()
-                for place, slot, offset in places:
-                    arguments[place] = addresses[slot] + offset
-                launched = (*grid, stream, compiled.function, compiled.packed_metadata)
-                compiled.run(*launched, None, None, None, *arguments)
+            for step in steps:
+                step(stream, addresses)
         return True
 
     return send
@@ -185,12 +233,10 @@ def _through_triton(kernels: Sequence[_Kernel], guard: Guard) -> Callable[..., b
 
 def _replay(recording: Recording, results: Sequence[int], one: bool, index: int, guard: Guard) -> Replay:
     """Return the replay of a recording; `results` are allocations, handed back as a tuple unless there is `one`."""
-    from triton import knobs
-
     device = recording.allocated[0].device
     send = _sender(recording.kernels, len(recording.arrays) + len(recording.allocated), index, guard)
     specs = [(tuple(a.shape), a.stride(), a.dtype) for a in recording.allocated]
-    runtime, stream_of, allocate = knobs.runtime, torch._C._cuda_getCurrentRawStream, torch.empty_strided
+    runtime, stream_of, allocate = _runtime(), torch._C._cuda_getCurrentRawStream, torch.empty_strided
 
     def replay(addresses: Sequence[int]) -> Any:
         try:

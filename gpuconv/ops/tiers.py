@@ -12,6 +12,7 @@ from ..dispatch.execution import OBSERVERS, without_batch
 from ..dispatch.plan_cache import CACHE, UnkeyedError, conv_key, signatures
 from ..launcher import native
 from ..normalize.conv import Extras
+from ..packs.search import any_packs
 from .conv_autograd import PLAIN, functionalizes
 
 __all__ = ["DIRECT", "OPERATOR", "RECORDED", "autocasts", "on_gpu", "refuse_tracing", "repeated", "tier_of"]
@@ -97,7 +98,8 @@ def repeated(op: str, arrays: tuple[Tensor | None, ...], settings: tuple[Any, ..
     except (UnkeyedError, RuntimeError, TypeError):  # also of tensors without memory, and of keys that have no hash
         return None, None
     if entry is None and type(arrays[0]) in PLAIN and on_gpu(arrays[0]):
-        native.native()  # a new call is the time to build it, and to notice that another launcher is wanted
+        # A new call is the time to build it, and to notice that another launcher is wanted. Packs need no compiler.
+        native.native_if_built() if any_packs() else native.native()
         if native.SIGN is not sign:
             return repeated(op, arrays, settings, extras)
     if entry is None or not entry.replay:

@@ -21,6 +21,7 @@ from problems import conv_problem
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, TORCH
 from gpuconv.backends.base import Plan
 from gpuconv.backends.triton import conv_collect, conv_march, conv_rows, conv_rows_wgrad, conv_runs
+from gpuconv.backends.triton.launch import for_triton
 from gpuconv.backends.triton.march_costs import LaneCosts
 from gpuconv.backends.triton.runs_axes import forward_of
 from gpuconv.backends.triton.runs_costs import RunCosts
@@ -173,7 +174,7 @@ def launches(plan: Plan) -> list[Launch]:
         _: Any, kernel: Any, grid: tuple[int, ...], pointers: Mapping[str, Any], arguments: Any, config: Any
     ) -> None:
         types = {f"{name}_ptr": t if t is None else POINTERS[t.dtype] for name, t in pointers.items()}
-        given = types | dict(arguments)
+        given, kernel = types | for_triton(arguments), kernel.load()
         given = {name: given[name] for name in kernel.arg_names}
         recorded.append(Launch(problem, plan.solver.id, len(recorded), kernel, grid, given, dict(config)))
 

@@ -23,6 +23,7 @@ from gpuconv.backends.triton import (
     pool_unpool,
     pool_windows,
 )
+from gpuconv.backends.triton.launch import for_triton
 from gpuconv.problem import PoolProblem
 
 POINTERS = {
@@ -92,8 +93,8 @@ def launches(plan: Plan, tensors: Mapping[str, torch.Tensor] | None = None) -> l
         _: Any, kernel: Any, grid: tuple[int, ...], pointers: Mapping[str, Any], arguments: Any, config: Any
     ) -> None:
         types = {f"{name}_ptr": t if t is None else POINTERS[t.dtype] for name, t in pointers.items()}
-        everything = types | dict(arguments)
-        recorded.append(Launch(problem, plan.solver.id, len(recorded), kernel, grid, everything, dict(config)))
+        everything = types | for_triton(arguments)
+        recorded.append(Launch(problem, plan.solver.id, len(recorded), kernel.load(), grid, everything, dict(config)))
 
     with ExitStack() as stack:
         for module in LAUNCHING:

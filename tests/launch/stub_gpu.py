@@ -110,7 +110,11 @@ class StubGpu:
     def declare(self, module: int, function: int, name: str, group: dict[str, str], hash: str) -> None:
         """Tell the stub what the compiler wrote of a function that was loaded."""
         path = next(path for file, path in group.items() if file.endswith(".ptx"))
-        self.sizes[function] = sizes = parameter_sizes(Path(path).read_text())
+        self.declare_sizes(function, parameter_sizes(Path(path).read_text()))
+
+    def declare_sizes(self, function: int, sizes: list[int]) -> None:
+        """Tell the stub the bytes of every parameter of a function that was loaded."""
+        self.sizes[function] = sizes
         self.library.stub_declare(function, len(sizes), (ctypes.c_int * len(sizes))(*sizes))
 
     def launches(self) -> list[Launch]:

@@ -10,8 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from ...config import interpreting
+from ...packs.identity import KernelReference
+from ...packs.search import any_packs, look_up
 from ...problem import Problem
-from ..base import Backend, Solver
+from ..base import Backend, Plan, Solver
 from . import (
     columns,
     conv_collect,
@@ -28,7 +30,9 @@ from . import (
     pool_tiled,
     pool_unpool,
 )
+from .dry import launches_of_plan
 from .interpreter import repair_interpreter
+from .launch import capability_of
 
 __all__ = ["BACKEND"]
 
@@ -54,8 +58,12 @@ _MODULES = (
 
 @lru_cache(maxsize=1)
 def _missing_package() -> str | None:
-    if find_spec("torch") is None:
-        return "torch is not installed (pip install torch triton)"
+    return "torch is not installed (pip install torch triton)" if find_spec("torch") is None else _missing_compiler()
+
+
+@lru_cache(maxsize=1)
+def _missing_compiler() -> str | None:
+    """Return what is wrong with Triton; where packs have a launch, it is not needed."""
     if find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
     try:
@@ -84,7 +92,7 @@ class TritonBackend(Backend):
 
     def missing(self) -> str | None:
         missing = _missing_package()
-        if missing or interpreting():
+        if interpreting() or (missing and (missing != _missing_compiler() or not any_packs())):
             return missing
         torch = sys.modules.get("torch")
         if torch is None:
@@ -98,7 +106,7 @@ class TritonBackend(Backend):
         if not on_gpu and not interpreting():
             return "arrays are on cpu, kernels run on cuda (on cpu with TRITON_INTERPRET=1)"
         missing = _missing_package()
-        if missing:
+        if missing and not (on_gpu and missing == _missing_compiler() and any_packs()):
             return missing
         if on_gpu:
             if interpreting():
@@ -107,6 +115,34 @@ class TritonBackend(Backend):
         if not forced:
             return "the interpreter runs only where it is asked for by name (backend='triton')"
         repair_interpreter()  # solvers that were registered launch kernels by themselves
+        return None
+
+    def origin(self, plan: Plan) -> str | None:
+        capability = capability_of(plan.problem.device) if plan.problem.device.startswith("cuda") else None
+        if capability is None or not any_packs():
+            return None
+        told = launches_of_plan(plan)
+        found = [look_up(t.kernel, t.arguments, t.options, capability, aligned=True) for t in told]
+        folders = sorted({str(each[0].pack.folder) for each in found if each})
+        if not folders:
+            return "no pack has them: Triton compiles them at the first call"
+        some = "" if all(found) else f"{sum(map(bool, found))} of {len(found)} "
+        return f"{some}from {', '.join(folders)}"
+
+    def lacks(self, solver: Solver, problem: Problem) -> str | None:
+        missing = _missing_compiler()
+        if missing is None or not problem.device.startswith("cuda"):
+            return None
+        capability = capability_of(problem.device)
+        if capability is None or not any_packs(capability):
+            return f"{missing}, and no pack is for this GPU"
+        for told in launches_of_plan(solver.plan(problem)):
+            found = isinstance(told.kernel, KernelReference) and look_up(
+                told.kernel, told.arguments, told.options, capability, aligned=True
+            )
+            if not found:
+                kernel = getattr(told.kernel, "id", told.kernel)
+                return f"{missing}, and packs lack {kernel} as it would be compiled for this problem"
         return None
 
     def solvers(self) -> Sequence[Solver]:

@@ -12,6 +12,7 @@ from ... import shapes
 from ...arrays import CHANNELS_LAST, CONTIGUOUS
 from ...costs.model import Work
 from ...costs.work import direct_work
+from ...packs.identity import KernelReference
 from ...problem import PoolProblem, Problem
 from ...shapes import ceil_div
 from ..axes import reach
@@ -130,8 +131,7 @@ class UnfoldCopy(_Columns):
         return n * k, columns
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        from ...kernels.tl.pool.columns import _unfold_kernel as kernel
-
+        kernel = KernelReference("pool.columns", "_unfold_kernel")
         arguments = unfold_arguments(problem, tensors["x"].stride(), config)
         grid = (ceil_div(self.extent(problem)[0], config["BLOCK_M"]) * arguments["tiles_l"],)
         launch_kernel(problem, kernel, grid, {name: tensors[name] for name in ("x", "y")}, arguments, config)
@@ -148,8 +148,7 @@ class FoldGather(_Columns):
         return problem.n * problem.c, prod(problem.input_size)
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        from ...kernels.tl.pool.columns import _fold_kernel as kernel
-
+        kernel = KernelReference("pool.columns", "_fold_kernel")
         arguments = fold_arguments(problem, tensors["y"].stride(), config)
         grid = (ceil_div(self.extent(problem)[0], config["BLOCK_M"]) * arguments["tiles_l"],)
         launch_kernel(problem, kernel, grid, {name: tensors[name] for name in ("y", "x")}, arguments, config)

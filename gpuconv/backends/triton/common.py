@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from ...arrays import CONTIGUOUS, TORCH, ArrayKind, is_cupy, with_memory
-from ...config import interpreting, launcher
+from ...config import launcher
 from ...costs.model import Work
 from ...costs.work import conv_work
+from ...packs.identity import TypeName
 from ...problem import Call, ConvProblem, Problem, itemsize
 from ..axes import five, reach, three
 from ..base import Plan
 from ..conv_common import format_strides
-from .interpreter import repair_interpreter
 from .tuned import Tunable
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "conv_arguments",
     "format_strides",
     "index64",
-    "launch_kernel",
     "launch_options",
     "power_of_two",
     "recorded_at_first",
@@ -324,37 +323,12 @@ def remembered(memo: Memo, name: str, derive: Callable[..., dict[str, Any]], *ar
     return found
 
 
-def accumulator_type(problem: ConvProblem) -> Any:
-    """Return the type in which products of the problem are summed, as Triton's."""
-    import triton.language as tl
-
-    return tl.float64 if problem.dtype == "float64" else tl.float32
+def accumulator_type(problem: ConvProblem) -> TypeName:
+    """Return the type in which products of the problem are summed, by Triton's name."""
+    return TypeName("float64" if problem.dtype == "float64" else "float32")
 
 
 def strides_of(tensors: Mapping[str, Any]) -> Strides:
     """Return the strides of the tensors that are there and that strides describe."""
     names = ("x", "w", "y", *VECTORS, "residual")
     return {name: tensors[name].stride() for name in names if tensors.get(name) is not None}
-
-
-def launch_kernel(
-    problem: Problem,
-    kernel: Any,
-    grid: tuple[int, ...],
-    pointers: Mapping[str, Any],
-    arguments: Mapping[str, Any],
-    config: Mapping[str, Any],
-) -> None:
-    """Launch `kernel` on the device of `problem`; `pointers` holds tensors by name, without the ending ``_ptr``."""
-    if interpreting():
-        repair_interpreter()
-    options = launch_options(config)
-    named = {**{f"{name}_ptr": tensor for name, tensor in pointers.items()}, **arguments}
-    with _device_guard(problem):
-        compiled = kernel[grid](**named, **options)
-    if problem.device.startswith("cuda"):
-        from ...launcher.record import active_recording
-
-        recording = active_recording()
-        if recording is not None:
-            recording.add(compiled, grid, named)

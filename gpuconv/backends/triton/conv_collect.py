@@ -13,10 +13,12 @@ from ...config import workspace_limit
 from ...costs import constants
 from ...costs import model as cost_model
 from ...costs.model import Work
+from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver
-from .common import Memo, Strides, TritonConv, accumulator_type, launch_kernel, remembered, strides_of
+from .common import Memo, Strides, TritonConv, accumulator_type, remembered, strides_of
+from .launch import launch_kernel
 from .march_costs import LONGEST_STEP, MOST_REGISTERS, LaneCosts, lane_tiles
 from .march_lanes import march_arguments, march_of
 
@@ -133,8 +135,6 @@ class CollectDepthwise(TritonConv):
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
     ) -> None:
-        from ...kernels.tl.conv import collect, splits
-
         march, strides = march_of(problem), strides_of(tensors)
         arguments = remembered(memo, "collect", collect_arguments, problem, strides, config)
         arguments["ACC_DTYPE"] = accumulator_type(problem)
@@ -143,13 +143,15 @@ class CollectDepthwise(TritonConv):
             pointers["w"] = tensors["workspace"]
             pointers["bias"] = tensors["workspace"][prod(problem.w_shape) :] if problem.bias else None
         across = ceil_div(problem.k, config["BC"]) if march.over_channels else problem.k
-        kernel = collect._conv_collect_last_kernel if march.over_channels else collect._conv_collect_rows_kernel
+        side = "last" if march.over_channels else "rows"
+        kernel = KernelReference("conv.collect", f"_conv_collect_{side}_kernel")
         launch_kernel(problem, kernel, (config["splits"] * across,), pointers, arguments, config)
         if config["splits"] > 1:
             pointers = {"partial": pointers["w"], "w": tensors["w"], "bias": tensors.get("bias")}
             arguments = remembered(memo, "sum", splits_arguments, problem, strides, config)
             grid = (ceil_div(arguments["elements"], _SUM["BLOCK"]),)
-            launch_kernel(problem, splits._conv_sum_splits_kernel, grid, pointers, arguments, _SUM)
+            kernel = KernelReference("conv.splits", "_conv_sum_splits_kernel")
+            launch_kernel(problem, kernel, grid, pointers, arguments, _SUM)
 
 
 @lru_cache(maxsize=512)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...arrays import CHANNELS_LAST, channels_last_strides
 from ...config import workspace_limit
+from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..axes import reach
@@ -24,11 +25,11 @@ from .common import (
     conv_arguments,
     format_strides,
     index64,
-    launch_kernel,
     power_of_two,
     remembered,
     strides_of,
 )
+from .launch import launch_kernel
 from .tuned import split_variants, tile_variants
 from .units import divide_by_eight
 
@@ -273,8 +274,6 @@ class FpropImplicitGemm(TritonConv):
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
     ) -> None:
-        from ...kernels.tl.conv import fprop
-
         strides = strides_of(tensors)
         operands = {name: tensors[name] for name in ("x", "w", "y", *VECTORS, "residual")}
         if config.get("packed"):
@@ -286,7 +285,8 @@ class FpropImplicitGemm(TritonConv):
         arguments = remembered(memo, "gemm", fprop_arguments, problem, strides, config)
         arguments["ACC_DTYPE"] = accumulator_type(problem)
         grid = (splits * arguments["groups"] * arguments["tiles_m"] * arguments["tiles_n"],)
-        launch_kernel(problem, fprop._conv_fprop_implicit_gemm_kernel, grid, operands, arguments, config)
+        kernel = KernelReference("conv.fprop", "_conv_fprop_implicit_gemm_kernel")
+        launch_kernel(problem, kernel, grid, operands, arguments, config)
         if splits > 1:
             self._add_splits(problem, tensors, strides, config, memo)
 
@@ -294,8 +294,7 @@ class FpropImplicitGemm(TritonConv):
     def _pack(
         problem: ConvProblem, tensors: Mapping[str, Any], strides: Strides, config: Mapping[str, int], memo: Memo
     ) -> None:
-        from ...kernels.tl.conv.fprop import _conv_fprop_pack_kernel as kernel
-
+        kernel = KernelReference("conv.fprop", "_conv_fprop_pack_kernel")
         arguments = remembered(memo, "pack", fprop_pack_arguments, problem, strides, config)
         taps, c = prod(problem.kernel), problem.c // problem.groups
         grid = (problem.k * ceil_div(taps, arguments["BLOCK_T"]) * ceil_div(c, arguments["BLOCK_C"]),)
@@ -305,8 +304,7 @@ class FpropImplicitGemm(TritonConv):
     def _add_splits(
         problem: ConvProblem, tensors: Mapping[str, Any], strides: Strides, config: Mapping[str, int], memo: Memo
     ) -> None:
-        from ...kernels.tl.conv.fprop import _conv_fprop_sum_kernel as kernel
-
+        kernel = KernelReference("conv.fprop", "_conv_fprop_sum_kernel")
         arguments = remembered(memo, "sum", fprop_sum_arguments, problem, strides, config)
         pointers = {name: tensors[name] for name in ("partial", "y", *VECTORS, "residual")}
         grid = (ceil_div(arguments["rows"], arguments["BLOCK_M"]) * ceil_div(problem.k, arguments["BLOCK_N"]),)

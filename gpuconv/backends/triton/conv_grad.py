@@ -8,6 +8,7 @@ from typing import Any
 
 from ...arrays import CHANNELS_LAST
 from ...config import workspace_limit
+from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div, map_axes, phase_size, phase_taps, tap_step
 from ..axes import three
@@ -23,10 +24,10 @@ from .common import (
     choose_tile,
     conv_arguments,
     index64,
-    launch_kernel,
     remembered,
     strides_of,
 )
+from .launch import launch_kernel
 from .tuned import split_variants, tile_variants
 from .units import UNIT, in_units
 
@@ -137,8 +138,7 @@ class DgradImplicitGemm(TritonConv):
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
     ) -> None:
-        from ...kernels.tl.conv.dgrad import _conv_dgrad_implicit_gemm_kernel as kernel
-
+        kernel = KernelReference("conv.dgrad", "_conv_dgrad_implicit_gemm_kernel")
         arguments = remembered(memo, "gemm", dgrad_arguments, problem, strides_of(tensors), config)
         arguments["ACC_DTYPE"] = accumulator_type(problem)
         pointers = {name: tensors.get(name) for name in ("x", "w", "y", *VECTORS, "residual")}
@@ -311,8 +311,6 @@ class WgradSplitK(TritonConv):
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
     ) -> None:
-        from ...kernels.tl.conv import wgrad
-
         strides = strides_of(tensors)
         arguments = remembered(memo, "gemm", wgrad_arguments, problem, strides, config)
         splits = config["splits"]
@@ -322,13 +320,15 @@ class WgradSplitK(TritonConv):
         if splits > 1:
             pointers["w"] = tensors["workspace"]
             pointers["bias"] = tensors["workspace"][prod(problem.w_shape) :] if problem.bias else None
-        launch_kernel(problem, wgrad._conv_wgrad_split_k_kernel, grid, pointers, arguments, config)
+        kernel = KernelReference("conv.wgrad", "_conv_wgrad_split_k_kernel")
+        launch_kernel(problem, kernel, grid, pointers, arguments, config)
         if splits > 1:
             pointers = {"partial": pointers["w"], "w": tensors["w"], "bias": tensors.get("bias")}
             arguments = remembered(memo, "sum", wgrad_sum_arguments, problem, strides, config)
             grid = (ceil_div(arguments["elements"], _SUM_BLOCK),)
             options = {"num_warps": 4, "num_stages": 3}
-            launch_kernel(problem, wgrad._conv_wgrad_sum_kernel, grid, pointers, arguments, options)
+            kernel = KernelReference("conv.wgrad", "_conv_wgrad_sum_kernel")
+            launch_kernel(problem, kernel, grid, pointers, arguments, options)
 
 
 SOLVERS: tuple[Solver, ...] = (DgradImplicitGemm(), WgradSplitK())

@@ -12,6 +12,7 @@ import numpy as np
 from ...costs import constants
 from ...costs import model as cost_model
 from ...costs.model import Work
+from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver
@@ -20,10 +21,10 @@ from .common import (
     Memo,
     TritonConv,
     accumulator_type,
-    launch_kernel,
     remembered,
     strides_of,
 )
+from .launch import launch_kernel
 from .march_costs import LONGEST_STEP, MOST_REGISTERS, LaneCosts, lane_tiles
 from .march_lanes import march_arguments, march_of
 
@@ -83,8 +84,6 @@ class MarchDepthwise(TritonConv):
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
     ) -> None:
-        from ...kernels.tl.conv import march as kernels
-
         march = march_of(problem)
         arguments = remembered(memo, "march", march_arguments, problem, strides_of(tensors), config)
         arguments["ACC_DTYPE"] = accumulator_type(problem)
@@ -94,10 +93,12 @@ class MarchDepthwise(TritonConv):
         vertical = arguments["chunks"] * arguments["phases_h"] * arguments["result_d"]
         if march.over_channels:
             tiles = ceil_div(march.channels, arguments["BC"]) * arguments["tiles_w"] * problem.n
-            launch_kernel(problem, kernels._conv_march_last_kernel, (tiles * vertical,), pointers, arguments, config)
+            kernel = KernelReference("conv.march", "_conv_march_last_kernel")
+            launch_kernel(problem, kernel, (tiles * vertical,), pointers, arguments, config)
         else:
             grid = (arguments["tiles"] * vertical,)
-            launch_kernel(problem, kernels._conv_march_rows_kernel, grid, pointers, arguments, config)
+            kernel = KernelReference("conv.march", "_conv_march_rows_kernel")
+            launch_kernel(problem, kernel, grid, pointers, arguments, config)
 
 
 @lru_cache(maxsize=512)

@@ -11,10 +11,12 @@ from ...config import workspace_limit
 from ...costs import constants
 from ...costs import model as cost_model
 from ...costs.model import Work
+from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver
-from .common import VECTORS, Memo, TritonConv, accumulator_type, launch_kernel, remembered, strides_of
+from .common import VECTORS, Memo, TritonConv, accumulator_type, remembered, strides_of
+from .launch import launch_kernel
 from .rows_blocks import blocks_of, pack_arguments, packed_elements, refusal, rows_arguments, rows_of
 from .rows_costs import RowCosts, row_tiles
 
@@ -69,21 +71,21 @@ class RowProducts(TritonConv):
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
     ) -> None:
-        from ...kernels.tl.conv import rows as kernels
-
         rows, strides = rows_of(problem), strides_of(tensors)
         pointers = {"w": tensors["w"], "packed": tensors.get("packed")}
         if config["PACKED"]:
             arguments = remembered(memo, "pack", pack_arguments, problem, strides, config)
             grid = (ceil_div(arguments["elements"], arguments["BLOCK"]),)
-            launch_kernel(problem, kernels._conv_rows_pack_kernel, grid, pointers, arguments, _PACK)
+            kernel = KernelReference("conv.rows", "_conv_rows_pack_kernel")
+            launch_kernel(problem, kernel, grid, pointers, arguments, _PACK)
         arguments = remembered(memo, "rows", rows_arguments, problem, strides, config)
         arguments["ACC_DTYPE"] = accumulator_type(problem)
         source, result = ("y", "x") if rows.grad else ("x", "y")
         pointers |= {"source": tensors[source], "result": tensors[result]}
         pointers |= {name: tensors.get(name) for name in (*VECTORS, "residual")}
         programs = blocks_of(rows, config) * arguments["tiles"] * arguments["chunks"] * rows.axis.phases
-        launch_kernel(problem, kernels._conv_rows_kernel, (programs,), pointers, arguments, config)
+        kernel = KernelReference("conv.rows", "_conv_rows_kernel")
+        launch_kernel(problem, kernel, (programs,), pointers, arguments, config)
 
 
 def _configs(problem: ConvProblem) -> list[dict[str, Any]]:

@@ -12,10 +12,12 @@ from ...config import workspace_limit
 from ...costs import constants
 from ...costs import model as cost_model
 from ...costs.model import Work
+from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem
 from ...shapes import ceil_div
 from ..base import Plan, Solver
-from .common import Memo, Strides, TritonConv, accumulator_type, launch_kernel, remembered, strides_of
+from .common import Memo, Strides, TritonConv, accumulator_type, remembered, strides_of
+from .launch import launch_kernel
 from .rows_blocks import blocks_of, refusal, rows_of, sides, wide
 from .rows_wgrad_costs import FOLD, GradientCosts, elements_of, gradient_tiles, lane_of, steps_of
 from .units import in_units
@@ -108,18 +110,18 @@ class RowGradient(TritonConv):
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
     ) -> None:
-        from ...kernels.tl.conv import rows_wgrad as kernels
-
         strides = strides_of(tensors)
         arguments = remembered(memo, "rows", gradient_arguments, problem, strides, config)
         arguments["ACC_DTYPE"] = accumulator_type(problem)
         pointers = {"x": tensors["x"], "y": tensors["y"], "partial": tensors["workspace"]}
         grid = (config["splits"] * arguments["blocks"],)
-        launch_kernel(problem, kernels._conv_rows_wgrad_kernel, grid, pointers, arguments, config)
+        kernel = KernelReference("conv.rows_wgrad", "_conv_rows_wgrad_kernel")
+        launch_kernel(problem, kernel, grid, pointers, arguments, config)
         arguments = remembered(memo, "fold", fold_arguments, problem, strides, config)
         pointers = {"partial": tensors["workspace"], "w": tensors["w"], "bias": tensors.get("bias")}
         grid = (ceil_div(arguments["elements"], FOLD["BLOCK"]),)
-        launch_kernel(problem, kernels._conv_rows_fold_kernel, grid, pointers, arguments, FOLD)
+        kernel = KernelReference("conv.rows_wgrad", "_conv_rows_fold_kernel")
+        launch_kernel(problem, kernel, grid, pointers, arguments, FOLD)
 
 
 _PROGRAMS = (132, 264, 396, 528, 792)

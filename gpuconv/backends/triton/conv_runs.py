@@ -11,10 +11,12 @@ from ...config import workspace_limit
 from ...costs import constants
 from ...costs import model as cost_model
 from ...costs.model import Work
+from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ..axes import three
 from ..base import Plan, Solver
-from .common import VECTORS, Memo, TritonConv, accumulator_type, launch_kernel, remembered, strides_of
+from .common import VECTORS, Memo, TritonConv, accumulator_type, remembered, strides_of
+from .launch import launch_kernel
 from .runs_axes import forward_of, forward_strides, runs_arguments, runs_of, spread_arguments, spread_elements
 from .runs_costs import RunCosts, run_tiles
 
@@ -92,21 +94,20 @@ class ForwardRuns(TritonConv):
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
     ) -> None:
-        from ...kernels.tl.conv.runs import _conv_runs_kernel
-        from ...kernels.tl.conv.runs_spread import _conv_runs_spread_kernel
-
+        conv_runs_kernel = KernelReference("conv.runs", "_conv_runs_kernel")
+        conv_runs_spread_kernel = KernelReference("conv.runs_spread", "_conv_runs_spread_kernel")
         forward, grad = forward_of(problem), problem.kind != "fprop"
         strides, offset = forward_strides(problem, strides_of(tensors))
         arguments = dict(remembered(memo, "spread", spread_arguments, forward, strides, config, offset))
         grid = (arguments.pop("programs"),)
         pointers = {name: tensors[name] for name in ("w", "spread")}
-        launch_kernel(problem, _conv_runs_spread_kernel, grid, pointers, arguments, _SPREAD_PASS)
+        launch_kernel(problem, conv_runs_spread_kernel, grid, pointers, arguments, _SPREAD_PASS)
         arguments = dict(remembered(memo, "runs", runs_arguments, forward, strides, config, grad))
         grid = (arguments.pop("programs"),)
         arguments["ACC_DTYPE"] = accumulator_type(problem)
         pointers = {name: tensors.get(name) for name in ("spread", *VECTORS, "residual")}
         pointers |= {"x": tensors["y"], "y": tensors["x"]} if grad else {"x": tensors["x"], "y": tensors["y"]}
-        launch_kernel(problem, _conv_runs_kernel, grid, pointers, arguments, config)
+        launch_kernel(problem, conv_runs_kernel, grid, pointers, arguments, config)
 
 
 class GradientRuns(ForwardRuns):

@@ -12,6 +12,7 @@ import numpy as np
 from ...arrays import CHANNELS_LAST
 from ...costs.model import Work
 from ...costs.work import direct_work
+from ...packs.identity import KernelReference
 from ...problem import PoolProblem, Problem, itemsize
 from ...shapes import adaptive_windows, ceil_div
 from ..axes import three
@@ -157,8 +158,7 @@ class AdaptiveWindow(Adaptive):
         return direct_work(problem, prod(problem.x_shape) * cost, programs, prod(problem.kernel), warps)
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        from ...kernels.tl.pool.adaptive import _pool_adaptive_fprop_window_kernel as kernel
-
+        kernel = KernelReference("pool.adaptive", "_pool_adaptive_fprop_window_kernel")
         arguments = adaptive_arguments(problem, strides_of_pool(tensors), config)
         grid = grid_of(problem, arguments)
         arguments["ACC_DTYPE"] = triton_type(compute_type(problem.dtype))
@@ -198,8 +198,7 @@ class AdaptiveLines(Adaptive):
         return {"BLOCK_M": block_m, "BLOCK_W": block_w, "BLOCK_Q": block_q, "num_warps": 4, "num_stages": 3}
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        from ...kernels.tl.pool.adaptive_lines import _pool_adaptive_fprop_lines_kernel as kernel
-
+        kernel = KernelReference("pool.adaptive_lines", "_pool_adaptive_fprop_lines_kernel")
         arguments = lines_arguments(problem, strides_of_pool(tensors), config)
         arguments["ACC_DTYPE"] = triton_type(compute_type(problem.dtype))
         pointers = {name: tensors.get(name) for name in ("x", "y", "indices")}
@@ -227,8 +226,7 @@ class AdaptiveGather(Adaptive):
         return direct_work(problem, instructions, programs, windows, column(configs, "num_warps"))
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        from ...kernels.tl.pool.adaptive import _pool_adaptive_bwd_gather_kernel as kernel
-
+        kernel = KernelReference("pool.adaptive", "_pool_adaptive_bwd_gather_kernel")
         arguments = adaptive_arguments(problem, strides_of_pool(tensors), config)
         grid = grid_of(problem, arguments)
         arguments["ACC_DTYPE"] = triton_type(compute_type(problem.dtype))

@@ -11,12 +11,14 @@ import numpy as np
 from ...arrays import CHANNELS_LAST
 from ...costs.model import Work
 from ...costs.work import direct_work
+from ...packs.identity import TypeName
 from ...problem import Call, PoolProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..axes import five, reach, three
 from ..base import Plan
 from ..pool_common import FLOATS, INTEGERS, refusal
-from .common import Strides, as_tensor, launch_kernel, power_of_two, recorded_at_first, stream_of
+from .common import Strides, as_tensor, power_of_two, recorded_at_first, stream_of
+from .launch import launch_kernel
 from .tuned import Tunable, block_variants
 
 __all__ = [
@@ -44,11 +46,9 @@ def compute_type(dtype: str) -> str:
     return "int32" if dtype in ("uint8", "int8", "int16") else dtype
 
 
-def triton_type(dtype: str) -> Any:
-    """Return Triton's type of that name."""
-    import triton.language as tl
-
-    return getattr(tl, dtype)
+def triton_type(dtype: str) -> TypeName:
+    """Return Triton's type of that name, by name: Triton is imported where it compiles."""
+    return TypeName(dtype)
 
 
 def strides_of_pool(tensors: Mapping[str, Any]) -> Strides:

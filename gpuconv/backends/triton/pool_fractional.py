@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...packs.identity import KernelReference
 from ...problem import PoolProblem, Problem
 from ...shapes import ceil_div
 from ..axes import three
@@ -82,17 +83,15 @@ class _Fractional(TritonPool):
     pools = ("fractional_max",)
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        from ...kernels.tl.pool import fractional as kernels
-
         samples = tensors.get("samples")
         steps = (0, 0, 0) if samples is None else samples.stride()
         arguments = fractional_arguments(problem, strides_of_pool(tensors), steps, config)
         grid = grid_of(problem, arguments)
         arguments["ACC_DTYPE"] = triton_type(compute_type(problem.dtype))
         forward = problem.kind == "fprop"
-        kernel = kernels._pool_fractional_fprop_window_kernel
+        kernel = KernelReference("pool.fractional", "_pool_fractional_fprop_window_kernel")
         if not forward:
-            kernel = kernels._pool_fractional_bwd_gather_kernel
+            kernel = KernelReference("pool.fractional", "_pool_fractional_bwd_gather_kernel")
         names = ("x", "samples", "y", "indices") if forward else ("y", "indices", "samples", "dx")
         pointers = {name: tensors.get(name) for name in names}
         launch_kernel(problem, kernel, grid, pointers, arguments, config)

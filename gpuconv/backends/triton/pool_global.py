@@ -12,6 +12,7 @@ from ...arrays import CHANNELS_LAST
 from ...config import workspace_limit
 from ...costs.model import Work
 from ...costs.work import direct_work
+from ...packs.identity import KernelReference
 from ...problem import PoolProblem, Problem
 from ...shapes import ceil_div
 from ..axes import three
@@ -180,8 +181,6 @@ class AdaptiveSplit(Adaptive):
         return Plan(self, problem, space.used, dict(config))
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        from ...kernels.tl.pool import plane as kernels
-
         splits = config["splits"]
         arguments = partial_arguments(problem, strides_of_pool(tensors), config)
         arguments["ACC_DTYPE"] = triton_type(compute_type(problem.dtype))
@@ -190,13 +189,14 @@ class AdaptiveSplit(Adaptive):
         partial = dict(results)
         if splits > 1:
             partial["y"], partial["indices"] = take_partial(Workspace(tensors["workspace"]), problem, splits)
-        kernel = kernels._pool_global_fprop_partial_kernel
+        kernel = KernelReference("pool.plane", "_pool_global_fprop_partial_kernel")
         launch_kernel(problem, kernel, grid, {"x": tensors["x"]} | partial, arguments, config)
         if splits > 1:
             pointers = {"partial": partial["y"], "partial_indices": partial["indices"]} | results
             arguments = combine_arguments(arguments, splits)
             grid = (ceil_div(prod(problem.y_shape), _COMBINE_BLOCK),)
-            launch_kernel(problem, kernels._pool_global_fprop_combine_kernel, grid, pointers, arguments, config)
+            kernel = KernelReference("pool.plane", "_pool_global_fprop_combine_kernel")
+            launch_kernel(problem, kernel, grid, pointers, arguments, config)
 
 
 def take_partial(space: Workspace, problem: PoolProblem, splits: int) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ from math import gcd, prod
 from typing import Any
 
 from ...arrays import CHANNELS_LAST
+from ...packs.identity import KernelReference
 from ...problem import PoolProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..axes import three
@@ -229,12 +230,10 @@ class TiledPool(TritonPool):
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         pointers = {"y": tensors["y"], "indices": tensors.get("indices")}
         if problem.kind == "fprop":
-            from ...kernels.tl.pool.tiled import _pool_fprop_tiled_kernel as kernel
-
+            kernel = KernelReference("pool.tiled", "_pool_fprop_tiled_kernel")
             pointers["x"] = tensors["x"]
         else:
-            from ...kernels.tl.pool.tiled_bwd import _pool_bwd_tiled_kernel as kernel
-
+            kernel = KernelReference("pool.tiled_bwd", "_pool_bwd_tiled_kernel")
             pointers["dx"] = tensors["dx"]
         arguments = tiled_arguments(problem, strides_of_pool(tensors), config)
         launch_kernel(problem, kernel, tiled_grid(problem, config), pointers, arguments, config)

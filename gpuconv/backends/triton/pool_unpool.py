@@ -11,6 +11,7 @@ import numpy as np
 from ...arrays import CHANNELS_LAST
 from ...costs.model import Work
 from ...costs.work import direct_work
+from ...packs.identity import KernelReference
 from ...problem import PoolProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver
@@ -145,8 +146,7 @@ class UnpoolClaim(TritonPool):
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         import torch
 
-        from ...kernels.tl.pool.unpool import _pool_unpool_fprop_claim_kernel as kernel
-
+        kernel = KernelReference("pool.unpool", "_pool_unpool_fprop_claim_kernel")
         arguments = claim_arguments(problem, strides_of_pool(tensors), config)
         groups = problem.n if arguments["CHANNELS_INNERMOST"] else 1
         pointers = {name: tensors[name] for name in ("x", "indices", "y")}
@@ -182,8 +182,7 @@ class UnpoolGather(TritonPool):
         return row_tile(problem, problem.input_size, problem.x_format, tile_elements(problem.dtype))
 
     def launch(self, problem: PoolProblem, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        from ...kernels.tl.pool.unpool import _pool_unpool_bwd_gather_kernel as kernel
-
+        kernel = KernelReference("pool.unpool", "_pool_unpool_bwd_gather_kernel")
         arguments = gather_arguments(problem, strides_of_pool(tensors), config)
         pointers = {name: tensors[name] for name in ("y", "indices", "dx")}
         launch_kernel(problem, kernel, grid_of(problem, arguments), pointers, arguments, config)

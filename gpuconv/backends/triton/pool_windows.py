@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays import CHANNELS_LAST, CONTIGUOUS, channels_last_strides, contiguous_strides
+from ...packs.identity import KernelReference
 from ...problem import PoolProblem
 from ...shapes import ceil_div, effective_kernel
 from ..axes import three
@@ -196,8 +197,7 @@ def max_forward(
                 indices = workspace.take(shape, numbers if positions else problem.offset_dtype, problem.y_format)
         if workspace.counting:
             continue
-        from ...kernels.tl.pool.max import _pool_max_fprop_general_kernel as kernel
-
+        kernel = KernelReference("pool.max", "_pool_max_fprop_general_kernel")
         # Numbers are stored like values; a launch for numbers alone takes the strides of those.
         written = indices if result is None else result
         assert source is not None and written is not None
@@ -260,8 +260,7 @@ def _max_backward_pass(
     problem: PoolProblem, pointers: Mapping[str, Any], config: Config, step: Pass, positions: bool
 ) -> None:
     """Launch a pass; `pointers` has every tensor of the kernel by name, or None."""
-    from ...kernels.tl.pool.max import _pool_max_bwd_general_kernel as kernel
-
+    kernel = KernelReference("pool.max", "_pool_max_bwd_general_kernel")
     named = ("y", "indices", "dx", "x")
     strides = {name: pointers[name].stride() for name in named if pointers[name] is not None}
     arguments = max_backward_arguments(problem, strides, config, step, positions)
@@ -284,8 +283,7 @@ def _taps(problem: PoolProblem, indices: Any, config: Config, workspace: Workspa
     taps = workspace.take(problem.y_shape, problem.offset_dtype, problem.y_format)
     conflict = workspace.take((1,), "int32", CONTIGUOUS)
     if not workspace.counting:
-        from ...kernels.tl.pool.taps import _pool_max_taps_kernel as kernel
-
+        kernel = KernelReference("pool.taps", "_pool_max_taps_kernel")
         strides = {"indices": indices.stride(), "y": taps.stride()}
         arguments = taps_arguments(problem, strides, config)
         grid = grid_of(problem, config, Pass(ALL_AXES, problem.output_size, True, True))
@@ -335,8 +333,7 @@ def sum_forward(
             result = workspace.take(shape, compute_type(problem.dtype), problem.y_format)
         if workspace.counting:
             continue
-        from ...kernels.tl.pool.sum import _pool_sum_fprop_general_kernel as kernel
-
+        kernel = KernelReference("pool.sum", "_pool_sum_fprop_general_kernel")
         assert source is not None and result is not None
         strides = {"x": source.stride(), "y": result.stride()}
         grad = tensors.get("grad") if step.last else None
@@ -378,8 +375,7 @@ def sum_backward(
             result = workspace.take(shape, compute_type(problem.dtype), problem.x_format)
         if workspace.counting:
             continue
-        from ...kernels.tl.pool.sum import _pool_sum_bwd_general_kernel as kernel
-
+        kernel = KernelReference("pool.sum", "_pool_sum_bwd_general_kernel")
         assert grad is not None and result is not None
         x = tensors.get("x") if step.last and problem.pool == "lp" else None
         strides = {"y": grad.stride(), "dx": result.stride()}

@@ -1,0 +1,126 @@
+"""The one way to a launch: a pack where one has it, else Triton, which compiles it for the GPU or interprets it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from ...config import interpreting
+from ...costs.constants import gpu_of
+from ...costs.files import warn_once
+from ...packs.driver import DriverError, PackedKernel, load
+from ...packs.identity import KernelReference, TypeName
+from ...packs.index import PackError
+from ...packs.search import any_packs, look_up
+from ...problem import Problem
+from . import common
+from .interpreter import repair_interpreter
+
+__all__ = ["Listener", "capability_of", "for_triton", "launch_kernel", "listening"]
+
+Listener = Callable[[Problem, Any, tuple[int, ...], dict[str, Any], dict[str, Any]], None]
+"""Is told of launches: problem, kernel, grid, every argument by name, and options of the compiler."""
+
+_listener: ContextVar[Listener | None] = ContextVar("gpuconv_launch_listener", default=None)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Tell `listener` of the launches inside the ``with`` block, instead of launching."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def capability_of(device: str) -> tuple[int, int] | None:
+    """Return the compute capability of a CUDA device, or None where torch sees none."""
+    gpu = gpu_of(device)
+    if gpu is not None:
+        return gpu.capability
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    found: tuple[int, int] = torch.cuda.get_device_capability(device)
+    return found
+
+
+def for_triton(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with Triton's types in the place of their names."""
+    import triton.language as tl
+
+    return {name: getattr(tl, value) if isinstance(value, TypeName) else value for name, value in arguments.items()}
+
+
+def launch_kernel(
+    problem: Problem,
+    kernel: Any,
+    grid: tuple[int, ...],
+    pointers: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> None:
+    """Launch on the device of `problem`.
+
+    Parameters
+    ----------
+    problem
+        The problem that the launch is a part of.
+    kernel
+        A :class:`KernelReference`; or a ``@triton.jit`` function, which no pack has.
+    grid
+        The programs along each axis.
+    pointers
+        Tensors, or None, by name without the ending ``_ptr``.
+    arguments
+        Every other argument by name.
+    config
+        Options of the compiler, beside what it is not for.
+    """
+    options = common.launch_options(config)
+    named = {**{f"{name}_ptr": tensor for name, tensor in pointers.items()}, **arguments}
+    listener = _listener.get()
+    if listener is not None:
+        listener(problem, kernel, grid, named, options)
+        return
+    on_gpu = problem.device.startswith("cuda")
+    compiled = _from_pack(problem, kernel, grid, named, options) if on_gpu and any_packs() else None
+    if compiled is None:
+        if interpreting():
+            repair_interpreter()
+        function = kernel.load() if isinstance(kernel, KernelReference) else kernel
+        with common._device_guard(problem):
+            compiled = function[grid](**for_triton(named), **options)
+    if on_gpu:
+        from ...launcher.record import active_recording
+
+        recording = active_recording()
+        if recording is not None:
+            recording.add(compiled, grid, named)
+
+
+def _from_pack(
+    problem: Problem, kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], options: Mapping[str, Any]
+) -> PackedKernel | None:
+    """Launch what a pack has, and return it; None where none has it, or the driver does not take it."""
+    import torch
+
+    capability = capability_of(problem.device)
+    if capability is None or not isinstance(kernel, KernelReference):
+        return None
+    index = int(problem.device.partition(":")[2] or 0)
+    for found in look_up(kernel, arguments, options, capability):
+        try:
+            packed = load(found, index, lambda: common._device_guard(problem))
+        except (DriverError, PackError) as error:
+            about = f"{found.pack.folder} {found.entry.arch if isinstance(error, DriverError) else found.entry.cubin}"
+            warn_once(about, "pack %s: %s; such launches go through Triton", found.pack.folder, error)
+            continue
+        with common._device_guard(problem):
+            packed.launch(grid, torch._C._cuda_getCurrentRawStream(index), packed.bytes_of(arguments))
+        return packed
+    return None

@@ -1,0 +1,114 @@
+"""``gpuconv pack``: compile the kernels of problems ahead of time, list a pack, and check one."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+from rich.table import Table
+
+from ..config import logger
+from ..packs.index import PackError, read_cubin, read_index
+from ..problem import Problem
+from .explain import new_console
+
+__all__ = ["pack_command"]
+
+
+def _workloads(names: list[str], everything: bool) -> list[Problem]:
+    """Return the problems of networks that the repository lists; an installed library has none."""
+    try:
+        cases = import_module("bench.cases").all_cases(None if everything else names)
+    except ImportError:
+        raise ValueError("--workload needs the repository, in whose root the command must run") from None
+    return [case.problem for case in cases]
+
+
+def _list(folder: Path) -> None:
+    index = read_index(folder)
+    table = Table("architecture", "solver", "launches", "cubins", "registers", title=str(folder), title_justify="left")
+    groups = Counter((entry.arch, entry.solver) for entry in index.entries)
+    for (arch, solver), count in sorted(groups.items()):
+        some = [entry for entry in index.entries if (entry.arch, entry.solver) == (arch, solver)]
+        most = max(entry.registers for entry in some)
+        table.add_row(arch, solver, str(count), str(len({entry.cubin for entry in some})), f"up to {most}")
+    console = new_console()
+    console.print(table)
+    console.print(f"{len(index.entries)} launches, {len(index.cubins)} cubins, kernels {index.sources[:12]}")
+    console.print(", ".join(f"{name} {version}" for name, version in sorted(index.versions.items())))
+    spilling = [entry for entry in index.entries if entry.stack]
+    console.print(f"{len(spilling)} use local memory" if spilling else "none uses local memory")
+
+
+def _verify(folder: Path) -> None:
+    from ..packs.identity import sources_hash
+
+    index = read_index(folder)
+    for hash in index.cubins:
+        read_cubin(folder, index, hash)
+    same = index.sources == sources_hash()
+    console = new_console()
+    console.print(f"{len(index.cubins)} cubins are what the index says, {len(index.entries)} launches")
+    console.print("made of the kernels of this library" if same else "made of OTHER kernels than this library's")
+    if not same:
+        raise typer.Exit(1)
+
+
+def _build(problems: list[Problem], archs: list[str], out: Path, jobs: int) -> None:
+    from ..packing import build_pack
+
+    console = new_console()
+    with Progress(console=console, transient=True) as bar:
+        task: Any = bar.add_task("compiling", total=None)
+        built = build_pack(
+            problems, archs, out, jobs, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    for failure in built.failures:
+        typer.echo(f"error: {failure}", err=True)
+    console.print(
+        f"{out}: {built.entries} launches ({built.compiled} compiled now), {built.cubins} cubins, {built.bytes:,} bytes"
+    )
+    if built.failures:
+        raise typer.Exit(1)
+
+
+def pack_command(
+    arch: Annotated[list[str] | None, typer.Option(help="Architecture, such as sm_90; may be repeated.")] = None,
+    problems: Annotated[
+        Path | None, typer.Option(help="JSON list of problems (gpuconv.tuning.to_json).", exists=True)
+    ] = None,
+    workload: Annotated[list[str] | None, typer.Option(help="A network of bench/workloads; may be repeated.")] = None,
+    all_workloads: Annotated[bool, typer.Option("--all-workloads", help="Every network of bench/workloads.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the pack; what it has already is kept.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that compile at the same time.", min=1)] = 1,
+    list_: Annotated[Path | None, typer.Option("--list", help="Say what a pack has.")] = None,
+    verify: Annotated[Path | None, typer.Option(help="Check every hash of a pack, and that its cubins parse.")] = None,
+) -> None:
+    """Compile the kernels of problems ahead of time, for GPUs that need not be here.
+
+    What a pack has is launched without Triton and without a compiler: put its folder into GPUCONV_PACKS.
+    """
+    try:
+        if list_ is not None:
+            _list(list_)
+        if verify is not None:
+            _verify(verify)
+        if list_ is not None or verify is not None:
+            return
+        if not arch or out is None or not (problems or workload or all_workloads):
+            raise typer.BadParameter("give --arch, --out, and --problems, --workload or --all-workloads")
+        from ..dispatch.problems import from_json
+
+        found = from_json(json.loads(problems.read_text(encoding="utf-8")), str(problems)) if problems else []
+        if workload or all_workloads:
+            found += _workloads(list(workload or []), all_workloads)
+        _build(found, arch, out, jobs)
+    except (PackError, ValueError, OSError, RuntimeError) as error:
+        logger.debug("pack failed", exc_info=True)
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None

@@ -1,0 +1,112 @@
+"""One launch, compiled for one architecture: runs in processes of their own, which import Triton."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+from typing import Any
+
+from ..packs.identity import ALIGNMENT, CONSTANT
+from ..packs.index import Entry
+from .plans import Launch
+
+__all__ = ["compile_launch", "compiler_versions", "prepare"]
+
+
+def prepare() -> None:
+    """Set up a process that compiles: without line numbers, which hold paths, so that bytes are equal everywhere."""
+    os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
+    os.environ.pop("TRITON_INTERPRET", None)
+    import torch  # noqa: F401  whose tensors stand for arrays
+
+
+def _constant(value: Any) -> Any:
+    import triton.language as tl
+
+    named = isinstance(value, str) and value.startswith("tl.")
+    return getattr(tl, value.removeprefix("tl.")) if named else value
+
+
+def _source(launch: Launch) -> Any:
+    """Return what Triton compiles: the kernel, and what it is told of every argument."""
+    from triton.compiler import ASTSource
+
+    kernel = launch.kernel.load()
+    signature, constants, attributes = {}, {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        type_, known = launch.told[name]
+        signature[name] = type_
+        if type_ == CONSTANT:
+            constants[name] = _constant(known)
+        elif known:
+            attributes[(place,)] = [["tt.divisibility", ALIGNMENT]]
+    return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Return registers and bytes of stack of the function of a cubin, as ``cuobjdump`` reads them."""
+    import tempfile
+
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if found is None:
+        raise RuntimeError(f"cuobjdump says nothing of registers: {text[:200]}")
+    return int(found[1]), int(found[2])
+
+
+def compile_launch(launch: Launch, arch: str) -> tuple[Entry, bytes, str]:
+    """Return the entry of a launch, its cubin, and the release of the assembler that made it.
+
+    Raises
+    ------
+    RuntimeError
+        If the compiler refuses it, or the kernel needs what a pack does not describe; the message names the launch.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    number = int(arch.removeprefix("sm_"))
+    source = _source(launch)
+    try:
+        compiled = triton.compile(source, target=GPUTarget("cuda", number, 32), options=dict(launch.options))
+    except Exception as error:
+        raise RuntimeError(f"{launch.kernel.id} of {launch.solver} for {arch}: {error}") from error
+    metadata, cubin, ptx = compiled.metadata, compiled.asm["cubin"], compiled.asm["ptx"]
+    scratch = getattr(metadata, "global_scratch_size", 0) or getattr(metadata, "profile_scratch_size", 0)
+    if scratch:
+        raise RuntimeError(f"{launch.kernel.id} of {launch.solver} needs scratch memory, which packs do not describe")
+    target = re.search(r"^\.target (sm_\w+)", ptx, re.MULTILINE)
+    release = re.search(r"Cuda compilation tools, release ([\d.]+)", ptx)
+    registers, stack = _resources(cubin)
+    parameters = tuple(
+        (name, type_, bool(launch.told[name][1]) and type_[0] == "*")
+        for name, type_ in source.signature.items()
+        if type_ != CONSTANT
+    )
+    constants = {name: launch.told[name][1] for name, type_ in source.signature.items() if type_ == CONSTANT}
+    cluster = tuple(getattr(metadata, "cluster_dims", None) or (1, 1, 1))
+    entry = Entry(
+        key=launch.key, arch=target[1] if target else arch, kernel=launch.kernel.id, solver=launch.solver,
+        name=metadata.name, constants=constants, parameters=parameters, warps=metadata.num_warps,
+        shared=metadata.shared, cluster=cluster, tensor_maps=(), registers=registers, stack=stack,
+        cubin=hashlib.sha256(cubin).hexdigest(),
+    )  # fmt: skip
+    return entry, cubin, release[1] if release else ""
+
+
+def compiler_versions(arch: str) -> dict[str, str]:
+    """Return the releases of Triton and of the assembler that it uses for an architecture."""
+    import triton
+    from triton import knobs
+
+    number = int(arch.removeprefix("sm_"))
+    name = "ptxas_blackwell" if number >= 100 and hasattr(knobs.nvidia, "ptxas_blackwell") else "ptxas"
+    return {"triton": triton.__version__, f"ptxas {arch}": getattr(knobs.nvidia, name).version}

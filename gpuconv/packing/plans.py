@@ -1,0 +1,84 @@
+"""What the dispatcher would launch for a problem on a GPU by name, told without launching."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..backends.triton.backend import BACKEND
+from ..backends.triton.dry import launches_of_plan
+from ..config import workspace_limit
+from ..costs.constants import Gpu, assuming, shipped
+from ..packs.identity import KernelReference, key_of
+from ..problem import Problem
+
+__all__ = ["Launch", "gpus_of", "launches_of", "plan_for"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch as a pack knows it: kernel, solver, options, and what the compiler is told of each argument."""
+
+    key: str
+    kernel: KernelReference
+    solver: str
+    told: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+
+def gpus_of(arch: str) -> list[Gpu]:
+    """Return the GPUs of an architecture whose constants are shipped, by name; plans differ between them.
+
+    Raises
+    ------
+    ValueError
+        If `arch` is no architecture, such as ``sm_90``, or one older than all whose constants are shipped.
+    """
+    number = arch.removeprefix("sm_")
+    if number == arch or not number.isdecimal() or len(number) < 2:
+        raise ValueError(f"arch must be a GPU architecture such as sm_90, but got {arch!r}")
+    capability = (int(number[:-1]), int(number[-1]))
+    found = [
+        Gpu((data.get("names") or [stem])[0], capability)
+        for stem, (data, _) in shipped().items()
+        if tuple(data["capability"]) == capability
+    ]
+    if not found and capability < min(tuple(data["capability"]) for data, _ in shipped().values()):
+        raise ValueError(f"arch {arch} is older than every GPU whose constants are shipped")
+    return found or [Gpu(arch, capability)]
+
+
+def plan_for(problem: Problem) -> Any:
+    """Return the plan of the Triton backend that the dispatcher would take, of the GPU that is assumed; None if none.
+
+    That is the one with the lowest estimate of those that fit the limit on workspaces.
+    """
+    found: list[tuple[float, int, Any]] = []
+    for place, solver in enumerate(BACKEND.solvers()):
+        if solver.why_not(problem) is None:
+            plan = solver.plan(problem)
+            if plan.workspace <= workspace_limit():
+                found.append((solver.rank(problem), place, plan))
+    return min(found, key=lambda entry: entry[:2])[2] if found else None
+
+
+def launches_of(problems: Iterable[Problem], gpu: Gpu) -> dict[str, Launch]:
+    """Return the launches of problems on a GPU, by what they are known by.
+
+    Parameters
+    ----------
+    problems
+        Problems of torch tensors. On which device they say they are does not matter.
+    gpu
+        The GPU whose constants and capability decide.
+    """
+    found: dict[str, Launch] = {}
+    with assuming(gpu):
+        for problem in problems:
+            plan = plan_for(replace(problem, array="torch"))
+            for told in [] if plan is None else launches_of_plan(plan):
+                key, arguments = key_of(told.kernel, told.arguments, told.options, aligned=True)
+                launch = Launch(key, told.kernel, plan.solver.id, arguments, dict(told.options))
+                found.setdefault(key, launch)
+    return found

@@ -1,0 +1,289 @@
+"""A pack on disk: ``index.json``, read as data and trusted in nothing, and cubins by the hash of their content.
+
+::
+
+    <pack>/index.json
+    <pack>/cubins/<sha256 of the cubin>.xz
+
+No path stands in the index: the name of a file follows from a hash, so nothing can point outside of the folder. A pack
+holds no date and no path, so the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..launcher.layout import Layout, Parameter
+
+__all__ = [
+    "SCHEMA",
+    "Entry",
+    "Index",
+    "PackError",
+    "cubin_path",
+    "parse_index",
+    "read_cubin",
+    "read_index",
+    "write_pack",
+]
+
+SCHEMA = 1
+INDEX = "index.json"
+CUBINS = "cubins"
+
+_MOST_INDEX = 64 << 20
+_MOST_CUBIN = 16 << 20
+_MOST_ENTRIES = 200_000
+_HASH = re.compile(r"[0-9a-f]{64}")
+_ARCH = re.compile(r"sm_(\d{2,3})(a?)")
+_SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TYPE = re.compile(r"\*?[a-z]{1,4}\d{1,2}")
+
+
+class PackError(ValueError):
+    """A pack, or a part of one, is not what it should be; the message says what and where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One launch that a pack has compiled.
+
+    Attributes
+    ----------
+    key
+        What the launch is known by, see :func:`.identity.key_of`.
+    arch
+        ``sm_90a``: what it was compiled for. With the letter at the end it runs on no other architecture.
+    kernel, solver
+        The kernel by module and name, and the solver whose plan launches it.
+    name
+        The symbol in the cubin.
+    constants
+        The constants by name.
+    parameters
+        (name, type, whether 16 divides it) of each parameter of the symbol, in order.
+    warps, shared
+        Warps of a block, and its bytes of shared memory.
+    cluster
+        Blocks of a cluster along each axis of the grid.
+    tensor_maps
+        How tensor maps among the parameters are made. None of today's kernels has any.
+    registers, stack
+        Registers and bytes of local memory of a thread; a stack says that registers spill.
+    cubin
+        The hash of the cubin that has the symbol.
+    """
+
+    key: str
+    arch: str
+    kernel: str
+    solver: str
+    name: str
+    constants: Mapping[str, Any]
+    parameters: tuple[tuple[str, str, bool], ...]
+    warps: int
+    shared: int
+    cluster: tuple[int, int, int]
+    tensor_maps: tuple[Any, ...]
+    registers: int
+    stack: int
+    cubin: str
+
+    @property
+    def layout(self) -> Layout:
+        """What the symbol takes."""
+        return Layout(tuple(Parameter(*parameter) for parameter in self.parameters), plain=True)
+
+    def runs_on(self, capability: tuple[int, int]) -> bool:
+        """Tell whether a GPU of that compute capability takes the cubin.
+
+        Binaries are compatible within a major version, upwards (CUDA C++ Programming Guide, 3.1.2); specific ones not.
+        """
+        found = _ARCH.fullmatch(self.arch)
+        assert found is not None
+        major, minor = divmod(int(found[1]), 10)
+        return capability == (major, minor) if found[2] else capability[0] == major and capability[1] >= minor
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What ``index.json`` says: hash of the kernels' sources, versions, sizes of cubins by hash, and entries."""
+
+    sources: str
+    versions: Mapping[str, Any]
+    cubins: Mapping[str, int]
+    entries: tuple[Entry, ...]
+
+    @property
+    def archs(self) -> list[str]:
+        """The architectures of the entries, each once."""
+        return sorted({entry.arch for entry in self.entries})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data that :func:`parse_index` reads."""
+        entries = [asdict(entry) for entry in sorted(self.entries, key=lambda entry: (entry.arch, entry.key))]
+        return {
+            "schema": SCHEMA, "sources": self.sources, "versions": dict(self.versions),
+            "cubins": dict(sorted(self.cubins.items())), "entries": entries,
+        }  # fmt: skip
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise PackError(what)
+
+
+def _text(value: Any, pattern: re.Pattern[str], what: str) -> str:
+    _require(isinstance(value, str) and len(value) < 512 and bool(pattern.fullmatch(value)), f"{what} is {value!r:.80}")
+    return str(value)
+
+
+def _count(value: Any, most: int, what: str) -> int:
+    _require(type(value) is int and 0 <= value <= most, f"{what} must be 0 to {most}, not {value!r:.80}")
+    return int(value)
+
+
+def _parse_entry(data: Any, place: int, cubins: Mapping[str, int]) -> Entry:
+    at = f"entry {place}"
+    _require(isinstance(data, dict), f"{at} is no object")
+    missing = Entry.__dataclass_fields__.keys() - data.keys()
+    _require(not missing, f"{at} lacks {', '.join(sorted(missing))}")
+    _require(isinstance(data["constants"], dict), f"{at}: constants is no object")
+    parameters = data["parameters"]
+    _require(isinstance(parameters, list) and len(parameters) <= 510, f"{at}: parameters is no list of at most 510")
+    found = []
+    for parameter in parameters:
+        _require(isinstance(parameter, list) and len(parameter) == 3, f"{at}: a parameter is {parameter!r:.80}")
+        name, type_, aligned = parameter
+        _require(type(aligned) is bool, f"{at}: a parameter is {parameter!r:.80}")
+        found.append((_text(name, _SYMBOL, f"{at}: a name"), _text(type_, _TYPE, f"{at}: a type"), aligned))
+    cluster, maps = data["cluster"], data["tensor_maps"]
+    _require(isinstance(cluster, list) and len(cluster) == 3, f"{at}: cluster is {cluster!r:.80}")
+    _require(isinstance(maps, list), f"{at}: tensor_maps is no list")
+    cubin = _text(data["cubin"], _HASH, f"{at}: cubin")
+    _require(cubin in cubins, f"{at}: its cubin is not listed")
+    x, y, z = (_count(size, 16, f"{at}: cluster") for size in cluster)
+    return Entry(
+        key=_text(data["key"], _HASH, f"{at}: key"), arch=_text(data["arch"], _ARCH, f"{at}: arch"),
+        kernel=_text(data["kernel"], re.compile(r"[\w.]+:\w+"), f"{at}: kernel"),
+        solver=_text(data["solver"], re.compile(r"[\w.]+"), f"{at}: solver"),
+        name=_text(data["name"], _SYMBOL, f"{at}: name"), constants=data["constants"], parameters=tuple(found),
+        warps=_count(data["warps"], 32, f"{at}: warps"), shared=_count(data["shared"], 1 << 20, f"{at}: shared"),
+        cluster=(x, y, z), tensor_maps=tuple(maps), registers=_count(data["registers"], 255, f"{at}: registers"),
+        stack=_count(data["stack"], 1 << 20, f"{at}: stack"), cubin=cubin,
+    )  # fmt: skip
+
+
+def parse_index(data: Any) -> Index:
+    """Read what :meth:`Index.to_json` returns.
+
+    Raises
+    ------
+    PackError
+        If it is of another schema, or anything in it is not of its type, its form or its size.
+    """
+    _require(isinstance(data, dict), "the index is no object")
+    _require(data.get("schema") == SCHEMA, f"the index has schema {data.get('schema')!r:.80}, this library {SCHEMA}")
+    listed, entries, versions = data.get("cubins"), data.get("entries"), data.get("versions")
+    _require(isinstance(listed, dict) and isinstance(versions, dict), "cubins and versions must be objects")
+    _require(isinstance(entries, list) and len(entries) <= _MOST_ENTRIES, f"no list of at most {_MOST_ENTRIES} entries")
+    cubins = {_text(hash, _HASH, "a cubin"): _count(size, _MOST_CUBIN, "its size") for hash, size in listed.items()}
+    found = tuple(_parse_entry(entry, place, cubins) for place, entry in enumerate(entries))
+    return Index(_text(data.get("sources"), _HASH, "sources"), versions, cubins, found)
+
+
+def _read(path: Path, most: int) -> bytes:
+    """Return the content of a regular file of at most `most` bytes; links are not followed.
+
+    Raises
+    ------
+    PackError
+        If it is none, or cannot be read.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise PackError(f"{path.name} cannot be read: {error.strerror}") from None
+    with os.fdopen(handle, "rb") as file:
+        about = os.fstat(file.fileno())
+        _require(stat.S_ISREG(about.st_mode), f"{path.name} is no file")
+        _require(about.st_size <= most, f"{path.name} has {about.st_size:,} bytes, {most:,} are the most")
+        return file.read(most + 1)
+
+
+def read_index(folder: Path) -> Index:
+    """Read the index of a pack.
+
+    Raises
+    ------
+    PackError
+        If there is none, it is no JSON, or :func:`parse_index` refuses it.
+    """
+    content = _read(folder / INDEX, _MOST_INDEX)
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise PackError(f"{INDEX} is no JSON: {error}") from None
+    return parse_index(data)
+
+
+def cubin_path(folder: Path, hash: str) -> Path:
+    """Return where a pack has the cubin of a hash."""
+    return folder / CUBINS / f"{hash}.xz"
+
+
+def read_cubin(folder: Path, index: Index, hash: str) -> bytes:
+    """Return a cubin of a pack, whose content has been found to be that of its hash.
+
+    Raises
+    ------
+    PackError
+        If it is missing, damaged, or another one.
+    """
+    size = index.cubins[hash]
+    packed = _read(cubin_path(folder, hash), _MOST_CUBIN)
+    try:
+        unpacker = lzma.LZMADecompressor(memlimit=64 << 20)
+        content = unpacker.decompress(packed, size + 1)
+    except lzma.LZMAError as error:
+        raise PackError(f"cubin {hash[:12]} is damaged: {error}") from None
+    if hashlib.sha256(content).hexdigest() != hash or not unpacker.eof:
+        raise PackError(f"cubin {hash[:12]} is damaged, or another one: its content has another hash or no end")
+    _require(content[:4] == b"\x7fELF", f"cubin {hash[:12]} is no ELF file")
+    return content
+
+
+def write_pack(folder: Path, index: Index, cubins: Mapping[str, bytes] | Iterable[tuple[str, bytes]]) -> int:
+    """Write a pack, the index last, and return its bytes. Cubins that are there already are kept, others taken away.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written.
+    """
+    target = folder / CUBINS
+    target.mkdir(parents=True, exist_ok=True)
+    for hash, content in dict(cubins).items():
+        _replace(cubin_path(folder, hash), lzma.compress(content, preset=6 | lzma.PRESET_EXTREME))
+    for path in target.iterdir():
+        if path.name.removesuffix(".xz") not in index.cubins:
+            path.unlink()
+    text = json.dumps(index.to_json(), indent=0, sort_keys=True, separators=(",", ":")) + "\n"
+    _replace(folder / INDEX, text.encode())
+    return sum(path.stat().st_size for path in (folder / INDEX, *target.iterdir()))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file at once: readers see the old one or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(content)
+    os.replace(partial, path)

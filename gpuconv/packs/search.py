@@ -1,0 +1,167 @@
+"""Where packs lie, which of them are trusted, and what they have for a launch on a GPU.
+
+Asked in this order: the folders of ``GPUCONV_PACKS``, the packs in ``gpuconv/packs`` of the user's data folder
+(``$XDG_DATA_HOME``, or ``~/.local/share``), and installed distributions that have an entry point in the group
+``gpuconv.packs``, whose module is named ``gpuconv_pack_...``. Nothing is read from the current folder unless that is
+one of them.
+
+A pack is code that runs on the GPU with this process's rights. So a folder that others may write, or that belongs to
+another user than this one or root, is refused, unless ``GPUCONV_PACKS_TRUST=1`` says that this is wanted.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..config import pack_folders
+from ..costs.files import warn_once
+from .identity import KernelReference, key_of, sources_hash
+from .index import Entry, Index, PackError, read_index
+
+__all__ = ["Found", "Pack", "any_packs", "forget", "look_up", "packs"]
+
+GROUP = "gpuconv.packs"
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A folder that should be a pack: its index, or the reason why it is ignored."""
+
+    folder: Path
+    origin: str
+    index: Index | None
+    reason: str | None = None
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The launches that it has; none where it is ignored."""
+        return self.index.entries if self.index is not None else ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """A launch that a pack has: the pack, and the entry."""
+
+    pack: Pack
+    entry: Entry
+
+
+@dataclass
+class _Library:
+    """All packs of this process, by what a launch is known by. What a driver refused is taken out of `refused`."""
+
+    packs: tuple[Pack, ...]
+    by_key: dict[str, list[Found]] = field(default_factory=lambda: defaultdict(list))
+
+    def __post_init__(self) -> None:
+        for pack in self.packs:
+            for entry in pack.entries:
+                self.by_key[entry.key].append(Found(pack, entry))
+
+
+def _installed() -> list[tuple[Path, str]]:
+    """Return the folders of installed packs, found without running their code."""
+    found = []
+    for point in entry_points(group=GROUP):
+        name = point.value.partition(":")[0]
+        if not name.startswith("gpuconv_pack_"):
+            warn_once(f"{GROUP} {name}", "ignored pack %s: a module of a pack is named gpuconv_pack_...", name)
+            continue
+        spec = find_spec(name)
+        for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+            found.append((Path(place), f"installed as {name}"))
+    return found
+
+
+def _user_packs() -> list[tuple[Path, str]]:
+    data = os.environ.get("XDG_DATA_HOME", "")
+    root = Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share"
+    folder = root / "gpuconv" / "packs"
+    try:
+        return [(path, "user's data folder") for path in sorted(folder.iterdir()) if path.is_dir()]
+    except OSError:
+        return []
+
+
+def _distrust(folder: Path) -> str | None:
+    """Return why the content of a folder may be somebody else's, or None."""
+    for path in (folder, folder / "cubins", folder / "index.json"):
+        about = path.stat()
+        if about.st_mode & _OTHERS_WRITE:
+            return f"{path.name} may be written by others ({stat.filemode(about.st_mode)})"
+        if hasattr(os, "getuid") and about.st_uid not in (os.getuid(), 0):
+            return f"{path.name} belongs to user {about.st_uid}"
+    return None
+
+
+def _open(folder: Path, origin: str) -> Pack:
+    try:
+        reason = None if pack_folders()[1] else _distrust(folder)
+        if reason is not None:
+            return Pack(folder, origin, None, f"{reason}; GPUCONV_PACKS_TRUST=1 takes it all the same")
+        index = read_index(folder)
+    except PackError as error:
+        return Pack(folder, origin, None, str(error))
+    except OSError as error:
+        return Pack(folder, origin, None, f"cannot be read: {error.strerror or error}")
+    if index.sources != sources_hash():
+        return Pack(folder, origin, None, "was made of other kernel sources than this library's")
+    return Pack(folder, origin, index)
+
+
+@lru_cache(maxsize=4)
+def _library(named: tuple[str, ...], trust: bool) -> _Library:
+    places = [(Path(name), "GPUCONV_PACKS") for name in named] + _user_packs() + _installed()
+    found = tuple(_open(folder, origin) for folder, origin in dict(places).items())
+    for pack in found:
+        if pack.reason is not None:
+            warn_once(f"pack {pack.folder}", "ignored pack %s: %s", pack.folder, pack.reason)
+    return _Library(found)
+
+
+def _current() -> _Library:
+    named, trust = pack_folders()
+    return _library(named, trust)
+
+
+def packs() -> tuple[Pack, ...]:
+    """Return the packs that were found, also those that are ignored, in the order in which they are asked."""
+    return _current().packs
+
+
+def any_packs(capability: tuple[int, int] | None = None) -> bool:
+    """Tell whether a pack has a launch at all, or one for a GPU of that compute capability."""
+    library = _current()
+    if capability is None:
+        return bool(library.by_key)
+    return any(entry.runs_on(capability) for pack in library.packs for entry in pack.entries)
+
+
+def look_up(
+    kernel: KernelReference, arguments: Mapping[str, Any], options: Mapping[str, Any], capability: tuple[int, int],
+    aligned: bool | None = None,
+) -> list[Found]:  # fmt: skip
+    """Return what packs have for a launch on a GPU of that compute capability, the best first.
+
+    Arguments are those of :func:`.identity.key_of`.
+    """
+    library = _current()
+    if not library.by_key:
+        return []
+    key, _ = key_of(kernel, arguments, options, aligned)
+    return [found for found in library.by_key.get(key, ()) if found.entry.runs_on(capability)]
+
+
+def forget() -> None:
+    """Look for packs anew, for tests and for a process that has just got one."""
+    _library.cache_clear()

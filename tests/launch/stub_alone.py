@@ -1,0 +1,64 @@
+"""The stub driver in a process without Triton: CPU tensors that gpuconv takes for a GPU's, and launches from packs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from gpuconv import arrays
+from gpuconv.backends.triton import common, launch
+from gpuconv.backends.triton.backend import TritonBackend
+from gpuconv.ops import tiers
+from gpuconv.packs import driver
+
+watching = False
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Have an audit hook that looks at `watching` take notes inside the ``with`` block."""
+    global watching
+    watching = True
+    try:
+        yield
+    finally:
+        watching = False
+
+
+def facts(launched: Any) -> list[Any]:
+    """Return what does not depend on the process: kernel, grid, block, shared memory, and scalars of 4 bytes."""
+    scalars = [argument.hex() for argument in launched.arguments if len(argument) == 4]
+    return [launched.kernel, list(launched.grid), list(launched.block), launched.shared, scalars]
+
+
+@contextmanager
+def stub() -> Iterator[Any]:
+    """Take CPU tensors for tensors on ``cuda:0`` inside the ``with`` block."""
+    from stub_gpu import StubGpu, library
+
+    gpu = StubGpu()
+    kind = type(arrays.TORCH)
+    allocate, original = kind.empty, driver._function
+    library().stub_set_device(0)
+
+    def told(found: Any, device: int) -> int:
+        function = original(found, device)
+        gpu.declare_sizes(function, [parameter.size for parameter in found.entry.layout.parameters] + [8, 8])
+        return function
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "device", lambda self, array: "cuda:0")
+        patch.setattr(kind, "empty", lambda self, shape, dtype, _, layout: allocate(self, shape, dtype, "cpu", layout))
+        patch.setattr(tiers, "on_gpu", lambda tensor: True)
+        patch.setattr(common, "_device_guard", gpu.on_device)
+        patch.setattr(TritonBackend, "missing", lambda self: None)
+        patch.setattr(torch._C, "_cuda_getCurrentRawStream", gpu.stream, raising=False)
+        patch.setattr(torch.cuda, "current_device", lambda: gpu.device)
+        patch.setattr(driver, "_function", told)
+        patch.setattr(launch, "capability_of", lambda device: (9, 0))
+        patch.setattr("gpuconv.backends.triton.backend.capability_of", lambda device: (9, 0))
+        yield gpu

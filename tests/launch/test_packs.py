@@ -1,0 +1,319 @@
+"""Kernels from packs ask the driver for what Triton's own path asks, byte for byte, and without Triton too."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stub_alone
+from launch_cases import CALLS
+from stub_gpu import StubGpu, launcher
+from test_launch import _observe
+
+from gpuconv import dispatch
+from gpuconv.backends.triton import launch
+from gpuconv.costs import files
+from gpuconv.dispatch.plan_cache import CACHE
+from gpuconv.packing import build_pack
+from gpuconv.packs import driver, search
+from gpuconv.problem import Problem
+
+Use = Callable[..., None]
+LEFT_OUT = ("axis after axis", "unaligned", "unbatched")
+"""What names a solver, which planning does not; and pointers and strides that packs are not compiled for."""
+
+REPO = Path(__file__).parents[2]
+NAMES = [name for name in CALLS if not any(word in name for word in LEFT_OUT)]
+
+
+def problems_of(calls: list[Callable[[], Any]]) -> list[Problem]:
+    found = []
+    for call in calls:
+        with dispatch.record_plans() as plans:
+            call()
+        found += [plan.problem for plan in plans]
+    return found
+
+
+@pytest.fixture(scope="module")
+def pack(_gpu: StubGpu, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack of what the calls launch."""
+    folder = tmp_path_factory.mktemp("packs") / "pack"
+    built = build_pack(problems_of([CALLS[name][1] for name in NAMES]), ["sm_90"], folder, jobs=2)
+    assert built.failures == () and built.compiled == built.entries >= 15
+    return folder
+
+
+@pytest.fixture
+def use_packs(gpu: StubGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Return what puts folders into the environment; the stub is told of what is loaded from them."""
+    original = driver._function
+
+    def told(found: search.Found, device: int) -> int:
+        function = original(found, device)
+        gpu.declare_sizes(function, [parameter.size for parameter in found.entry.layout.parameters] + [8, 8])
+        return function
+
+    def use(*folders: Path) -> None:
+        monkeypatch.setenv("GPUCONV_PACKS", os.pathsep.join(map(str, folders)))
+        forget()
+
+    def forget() -> None:
+        files._warned.clear()
+        search.forget()
+        driver.forget()
+        CACHE.clear()
+
+    monkeypatch.setattr(driver, "_function", told)
+    monkeypatch.setattr(launch, "capability_of", lambda device: (9, 0))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "nothing here"))
+    forget()
+    yield use
+    forget()
+
+
+def _without_functions(seen: list[Any]) -> list[Any]:
+    return [([(facts[0], *facts[2:]) for facts in launches], shapes) for launches, shapes in seen]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_driver_is_asked_what_triton_asks(gpu: StubGpu, pack: Path, use_packs: Use, name: str) -> None:
+    count, call = CALLS[name]
+    use_packs()
+    expected, _ = _observe(gpu, call, "triton")
+    use_packs(pack)
+    for kind in ("auto", "python", "native"):
+        seen, looked_up = _observe(gpu, call, kind)
+        assert looked_up == [0, 0, 0], "Triton was asked for a kernel that the pack has"
+        assert len(seen[0][0]) == count
+        assert _without_functions(seen) == _without_functions(expected)
+
+
+@pytest.mark.parametrize("name", ["fprop, unaligned", "avg_pool, unbatched", "max_pool, axis after axis"])
+def test_what_a_pack_lacks_goes_through_triton(gpu: StubGpu, pack: Path, use_packs: Use, name: str) -> None:
+    count, call = CALLS[name]
+    use_packs()
+    expected, _ = _observe(gpu, call, "triton")
+    use_packs(pack)
+    seen, looked_up = _observe(gpu, call, "auto")
+    assert looked_up == [count, 0, 0] and seen == expected
+
+
+def test_two_processes_without_triton(gpu: StubGpu, pack: Path, use_packs: Use, tmp_path: Path) -> None:
+    """In processes that cannot import Triton, at the same time: the same launches, nothing written, nothing run."""
+    use_packs()
+    script = Path(__file__).with_name("without_triton.py")
+    env = {**os.environ, "GPUCONV_PACKS": str(pack), "PYTHONPATH": os.pathsep.join([str(REPO), *sys.path])}
+    command = [sys.executable, str(script)]
+    both = [
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        for _ in range(2)
+    ]
+    said = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    found, other = (json.loads(out.splitlines()[-1]) for out, _ in said)
+    assert found["told"] == other["told"]
+    assert found["triton"] == [] and found["wrote"] == [] and found["ran"] == []
+    assert found["noticed"] > 0  # cubins are read
+    for name, launches in found["told"].items():
+        use_packs()
+        gpu.reset()
+        with launcher("triton"):
+            CALLS[name][1]()
+        expected = [stub_alone.facts(launched) for launched in gpu.launches()]
+        assert launches == [expected] * 3
+    assert "triton.conv.fprop.implicit_gemm" in found["explained"]
+    assert "triton is not installed" in found["lacking"] and "packs lack conv.fprop:" in found["lacking"]
+
+
+# what is wrong with a pack
+
+
+def _copy(pack: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pack, tmp_path / "copy"))
+
+
+def _change(pack: Path, **values: Any) -> None:
+    path = pack / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def _truncate(pack: Path) -> None:
+    content = (pack / "index.json").read_bytes()
+    (pack / "index.json").write_bytes(content[: len(content) // 2])
+
+
+def _foreign(pack: Path) -> None:
+    index = json.loads((pack / "index.json").read_text())
+    _change(pack, entries=[entry | {"arch": "sm_80"} for entry in index["entries"]])
+
+
+def _leave(pack: Path) -> None:
+    index = json.loads((pack / "index.json").read_text())
+    _change(pack, entries=[entry | {"cubin": "../../etc/passwd"} for entry in index["entries"]])
+
+
+def _link(pack: Path) -> None:
+    elsewhere = pack.parent / "elsewhere.json"
+    (pack / "index.json").rename(elsewhere)
+    (pack / "index.json").symlink_to(elsewhere)
+
+
+IGNORED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated index": (_truncate, "index.json is no JSON"),
+    "no index": (lambda pack: (pack / "index.json").unlink(), "cannot be read"),
+    "another schema": (lambda pack: _change(pack, schema=99), "has schema 99, this library 1"),
+    "other sources": (lambda pack: _change(pack, sources="0" * 64), "made of other kernel sources"),
+    "entries of another type": (lambda pack: _change(pack, entries={"a": 1}), "no list of at most"),
+    "a path that leaves": (_leave, "entry 0: cubin is '../../etc/passwd'"),
+    "a link": (_link, "index.json cannot be read"),
+    "others may write": (
+        lambda pack: pack.chmod(0o777),
+        "may be written by others (drwxrwxrwx); GPUCONV_PACKS_TRUST=1",
+    ),
+    "not there": (lambda pack: shutil.rmtree(pack), "cannot be read: No such file"),
+}
+"""Damage to a pack, and what the warning says."""
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_a_pack_that_is_not_right_is_ignored_with_one_warning(
+    gpu: StubGpu, pack: Path, use_packs: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    damage, reason = IGNORED[name]
+    copy = _copy(pack, tmp_path)
+    damage(copy)
+    count, call = CALLS["fprop"]
+    use_packs()
+    expected, _ = _observe(gpu, call, "triton")
+    use_packs(copy)
+    with caplog.at_level("WARNING", "gpuconv"):
+        seen, looked_up = _observe(gpu, call, "auto")
+    assert looked_up == [count, 0, 0] and seen == expected
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"ignored pack {copy}: ") and reason in warning
+
+
+def test_a_pack_of_another_architecture_has_nothing(
+    gpu: StubGpu, pack: Path, use_packs: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = _copy(pack, tmp_path)
+    _foreign(copy)
+    count, call = CALLS["fprop"]
+    use_packs(copy)
+    _, looked_up = _observe(gpu, call, "auto")
+    assert looked_up == [count, 0, 0] and not caplog.records
+
+
+def test_a_folder_that_others_may_write_can_be_forced(
+    gpu: StubGpu, pack: Path, use_packs: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = _copy(pack, tmp_path)
+    copy.chmod(0o777)
+    monkeypatch.setenv("GPUCONV_PACKS_TRUST", "1")
+    use_packs(copy)
+    assert _observe(gpu, CALLS["fprop"][1], "auto")[1] == [0, 0, 0]
+
+
+def _swapped(pack: Path) -> None:
+    one, other, *_ = sorted((pack / "cubins").iterdir())
+    content, others = one.read_bytes(), other.read_bytes()
+    for path in (pack / "cubins").iterdir():
+        path.write_bytes(others if path != other else content)
+
+
+def _cut(pack: Path) -> None:
+    for path in (pack / "cubins").iterdir():
+        path.write_bytes(path.read_bytes()[:-40])
+
+
+def _bomb(pack: Path) -> None:
+    for path in (pack / "cubins").iterdir():
+        path.write_bytes(lzma.compress(bytes(32 << 20)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_swapped, "its content has another hash"),
+        (_cut, "is damaged"),
+        (_bomb, "its content has another hash"),
+        (lambda pack: shutil.rmtree(pack / "cubins") or (pack / "cubins").mkdir(), "cannot be read"),
+    ],
+    ids=("swapped", "cut", "bomb", "missing"),
+)
+def test_a_cubin_that_is_not_right_is_found_before_it_is_loaded(
+    gpu: StubGpu, pack: Path, use_packs: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any, reason: str
+) -> None:
+    copy = _copy(pack, tmp_path)
+    damage(copy)
+    count, call = CALLS["fprop"]
+    use_packs()
+    expected, _ = _observe(gpu, call, "triton")
+    use_packs(copy)
+    with caplog.at_level("WARNING", "gpuconv"):
+        seen, looked_up = _observe(gpu, call, "auto")
+    assert looked_up == [count, 0, 0] and seen == expected
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert reason in warning and "such launches go through Triton" in warning
+
+
+def test_a_cubin_that_the_driver_refuses_costs_one_warning(
+    gpu: StubGpu, pack: Path, use_packs: Use, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(found: Any, device: int) -> int:
+        raise driver.DriverError("cubin for sm_90a: CUDA error 222: the PTX was compiled with a newer toolchain")
+
+    monkeypatch.setattr(driver, "_function", refuse)
+    use_packs(pack)
+    with caplog.at_level("WARNING", "gpuconv"):
+        for name in ("fprop", "dgrad", "fprop"):
+            assert _observe(gpu, CALLS[name][1], "auto")[1] == [1, 0, 0]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "CUDA error 222" in warning
+
+
+def test_threads_load_a_cubin_once(gpu: StubGpu, pack: Path, use_packs: Use, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_packs(pack)
+    loaded, original = [], driver._function
+
+    def slowly(found: Any, device: int) -> int:
+        loaded.append(found.entry.name)
+        time.sleep(0.05)
+        return original(found, device)
+
+    monkeypatch.setattr(driver, "_function", slowly)
+    found = next(iter(search.packs()[0].entries))
+    kernels: list[Any] = []
+    threads = [
+        threading.Thread(
+            target=lambda: kernels.append(driver.load(search.Found(search.packs()[0], found), 0, gpu.on_device))
+        )
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loaded) == 1 and len(kernels) == 8 and len({kernel.function for kernel in kernels}) == 1
+
+
+def test_a_pack_is_the_same_twice_and_the_second_run_compiles_nothing(pack: Path, gpu: StubGpu, tmp_path: Path) -> None:
+    problems = problems_of([CALLS["fprop"][1], CALLS["max_pool"][1]])
+    first, second = tmp_path / "first", tmp_path / "second"
+    built = [build_pack(problems, ["sm_90"], folder) for folder in (first, second, second)]
+    assert [each.compiled for each in built] == [built[0].entries, built[0].entries, 0]
+    contents = [
+        {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()} for folder in (first, second)
+    ]
+    assert contents[0] == contents[1] and len(contents[0]) == built[0].cubins + 1
