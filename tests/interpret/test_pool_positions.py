@@ -22,7 +22,7 @@ def _counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     launch = pool_windows.launch_kernel
 
     def count(problem: Any, kernel: Any, *args: Any) -> None:
-        names.append(kernel.__name__)
+        names.append(kernel.name)
         launch(problem, kernel, *args)
 
     monkeypatch.setattr(pool_windows, "launch_kernel", count)

@@ -144,7 +144,7 @@ def test_explain_shows_both_with_their_estimates(monkeypatch: pytest.MonkeyPatch
     with pretended(monkeypatch, tmp_path):
         for problem, first, second in (
             (conv(32, 96, 56, 96, groups=96), "depthwise.march", "fprop.implicit_gemm"),
-            (conv(32, 512, 28, 512, groups=32, stride=2), "fprop.implicit_gemm", "grouped.rows"),
+            (conv(32, 64, 512, 2, kernel=1, kind="dgrad"), "dgrad.implicit_gemm", "dgrad.runs"),
         ):
             found = [(each.solver.id, each.estimate) for each in candidates(problem, "triton")]
             assert found[0][0] == f"triton.conv.{first}" and found[1][0] == f"triton.conv.{second}"
@@ -159,6 +159,8 @@ def test_explain_shows_both_with_their_estimates(monkeypatch: pytest.MonkeyPatch
         ("depthwise", "input gradient", 2.2),
         ("depthwise", "weight gradient", 3.0),
         ("grouped", "forward", 2.3),
+        ("grouped", "input gradient", 2.3),
+        ("grouped", "weight gradient", 2.3),
         ("stem", "forward", 2.5),
         ("stem", "weight gradient", 2.5),
         ("3-D, few channels", "forward", 3.5),
