@@ -23,10 +23,11 @@ __all__ = ["pack_command"]
 def _workloads(names: list[str], everything: bool) -> list[Problem]:
     """Return the problems of networks that the repository lists; an installed library has none."""
     try:
-        cases = import_module("bench.cases").all_cases(None if everything else names)
+        cases = import_module("bench.cases")
+        found = cases.all_cases(cases.everything() if everything else names)
     except ImportError:
         raise ValueError("--workload needs the repository, in whose root the command must run") from None
-    return [case.problem for case in cases]
+    return [case.problem for case in found]
 
 
 def _list(folder: Path) -> None:
@@ -59,15 +60,17 @@ def _verify(folder: Path) -> None:
         raise typer.Exit(1)
 
 
-def _build(problems: list[Problem], archs: list[str], out: Path, jobs: int) -> None:
+def _build(problems: list[Problem], archs: list[str], out: Path, jobs: int, every_solver: bool) -> None:
     from ..packing import build_pack
 
     console = new_console()
     with Progress(console=console, transient=True) as bar:
         task: Any = bar.add_task("compiling", total=None)
-        built = build_pack(
-            problems, archs, out, jobs, lambda done, total: bar.update(task, completed=done, total=total)
-        )
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        built = build_pack(problems, archs, out, jobs, progress, every_solver)
     for failure in built.failures:
         typer.echo(f"error: {failure}", err=True)
     console.print(
@@ -83,7 +86,13 @@ def pack_command(
         Path | None, typer.Option(help="JSON list of problems (gpuconv.tuning.to_json).", exists=True)
     ] = None,
     workload: Annotated[list[str] | None, typer.Option(help="A network of bench/workloads; may be repeated.")] = None,
-    all_workloads: Annotated[bool, typer.Option("--all-workloads", help="Every network of bench/workloads.")] = False,
+    all_workloads: Annotated[
+        bool, typer.Option("--all-workloads", help="Every network of bench/workloads, and KernelBench.")
+    ] = False,
+    every_solver: Annotated[
+        bool,
+        typer.Option("--every-solver", help="Plan every solver that takes a problem."),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the pack; what it has already is kept.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes that compile at the same time.", min=1)] = 1,
     list_: Annotated[Path | None, typer.Option("--list", help="Say what a pack has.")] = None,
@@ -107,7 +116,7 @@ def pack_command(
         found = from_json(json.loads(problems.read_text(encoding="utf-8")), str(problems)) if problems else []
         if workload or all_workloads:
             found += _workloads(list(workload or []), all_workloads)
-        _build(found, arch, out, jobs)
+        _build(found, arch, out, jobs, every_solver)
     except (PackError, ValueError, OSError, RuntimeError) as error:
         logger.debug("pack failed", exc_info=True)
         typer.echo(f"error: {error}", err=True)

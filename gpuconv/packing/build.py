@@ -32,11 +32,11 @@ class Built:
     failures: tuple[str, ...]
 
 
-def _planned(problems: Sequence[Problem], arch: str) -> dict[str, Launch]:
+def _planned(problems: Sequence[Problem], arch: str, every_solver: bool) -> dict[str, Launch]:
     """Return the launches of all GPUs of an architecture. In a process of its own: planners remember constants."""
     found: dict[str, Launch] = {}
     for gpu in gpus_of(arch):
-        found = launches_of(problems, gpu) | found
+        found = launches_of(problems, gpu, every_solver) | found
     return found
 
 
@@ -53,7 +53,12 @@ def _known(folder: Path, versions: dict[str, str]) -> tuple[dict[tuple[str, str]
 
 
 def build_pack(
-    problems: Iterable[Problem], archs: Sequence[str], folder: Path, jobs: int = 1, progress: Progress | None = None
+    problems: Iterable[Problem],
+    archs: Sequence[str],
+    folder: Path,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    every_solver: bool = False,
 ) -> Built:
     """Compile what problems launch on architectures, and write it as a pack.
 
@@ -69,6 +74,8 @@ def build_pack(
         Processes that compile at the same time.
     progress
         Is told how many launches are done, of how many.
+    every_solver
+        Whether every solver that takes a problem is planned, and not the one alone that the dispatcher would take.
 
     Raises
     ------
@@ -86,7 +93,7 @@ def build_pack(
     for arch in dict.fromkeys(archs):
         with ProcessPoolExecutor(1, mp_context=context, initializer=prepare) as alone:
             versions |= alone.submit(compiler_versions, arch).result()
-            planned[arch] = alone.submit(_planned, listed, arch).result()
+            planned[arch] = alone.submit(_planned, listed, arch, every_solver).result()
     wanted = [(arch, launch) for arch, launches in planned.items() for launch in launches.values()]
     if not wanted:
         raise ValueError("no Triton kernel is launched for these problems")

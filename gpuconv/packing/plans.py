@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..backends.base import Plan
 from ..backends.triton.backend import BACKEND
 from ..backends.triton.dry import launches_of_plan
 from ..config import workspace_limit
@@ -13,7 +14,7 @@ from ..costs.constants import Gpu, assuming, shipped
 from ..packs.identity import KernelReference, key_of
 from ..problem import Problem
 
-__all__ = ["Launch", "gpus_of", "launches_of", "plan_for"]
+__all__ = ["Launch", "gpus_of", "launches_of", "plans_for"]
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,22 @@ def gpus_of(arch: str) -> list[Gpu]:
     return found or [Gpu(arch, capability)]
 
 
-def plan_for(problem: Problem) -> Any:
-    """Return the plan of the Triton backend that the dispatcher would take, of the GPU that is assumed; None if none.
+def plans_for(problem: Problem, every_solver: bool = False) -> list[Plan]:
+    """Return the plan of the Triton backend that the dispatcher would take of the GPU that is assumed, or every one.
 
-    That is the one with the lowest estimate of those that fit the limit on workspaces.
+    The dispatcher takes the lowest estimate of those that fit the limit on workspaces.
     """
-    found: list[tuple[float, int, Any]] = []
+    found: list[tuple[float, int, Plan]] = []
     for place, solver in enumerate(BACKEND.solvers()):
         if solver.why_not(problem) is None:
             plan = solver.plan(problem)
             if plan.workspace <= workspace_limit():
                 found.append((solver.rank(problem), place, plan))
-    return min(found, key=lambda entry: entry[:2])[2] if found else None
+    found.sort(key=lambda entry: entry[:2])
+    return [plan for _, _, plan in (found if every_solver else found[:1])]
 
 
-def launches_of(problems: Iterable[Problem], gpu: Gpu) -> dict[str, Launch]:
+def launches_of(problems: Iterable[Problem], gpu: Gpu, every_solver: bool = False) -> dict[str, Launch]:
     """Return the launches of problems on a GPU, by what they are known by.
 
     Parameters
@@ -72,13 +74,15 @@ def launches_of(problems: Iterable[Problem], gpu: Gpu) -> dict[str, Launch]:
         Problems of torch tensors. On which device they say they are does not matter.
     gpu
         The GPU whose constants and capability decide.
+    every_solver
+        Whether the plans of all solvers that take a problem count, and not that of the dispatcher alone.
     """
     found: dict[str, Launch] = {}
     with assuming(gpu):
         for problem in problems:
-            plan = plan_for(replace(problem, array="torch"))
-            for told in [] if plan is None else launches_of_plan(plan):
-                key, arguments = key_of(told.kernel, told.arguments, told.options, aligned=True)
-                launch = Launch(key, told.kernel, plan.solver.id, arguments, dict(told.options))
-                found.setdefault(key, launch)
+            for plan in plans_for(replace(problem, array="torch"), every_solver):
+                for told in launches_of_plan(plan):
+                    key, arguments = key_of(told.kernel, told.arguments, told.options, aligned=True)
+                    launch = Launch(key, told.kernel, plan.solver.id, arguments, dict(told.options))
+                    found.setdefault(key, launch)
     return found

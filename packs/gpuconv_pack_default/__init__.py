@@ -1,0 +1,1 @@
+"""Compiled kernels for gpuconv: an index and cubins, which gpuconv finds without importing this."""
