@@ -1,0 +1,226 @@
+"""What the weight gradient over runs costs: tiles, their registers and instructions, and the work of its launches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from ...costs.constants import PATHS, PIPES, gpu_of
+from ...costs.model import Work
+from ...costs.work import pipe_of
+from ...problem import ConvProblem, itemsize
+from ...shapes import ceil_div
+from .common import power_of_two
+from .runs_wgrad_axes import Tile, fold_tile, gradient_of, items_of, tile_of
+
+__all__ = ["GradientCosts", "roles", "run_configs"]
+
+_MOST_CHANNELS = 32
+"""Channels of x at most: with more, a tap of a filter is enough of a row for the general kernel."""
+
+_MOST_SWAPPED = 8
+"""Channels of y at most whose runs are read instead, for strides of 1."""
+
+_MOST_REGISTERS = 216
+"""Registers of a thread, by :meth:`GradientCosts.registers`, above which no tile is proposed."""
+
+_MOST_SHARED = 200 << 10
+"""Bytes of shared memory of the operands of a step at most."""
+
+_WIDEST = 256
+"""Elements of either side of a product at most."""
+
+_FEED = {8: 0.2, 16: 0.35, 32: 0.6, 64: 0.92}
+"""Fraction of the tensor cores' rate that products of that many columns are fed; more get all. Assumed."""
+
+
+class GradientCosts:
+    """What threads do per step with each config of a problem: arrays over the configs."""
+
+    def __init__(self, problem: ConvProblem, configs: Sequence[Mapping[str, Any]]) -> None:
+        self.problem, self.configs = problem, configs
+        self.tiles = tiles = [tile_of(problem, config) for config in configs]
+        self.item = itemsize(problem.dtype)
+        self.bm, self.warps = self._column("BM"), self._column("num_warps")
+        self.steps, self.splits = self._column("steps"), self._column("splits")
+        self.threads = 32 * self.warps
+        self.fixed = np.array([tile.fixed for tile in tiles], float)
+        self.moving = np.array([tile.moving for tile in tiles], float)
+        self.per = np.array([tile.per for tile in tiles], float)
+        widths = [(tile.vec, _result_vec(tile)) for tile in tiles]
+        turned = [width if tile.fixed_runs else width[::-1] for tile, width in zip(tiles, widths, strict=True)]
+        self.fixed_vec, self.moving_vec = np.array(turned, float).T
+        gpu = gpu_of(problem.device)
+        self.old = gpu is not None and gpu.capability < (9, 0)
+
+    def _column(self, name: str) -> np.ndarray:
+        return np.array([config[name] for config in self.configs], float)
+
+    def loads(self) -> np.ndarray:
+        """Return the loads of a thread per step."""
+        fixed = np.maximum(self.fixed / self.fixed_vec * self.bm / self.threads, 1)
+        moving = np.maximum(self.moving / self.moving_vec * self.bm / self.threads, 1)
+        return np.asarray(fixed + self.per * moving)
+
+    def registers(self) -> np.ndarray:
+        """Return the registers of a thread: sums, what is loaded, and where from."""
+        words = max(self.item // 4, 1)
+        sums = self.per * self.fixed * self.moving * words / self.threads
+        loaded = self.bm * (self.fixed + self.per * self.moving) * self.item / 4 / self.threads
+        return np.asarray(44 + sums + 0.6 * loaded + 2.5 * self.loads() / self.per)
+
+    def instructions(self) -> np.ndarray:
+        """Return the instructions of a thread per step, as read off compiled loops."""
+        products = self.per * self.bm / 16 * np.maximum(self.fixed / 64, 1)
+        read = self.bm * self.fixed / self.threads / 4
+        found = 30 + 9 * self.loads() + 2.5 * products + 2 * read
+        fmas = self.per * self.bm * self.fixed * self.moving / self.threads
+        if self.problem.dtype == "float64":  # products of 8 x 8 x 4 on tensor cores, and what reads their operands
+            found = found + 3 * fmas / 8
+        elif PIPES[pipe_of(self.problem)[0]] == "fma32":
+            found = found + 1.2 * fmas
+        return np.asarray(found)
+
+    def moved(self) -> np.ndarray:
+        """Return the bytes through L1 and shared memory of a step of a program.
+
+        Both sides are loaded and written to shared memory. The fixed side is read from there once, the other by every
+        64 rows of a product, or, before Hopper, by every second warp.
+        """
+        fixed, moving = self.bm * self.fixed * self.item, self.bm * self.per * self.moving * self.item
+        again = np.sqrt(self.warps) if self.old else np.maximum(self.fixed / 64, 1)
+        beside = np.sqrt(self.warps) if self.old else np.maximum(self.warps / 4 / np.maximum(self.fixed / 64, 1), 1)
+        return np.asarray(fixed * (2 + beside) + moving * (2 + again))
+
+    def fresh(self) -> np.ndarray:
+        """Return the bytes of a step of a program through L2: what no load of it has brought to L1 before.
+
+        Rows that a later step reads again stay in L1, slices of depth do not.
+        """
+        found = []
+        for tile, config in zip(self.tiles, self.configs, strict=True):
+            runs, bm = tile.runs, config["BM"]
+            here = min(ceil_div(tile.lines * tile.per, runs.taps[1]), runs.taps[0])
+            rows = min(runs.stride[1], runs.taps[1]) if not tile.fixed_runs else 1
+            columns = bm * tile.cols * runs.stride[2] + runs.taps[2]
+            source = min(columns * runs.channels * rows, bm * tile.depth * runs.taps[1])
+            result = bm * tile.cols * min(tile.kb, runs.filters)
+            found.append(source * (1 if tile.fixed_runs else here) + result * (here if tile.fixed_runs else 1))
+        return np.array(found, float) * self.item
+
+    def work(self) -> Work:
+        """Describe the launches for the cost model."""
+        problem, tiles = self.problem, self.tiles
+        sums = 8 if self.item == 8 else 4
+        programs = self.splits * np.array([tile.tiles_k * tile.blocks for tile in tiles], float)
+        items = np.array([items_of(tile, config) for tile, config in zip(tiles, self.configs, strict=True)], float)
+        walked = np.ceil(items / self.splits) * self.steps
+        per_item = np.ceil(items / self.splits)
+        used = np.minimum(self.registers(), 255)
+        shared = self.bm * (self.fixed + self.per * self.moving) * self.item
+        resident = np.minimum(65536 / (used * self.threads), (227 << 10) / (shared + 1024))
+        resident = np.clip(np.floor(np.minimum(resident, 64 / self.warps)), 1, 32)
+        partial = self.splits * np.array([tile.elements for tile in tiles], float) * sums
+        folds = [
+            ceil_div(config["splits"] * tile.cols, fold_tile(problem, config)["BLOCK_S"])
+            for tile, config in zip(tiles, self.configs, strict=True)
+        ]
+        pipe, factor = pipe_of(problem)
+        plain = PIPES[pipe].startswith("fma")
+        feed = np.interp(self.moving, [*_FEED, 128], [*_FEED.values(), 1.0])
+        feed = feed * np.minimum(self.fixed / 64, 1) if not self.old else feed
+        rounds = np.ceil(programs / (132 * resident))
+        return Work(
+            programs=programs,
+            resident=resident,
+            pipe=np.full(len(tiles), pipe),
+            path=np.full(len(tiles), PATHS.index("fma" if plain else "pointer")),
+            flops=2 * self.per * self.bm * self.fixed * self.moving * walked * factor,
+            feed=1.0 if plain else feed,
+            l2_bytes=self.fresh() * walked + partial / programs,
+            dram_bytes=float(problem.min_bytes),
+            instructions=self.warps * (self.instructions() * walked + (60 + 8 * self.loads()) * per_item + 400),
+            chain=walked + per_item + 3 + np.array(folds, float) / rounds,
+            extra_bytes=2 * partial,
+            launches=2.0,
+            l1_bytes=self.moved() * walked + partial / programs,
+        )
+
+
+def _result_vec(tile: Tile) -> int:
+    """Return how many elements of the result one load takes."""
+    runs = tile.runs
+    if not runs.last:
+        vec = runs.most_vec
+        while vec > tile.cols or runs.result_size[2] % vec:
+            vec //= 2
+        return vec
+    whole = tile.tiles_k == 1
+    sizes = (tile.cols * runs.filters, runs.result_size[2] * runs.filters) if whole else (tile.kb, runs.filters)
+    vec = runs.most_vec
+    while any(size % vec for size in sizes):
+        vec //= 2
+    return vec
+
+
+def roles(problem: ConvProblem) -> list[bool]:
+    """Return the sides whose runs may be read: False those of x, True those of y."""
+    found = [False] if problem.c <= _MOST_CHANNELS else []
+    if problem.k <= _MOST_SWAPPED and all(step == 1 for step in problem.stride):
+        found.append(True)
+    return found
+
+
+def _shapes(problem: ConvProblem) -> Iterator[dict[str, Any]]:
+    """Yield tiles that shared memory holds, whatever registers they take."""
+    for swapped in roles(problem):
+        runs = gradient_of(problem, swapped)
+        forms = (False, True) if not swapped and runs.stride[:2] == (1, 1) and runs.lines > 1 else (False,)
+        whole = runs.filters if runs.filters <= _WIDEST else _WIDEST
+        widths = {whole, *(kb for kb in (16, 32, 64, 128) if kb < whole)}
+        lines = [side for side in (1, 2, 4, 8, 16, 32) if side < 2 * runs.lines]
+        for fixed_runs, cols, kb, line in product(forms, (1, 2, 4, 8, 16, 32), sorted(widths), lines):
+            if cols > 1 and cols * 2 > power_of_two(runs.lanes_size[2]) * 2:
+                continue
+            base = {"SWAPPED": swapped, "FIXED_RUNS": fixed_runs, "COLS": cols, "KB": kb, "LINES": line}
+            tile = tile_of(problem, base | {"PER": 1})
+            if max(tile.fixed, tile.moving) > _WIDEST or tile.moving < 16:
+                continue
+            most = ceil_div(runs.lines, line)
+            for per in sorted({min(per, most) for per in (1, 2, 3, 4, 5, 7, 9)}):
+                yield {**base, "PER": per}
+
+
+@lru_cache(maxsize=512)
+def run_configs(problem: ConvProblem, room: int) -> list[dict[str, Any]]:
+    """Return configs whose registers suffice and whose splits take `room` bytes at most, of several heights."""
+    tiles = [
+        {**shape, "BM": bm, "num_warps": warps, "num_stages": 1, "steps": 1, "splits": 1}
+        for shape in _shapes(problem)
+        for bm, warps in product((32, 64, 128), (4, 8))
+    ]
+    if not tiles:
+        return []
+    costs = GradientCosts(problem, tiles)
+    shared = costs.bm * (costs.fixed + costs.per * costs.moving) * costs.item
+    fits = (costs.registers() <= _MOST_REGISTERS) & (shared <= _MOST_SHARED)
+    fits &= costs.bm * costs.moving >= 8 * costs.threads
+    sums, found = 8 if costs.item == 8 else 4, []
+    for number in np.flatnonzero(fits):
+        config, tile = tiles[number], costs.tiles[number]
+        rows, across = tile.positions[1], tile.tiles_k * tile.blocks
+        for parts in (1, 2, 4, 8, 16):
+            steps = ceil_div(rows, parts)
+            if parts > 1 and steps < 4:
+                continue
+            config = {**config, "steps": steps}
+            most = min(items_of(tile, config), room // (tile.elements * sums))
+            wanted = {min(ceil_div(programs, across), most) for programs in (132, 264, 396, 528)}
+            found += [{**config, "splits": splits} for splits in sorted(wanted) if splits >= 1]
+    return found
+
+
