@@ -253,6 +253,7 @@ def gradient_arguments(problem: ConvProblem, strides: Strides, config: Mapping[s
         "pad_d": runs.pad[0], "pad_h": runs.pad[1], "off_d": runs.off[0], "off_h": runs.off[1],
         "STRIDE_D": runs.stride[0], "STRIDE_H": runs.stride[1], "DILATION_D": runs.dilation_d, "PAD_W": runs.pad[2],
         "OFF_W": runs.off[2], "PRECISION": problem.precision, "INDEX64": wide, "BM": config["BM"],
+        "HELD": tile.per > 1 and config["num_stages"] == 1,
     }  # fmt: skip
 
 

@@ -25,11 +25,14 @@ _MOST_CHANNELS = 32
 _MOST_SWAPPED = 8
 """Channels of y at most whose runs are read instead, for strides of 1."""
 
-_MOST_REGISTERS = 216
+_MOST_REGISTERS = 236
 """Registers of a thread, by :meth:`GradientCosts.registers`, above which no tile is proposed."""
 
-_MOST_SHARED = 200 << 10
-"""Bytes of shared memory of the operands of a step at most."""
+_MOST_SHARED = 226 << 10
+"""Bytes of shared memory of a program at most."""
+
+_COPIED = 4
+"""Bytes of a load from which on it may go to shared memory by itself, while the step before is computed."""
 
 _WIDEST = 256
 """Elements of either side of a product at most."""
@@ -47,7 +50,7 @@ class GradientCosts:
         self.item = itemsize(problem.dtype)
         self.bm, self.warps = self._column("BM"), self._column("num_warps")
         self.steps, self.splits = self._column("steps"), self._column("splits")
-        self.threads = 32 * self.warps
+        self.threads, self.stages = 32 * self.warps, self._column("num_stages")
         self.fixed = np.array([tile.fixed for tile in tiles], float)
         self.moving = np.array([tile.moving for tile in tiles], float)
         self.per = np.array([tile.per for tile in tiles], float)
@@ -55,7 +58,8 @@ class GradientCosts:
         turned = [width if tile.fixed_runs else width[::-1] for tile, width in zip(tiles, widths, strict=True)]
         self.fixed_vec, self.moving_vec = np.array(turned, float).T
         gpu = gpu_of(problem.device)
-        self.old = gpu is not None and gpu.capability < (9, 0)
+        old = gpu is not None and gpu.capability < (9, 0)
+        self.single = (self.fixed < 64) | old
 
     def _column(self, name: str) -> np.ndarray:
         return np.array([config[name] for config in self.configs], float)
@@ -67,17 +71,20 @@ class GradientCosts:
         return np.asarray(fixed + self.per * moving)
 
     def registers(self) -> np.ndarray:
-        """Return the registers of a thread: sums, what is loaded, and where from."""
+        """Return the registers that a thread needs: sums, what is loaded, and where from. Compiled it takes more."""
         words = max(self.item // 4, 1)
         sums = self.per * self.fixed * self.moving * words / self.threads
         loaded = self.bm * (self.fixed + self.per * self.moving) * self.item / 4 / self.threads
-        return np.asarray(44 + sums + 0.6 * loaded + 2.5 * self.loads() / self.per)
+        found = 40 + sums + 2 * self.loads() + 0.35 * loaded * (self.stages == 1)
+        return np.asarray(found + np.where(self.single, 0.5 * loaded / self.per, 0.0))
 
     def instructions(self) -> np.ndarray:
         """Return the instructions of a thread per step, as read off compiled loops."""
-        products = self.per * self.bm / 16 * np.maximum(self.fixed / 64, 1)
-        read = self.bm * self.fixed / self.threads / 4
-        found = 30 + 9 * self.loads() + 2.5 * products + 2 * read
+        groups = np.maximum(np.minimum(self.warps / 4, self.fixed / 64), 1)
+        products = 5 * self.per * self.bm / 16 * np.maximum(self.fixed / 64, 1) / groups
+        singles = 1.4 * self.per * self.bm / 16 * self.fixed / 16 * self.moving / 8 / self.warps
+        kept = 2 * self.bm * self.fixed / self.threads * ((self.per > 1) & (self.stages == 1))
+        found = 28 + 8 * self.loads() + np.where(self.single, singles, products) + 4 * self.per + kept
         fmas = self.per * self.bm * self.fixed * self.moving / self.threads
         if self.problem.dtype == "float64":  # products of 8 x 8 x 4 on tensor cores, and what reads their operands
             found = found + 3 * fmas / 8
@@ -88,13 +95,21 @@ class GradientCosts:
     def moved(self) -> np.ndarray:
         """Return the bytes through L1 and shared memory of a step of a program.
 
-        Both sides are loaded and written to shared memory. The fixed side is read from there once, the other by every
-        64 rows of a product, or, before Hopper, by every second warp.
+        Both sides are loaded and written to shared memory. Four warps read 64 rows of the fixed side from there, once
+        if registers hold them or for every product, and the columns that they multiply; products of single warps, which
+        there are for fewer rows and before Hopper, are read by a column or row of warps each.
         """
         fixed, moving = self.bm * self.fixed * self.item, self.bm * self.per * self.moving * self.item
-        again = np.sqrt(self.warps) if self.old else np.maximum(self.fixed / 64, 1)
-        beside = np.sqrt(self.warps) if self.old else np.maximum(self.warps / 4 / np.maximum(self.fixed / 64, 1), 1)
-        return np.asarray(fixed * (2 + beside) + moving * (2 + again))
+        side = np.sqrt(self.warps)
+        high = np.maximum(self.fixed / 64, 1)
+        beside = np.where(self.single, side, np.maximum(self.warps / 4 / high, 1))
+        again = np.where(self.single, side, high)
+        times = np.where(self.stages == 1, 1, self.per)
+        return np.asarray(fixed * (2 + beside * times) + moving * (2 + again))
+
+    def shared(self) -> np.ndarray:
+        """Return the bytes of shared memory of a program: the operands of a step, and of the next."""
+        return np.asarray(self.stages * self.bm * (self.fixed + self.per * self.moving) * self.item)
 
     def fresh(self) -> np.ndarray:
         """Return the bytes of a step of a program through L2: what no load of it has brought to L1 before.
@@ -120,8 +135,8 @@ class GradientCosts:
         items = np.array([items_of(tile, config) for tile, config in zip(tiles, self.configs, strict=True)], float)
         walked = np.ceil(items / self.splits) * self.steps
         per_item = np.ceil(items / self.splits)
-        used = np.minimum(self.registers(), 255)
-        shared = self.bm * (self.fixed + self.per * self.moving) * self.item
+        used = np.minimum(np.where(self.stages == 1, 1.35, 1.15) * self.registers(), 255)
+        shared = self.shared()
         resident = np.minimum(65536 / (used * self.threads), (227 << 10) / (shared + 1024))
         resident = np.clip(np.floor(np.minimum(resident, 64 / self.warps)), 1, 32)
         partial = self.splits * np.array([tile.elements for tile in tiles], float) * sums
@@ -132,7 +147,7 @@ class GradientCosts:
         pipe, factor = pipe_of(problem)
         plain = PIPES[pipe].startswith("fma")
         feed = np.interp(self.moving, [*_FEED, 128], [*_FEED.values(), 1.0])
-        feed = feed * np.minimum(self.fixed / 64, 1) if not self.old else feed
+        feed = feed * np.minimum(self.fixed / 64, 1)
         rounds = np.ceil(programs / (132 * resident))
         return Work(
             programs=programs,
@@ -143,7 +158,7 @@ class GradientCosts:
             feed=1.0 if plain else feed,
             l2_bytes=self.fresh() * walked + partial / programs,
             dram_bytes=float(problem.min_bytes),
-            instructions=self.warps * (self.instructions() * walked + (60 + 8 * self.loads()) * per_item + 400),
+            instructions=self.warps * (self.instructions() * walked + (100 + 35 * self.loads()) * per_item + 400),
             chain=walked + per_item + 3 + np.array(folds, float) / rounds,
             extra_bytes=2 * partial,
             launches=2.0,
@@ -198,22 +213,25 @@ def _shapes(problem: ConvProblem) -> Iterator[dict[str, Any]]:
 @lru_cache(maxsize=512)
 def run_configs(problem: ConvProblem, room: int) -> list[dict[str, Any]]:
     """Return configs whose registers suffice and whose splits take `room` bytes at most, of several heights."""
-    tiles = [
-        {**shape, "BM": bm, "num_warps": warps, "num_stages": 1, "steps": 1, "splits": 1}
+    tiles: list[dict[str, Any]] = [
+        {**shape, "BM": bm, "num_warps": warps, "num_stages": 2, "steps": 1, "splits": 1}
         for shape in _shapes(problem)
         for bm, warps in product((32, 64, 128), (4, 8))
     ]
     if not tiles:
         return []
     costs = GradientCosts(problem, tiles)
-    shared = costs.bm * (costs.fixed + costs.per * costs.moving) * costs.item
-    fits = (costs.registers() <= _MOST_REGISTERS) & (shared <= _MOST_SHARED)
+    narrow = np.minimum(costs.fixed_vec, costs.moving_vec) * costs.item < _COPIED
+    for config, tile, early in zip(tiles, costs.tiles, ~narrow, strict=True):
+        config["num_stages"] = 2 if early and tile.positions[1] > 1 else 1
+    costs = GradientCosts(problem, tiles)
+    fits = (costs.registers() <= _MOST_REGISTERS) & (costs.shared() <= _MOST_SHARED)
     fits &= costs.bm * costs.moving >= 8 * costs.threads
     sums, found = 8 if costs.item == 8 else 4, []
     for number in np.flatnonzero(fits):
         config, tile = tiles[number], costs.tiles[number]
         rows, across = tile.positions[1], tile.tiles_k * tile.blocks
-        for parts in (1, 2, 4, 8, 16):
+        for parts in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32):
             steps = ceil_div(rows, parts)
             if parts > 1 and steps < 4:
                 continue

@@ -52,8 +52,8 @@ def _walk(
     FIXED_RUNS: tl.constexpr, PLANES: tl.constexpr, DENSE: tl.constexpr, LEAD: tl.constexpr, RUN: tl.constexpr,
     CHANNELS: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr, LAST: tl.constexpr, RESULT_DENSE: tl.constexpr,
     RESULT_UNIT: tl.constexpr, COLS: tl.constexpr, KB: tl.constexpr, LINES: tl.constexpr, PER: tl.constexpr,
-    BLOCKS: tl.constexpr, PRECISION: tl.constexpr, ACC_DTYPE: tl.constexpr, INDEX64: tl.constexpr, BM: tl.constexpr,
-    M: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr, EXACT: tl.constexpr,
+    BLOCKS: tl.constexpr, HELD: tl.constexpr, PRECISION: tl.constexpr, ACC_DTYPE: tl.constexpr,
+    INDEX64: tl.constexpr, BM: tl.constexpr, M: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Add the items begin .. end - 1 to the sums of COUNT tiles of filter rows, in order.
 
@@ -75,14 +75,19 @@ def _walk(
         fixed = fixed[:, None]
     else:
         fixed = fixed[None, :]
-    inner = moving % (MOVING // LINES)
     later = moving // (MOVING // LINES) if LINES > 1 else 0
-    reduced = fixed if FIXED_RUNS else inner  # (c, e)
-    lane = inner if FIXED_RUNS else fixed  # (column, k), or (k, column)
+    # Each of these is one remainder of a range: of remainders of remainders the compiler forgets what is side by side.
+    reduced = fixed if FIXED_RUNS else moving  # (line, c, e)
+    laned = moving if FIXED_RUNS else fixed  # (line, column, k), or (line, k, column)
     e = reduced % RUN
-    c = reduced // RUN
-    column = lane // KB if LAST else lane % COLS
-    channel = lane % KB if LAST else lane // COLS
+    c = reduced // RUN % CHANNELS
+    lane = laned % M
+    if M % KB == 0:
+        column = laned // KB % (M // KB) if LAST else laned % COLS
+        channel = laned % KB if LAST else laned // COLS % (M // COLS)
+    else:
+        column = lane // KB if LAST else laned % COLS
+        channel = lane % KB if LAST else laned // COLS % (M // COLS)
     for item in range(begin, end):
         tile = item % tiles
         first = item // tiles * steps
@@ -157,13 +162,15 @@ def _walk(
                         results, keeps, u, i, 0, 0, True, o, p, off_h, result_stride_o, result_stride_p,
                         DILATION_D, RESULT_UNIT, False,
                     )  # fmt: skip
+                if HELD and not EXACT:  # in registers: not every product is to read it from shared memory
+                    kept = tl.where(live, kept, 0.0)
                 met = ()
                 of_met = ()
                 for j in tl.static_range(COUNT):
                     line = (block * PER + FIRST + j) * LINES + later
                     whole = True if BLOCKS * PER * LINES == T * R else line < T * R
-                    t = line // R
-                    r = line % R
+                    t = line // R if SLICES else 0
+                    r = line % R if SLICES else line
                     if FIXED_RUNS:
                         other, of_other = _result_tile(
                             results, keeps, u, i, t, r, whole, o, p, off_h, result_stride_o, result_stride_p,
@@ -259,6 +266,7 @@ def _conv_runs_wgrad_kernel(
     LINES: tl.constexpr,
     PER: tl.constexpr,
     BLOCKS: tl.constexpr,
+    HELD: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC_DTYPE: tl.constexpr,
     INDEX64: tl.constexpr,
@@ -276,7 +284,8 @@ def _conv_runs_wgrad_kernel(
     Units: strides of the source, but not along W (and without PLANES not along C), and `row_size`, the elements of a
     row of runs, are given divided by UNIT; strides of the result along N, O, P, with LAST that along Q and `k`,
     otherwise that along K and `q`, divided by RESULT_UNIT. RESULT_DENSE: (column, k) lie side by side; `q` counts
-    elements then. DENSE: so do elements of a run.
+    elements then. DENSE: so do elements of a run. HELD: registers hold the side
+    that is loaded once.
     An item is `steps` rows of BM lanes, which are all positions (n, depth, group) side by side; a split is a run of
     items. Grid: (splits * tiles_k * BLOCKS,), blocks of PER * LINES lines innermost.
     """
@@ -299,8 +308,8 @@ def _conv_runs_wgrad_kernel(
         source_stride_n, source_stride_c, source_stride_d, source_stride_h, source_stride_w,
         result_stride_n, result_stride_k, result_stride_o, result_stride_p, result_stride_q,
         C, T, R, S, STRIDE_D, STRIDE_H, STRIDE_W, DILATION_D, PAD_W, OFF_W, SWAPPED, FIXED_RUNS, PLANES, DENSE, LEAD,
-        RUN, CHANNELS, VEC, UNIT, LAST, RESULT_DENSE, RESULT_UNIT, COLS, KB, LINES, PER, BLOCKS, PRECISION, ACC_DTYPE,
-        INDEX64, BM, M, 0, PER, False,
+        RUN, CHANNELS, VEC, UNIT, LAST, RESULT_DENSE, RESULT_UNIT, COLS, KB, LINES, PER, BLOCKS, HELD, PRECISION,
+        ACC_DTYPE, INDEX64, BM, M, 0, PER, False,
     )  # fmt: skip
     at = tl.arange(0, FIXED)[:, None] * MOVING + tl.arange(0, MOVING)[None, :]
     partial = partial_ptr + tl.program_id(0).to(tl.int64) * (PER * FIXED * MOVING) + at
@@ -314,7 +323,7 @@ def _conv_runs_wgrad_kernel(
                 result_stride_n, result_stride_k, result_stride_o, result_stride_p, result_stride_q,
                 C, T, R, S, STRIDE_D, STRIDE_H, STRIDE_W, DILATION_D, PAD_W, OFF_W, SWAPPED, FIXED_RUNS, PLANES, DENSE,
                 LEAD, RUN, CHANNELS, VEC, UNIT, LAST, RESULT_DENSE, RESULT_UNIT, COLS, KB, LINES, PER, BLOCKS,
-                PRECISION, ACC_DTYPE, INDEX64, BM, M, j, 1, True,
+                HELD, PRECISION, ACC_DTYPE, INDEX64, BM, M, j, 1, True,
             )  # fmt: skip
         tl.store(partial + j * (FIXED * MOVING), total)
 
