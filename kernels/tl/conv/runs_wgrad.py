@@ -313,10 +313,14 @@ def _conv_runs_wgrad_kernel(
     )  # fmt: skip
     at = tl.arange(0, FIXED)[:, None] * MOVING + tl.arange(0, MOVING)[None, :]
     partial = partial_ptr + tl.program_id(0).to(tl.int64) * (PER * FIXED * MOVING) + at
+    spoiled = ()
+    for j in tl.static_range(PER):  # all that is finite goes first, so that no register holds it any longer
+        infinite = any_not_finite(sums[j] * 0.0)
+        tl.store(partial + j * (FIXED * MOVING), sums[j], mask=infinite == 0)
+        spoiled = spoiled + (infinite,)
     for j in tl.static_range(PER):
-        total = sums[j]
-        if any_not_finite(total * 0.0):
-            (total,) = _walk(
+        if spoiled[j]:
+            exact = _walk(
                 (tl.zeros([FIXED, MOVING], ACC_DTYPE),), source_ptr, result_ptr, tile_k, block, begin, end, n, depth,
                 groups, steps, tiles, k, d, h, row_size, o, p, q, pad_d, pad_h, off_d, off_h,
                 source_stride_n, source_stride_c, source_stride_d, source_stride_h, source_stride_w,
@@ -325,7 +329,7 @@ def _conv_runs_wgrad_kernel(
                 LEAD, RUN, CHANNELS, VEC, UNIT, LAST, RESULT_DENSE, RESULT_UNIT, COLS, KB, LINES, PER, BLOCKS,
                 HELD, PRECISION, ACC_DTYPE, INDEX64, BM, M, j, 1, True,
             )  # fmt: skip
-        tl.store(partial + j * (FIXED * MOVING), total)
+            tl.store(partial + j * (FIXED * MOVING), exact[0])
 
 
 def _fold_repr(specialization):
