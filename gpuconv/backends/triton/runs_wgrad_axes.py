@@ -14,7 +14,16 @@ from ...shapes import ceil_div
 from ..axes import reach, three
 from .common import Strides, conv_arguments, index64, power_of_two
 
-__all__ = ["GradientRuns", "Tile", "fold_arguments", "fold_tile", "gradient_arguments", "gradient_of", "items_of", "tile_of"]
+__all__ = [
+    "GradientRuns",
+    "Tile",
+    "fold_arguments",
+    "fold_tile",
+    "gradient_arguments",
+    "gradient_of",
+    "items_of",
+    "tile_of",
+]
 
 _FOLDED = 4096
 """Numbers that a program of the pass that adds splits has in flight."""
@@ -152,9 +161,7 @@ class Tile:
 
 
 @lru_cache(maxsize=8192)
-def _tile(
-    problem: ConvProblem, swapped: bool, fixed_runs: bool, cols: int, kb: int, lines: int, per: int
-) -> Tile:
+def _tile(problem: ConvProblem, swapped: bool, fixed_runs: bool, cols: int, kb: int, lines: int, per: int) -> Tile:
     runs = gradient_of(problem, swapped)
     elements = runs.elements
     vec = gcd(runs.most_vec, runs.stride[2] * cols * elements, runs.source_size[2] * elements)
@@ -185,18 +192,14 @@ def _of_both(tile: Tile, last: bool) -> dict[str, Any]:
 
 def _strided(arguments: Mapping[str, Any], side: str, axes: str, sizes: tuple[int, ...]) -> list[int]:
     """Return the strides of a side along axes; 0 along those of size 1."""
-    return [
-        arguments[f"{side}_stride_{axis}"] if size > 1 else 0 for axis, size in zip(axes, sizes, strict=True)
-    ]
+    return [arguments[f"{side}_stride_{axis}"] if size > 1 else 0 for axis, size in zip(axes, sizes, strict=True)]
 
 
 def _source(runs: GradientRuns, tile: Tile, arguments: Mapping[str, Any], wide: bool) -> dict[str, Any]:
     """Return what describes the source: whether runs are dense, its unit, and strides in it."""
     side, axes = ("y", "nkopq") if runs.swapped else ("x", "ncdhw")
     n, c, d, h, w = _strided(arguments, side, axes, (runs.images, runs.channels, *runs.source_size))
-    dense = (runs.over_planes or runs.channels == 1 or c == 1) and (
-        runs.source_size[2] == 1 or w == runs.elements
-    )
+    dense = (runs.over_planes or runs.channels == 1 or c == 1) and (runs.source_size[2] == 1 or w == runs.elements)
     numbers = {"row_size": runs.source_size[2] * runs.elements}
     numbers |= {"source_stride_n": n, "source_stride_d": d, "source_stride_h": h}
     numbers |= {"source_stride_c": c} if runs.over_planes else {}
@@ -273,9 +276,7 @@ def fold_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, 
     found = _of_both(tile, last) | {"BLOCK": folded["BLOCK"], "BLOCK_S": folded["BLOCK_S"]}
     found |= {"w_stride_result": arguments[f"w_stride_{result}"], "w_stride_source": arguments[f"w_stride_{source}"]}
     found |= {f"w_stride_{axis}": arguments[f"w_stride_{axis}"] for axis in "trs"}
-    reached = max(
-        reach(problem.w_shape, strides["w"]), (config["splits"] + folded["BLOCK_S"]) * tile.elements
-    )
+    reached = max(reach(problem.w_shape, strides["w"]), (config["splits"] + folded["BLOCK_S"]) * tile.elements)
     return found | {
         "splits": config["splits"], "elements": tile.elements, "weights": prod(problem.w_shape),
         "INDEX64": bool(config.get("INDEX64")) or reached >= 2**31,

@@ -190,9 +190,7 @@ def _walk(
                         pairs = of_met[j] if FIXED_RUNS != SWAPPED else of_kept  # where y has an element
                         added = added + (sums[j] + tl.where(pairs, products, 0.0),)
                     else:
-                        total = tl.dot(
-                            tl.trans(kept), met[j], sums[j], input_precision=PRECISION, out_dtype=ACC_DTYPE
-                        )
+                        total = tl.dot(tl.trans(kept), met[j], sums[j], input_precision=PRECISION, out_dtype=ACC_DTYPE)
                         added = added + (total,)
                 sums = added
     return sums
@@ -404,9 +402,7 @@ def _conv_runs_fold_kernel(
     for first in range(0, splits * COLS, BLOCK_S):
         number = first + term
         inside = (number < splits * COLS) & (i < weights)
-        sums += tl.load(
-            partial_ptr + (number // COLS * elements + number % COLS * NEXT + at), mask=inside, other=0.0
-        )
+        sums += tl.load(partial_ptr + (number // COLS * elements + number % COLS * NEXT + at), mask=inside, other=0.0)
     t = line // R
     r = line % R
     if SWAPPED:
