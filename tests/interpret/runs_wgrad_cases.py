@@ -21,6 +21,7 @@ from gpuconv.shapes import ceil_div
 SOLVER = GradientOfRuns()
 
 SIZES = {1: 29, 2: (7, 13), 3: (4, 5, 6)}
+SMALL = {2: (4, 5), 3: (6, 2, 3)}
 
 BRANCHES: dict[str, dict[str, Any]] = {
     "plain": {"pads": (1, 1)},
@@ -52,7 +53,8 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "few filters, far": {"c": 16, "k": 3, "swapped": True, "pads": (0, 2),
                          "kernel": {1: 7, 2: (2, 4), 3: (1, 2, 3)}},
     "few filters, deep": {"c": 9, "k": 2, "swapped": True, "kernel": {1: 5, 2: 3, 3: (3, 2, 2)},
-                          "dilation": {1: 1, 2: 1, 3: (2, 1, 1)}, "pads": (2, 1), "size": {1: 30, 2: (6, 9), 3: (6, 4, 5)}},
+                          "dilation": {1: 1, 2: 1, 3: (2, 1, 1)}, "pads": (2, 1),
+                          "size": {1: 30, 2: (6, 9), 3: (6, 4, 5)}},
     "64-bit": {"index64": True, "pads": (1, 1), "stride": {1: 1, 2: (2, 1), 3: (2, 1, 1)}},
     "64-bit, stem": {"index64": True, "stride": 2, "kernel": {1: 7, 2: 5, 3: 3}, "pads": (2, 2), "k": 32},
     "64-bit, few filters": {"index64": True, "c": 12, "k": 2, "swapped": True, "pads": (1, 0)},
@@ -105,11 +107,12 @@ def all_cases() -> list[Case]:
 class Inputs:
     """Inputs of a case, drawn from its name, and the call of the public function."""
 
-    def __init__(self, case: Case, integers: bool = False, images: int | None = None) -> None:
+    def __init__(self, case: Case, integers: bool = False, small: bool = False) -> None:
         self.case = case
         generator = torch.Generator().manual_seed(case.turn)
         ndim, c, k = case.ndim, case.option("c", 3), case.option("k", 19)
-        size, kernel = case.axes("size", SIZES[ndim]), case.axes("kernel", {1: 3, 2: 3, 3: 2}[ndim])
+        size = SMALL[ndim] if small else case.axes("size", SIZES[ndim])
+        n, kernel = 1 if small else case.option("n", 2), case.axes("kernel", {1: 3, 2: 3, 3: 2}[ndim])
         lo, hi = case.option("pads", (0, 0))
 
         def draw(*shape: int) -> torch.Tensor:
@@ -121,7 +124,7 @@ class Inputs:
             "mixed": ("contiguous", "channels_last", "channels_last"),
             "contiguous weights": ("channels_last", "channels_last", "contiguous"),
         }.get(case.layout, (case.layout,) * 3)
-        self.x = with_layout(draw(images or case.option("n", 2), c, *size), of_x)
+        self.x = with_layout(draw(n, c, *size), of_x)
         self.w = with_layout(draw(k, c, *kernel), of_w)
         self.geometry = {
             "stride": case.axes("stride", 1), "padding": tuple((lo, hi) for _ in range(ndim)),
@@ -157,8 +160,9 @@ def config_of(case: Case, problem: ConvProblem) -> dict[str, Any]:
     cols, lines = (1, 2, 4)[turn // 2 % 3], (1, 2, 4)[turn // 3 % 3]
     config = {
         "SWAPPED": swapped, "FIXED_RUNS": fixed, "COLS": cols, "LINES": lines,
-        "KB": runs.filters if runs.filters < 16 or turn % 2 else 16, "PER": min(1 + turn // 5 % 3, ceil_div(runs.lines, lines)),
-        "BM": 16, "steps": 1 + turn % 3, "splits": 1, "num_warps": 1, "num_stages": 1 + turn // 7 % 2,
+        "KB": runs.filters if runs.filters < 16 or turn % 2 else 16,
+        "PER": min(1 + turn // 5 % 3, ceil_div(runs.lines, lines)), "BM": 16, "steps": 1 + turn % 3,
+        "splits": 1, "num_warps": 1, "num_stages": 1 + turn // 7 % 2,
         "INDEX64": case.option("index64", False),
     }  # fmt: skip
     tile = tile_of(problem, config)

@@ -26,7 +26,7 @@ def test_cases_are_distinct_and_cover_everything():
     assert len(set(CASES)) == len(CASES) >= 120
     for field, values in (("ndim", (1, 2, 3)), ("layout", LAYOUTS), ("dtype", DTYPES), ("branch", BRANCHES)):
         assert {getattr(case, field) for case in CASES} == set(values)
-    options = [config_of(case, Inputs(case).problem()) for case in CASES]
+    options = [config_of(case, Inputs(case).problem()) for case in CASES[::4]]
     for name in ("SWAPPED", "FIXED_RUNS", "INDEX64", "num_stages"):
         assert len({config[name] for config in options}) == 2, name
     for name in ("COLS", "LINES", "PER"):
@@ -35,9 +35,7 @@ def test_cases_are_distinct_and_cover_everything():
 
 
 @pytest.mark.parametrize("branch", ("plain", "stem", "patches", "two to two", "few filters, far"))
-@pytest.mark.parametrize(
-    ("ndim", "layout"), ((1, "contiguous"), (2, "channels_last"), (2, "contiguous"), (3, "strided"))
-)
+@pytest.mark.parametrize(("ndim", "layout"), ((1, "contiguous"), (2, "channels_last"), (3, "strided")))
 def test_small_integers_are_exact(ndim, layout, branch):
     inputs = Inputs(Case(ndim, layout, "float16", branch), integers=True)
     expected = inputs.call("numpy", torch.Tensor.double)
@@ -52,14 +50,14 @@ NOT_FINITE = (float("inf"), float("-inf"), float("nan"))
 @pytest.mark.parametrize(
     "branch", ("plain", "stem", "stride over kernel", "depth", "depth of x", "few filters, far", "few filters, deep")
 )
-@pytest.mark.parametrize("layout", ("contiguous", "channels_last", "strided"))
+@pytest.mark.parametrize("layout", ("channels_last", "strided"))
 def test_what_is_not_finite_stays_where_it_is(layout, branch, where):
     """Elements in turn, the first, the last and some between: NaN and infinities where the definition has them.
 
     Padding counts as zeros, whose product with an infinity is NaN; what lies beside a window counts nothing, nor does
     an element of x that has no element of y.
     """
-    inputs = Inputs(Case(3 if branch.startswith("depth") else 2, layout, "float32", branch), images=1)
+    inputs = Inputs(Case(3 if branch.startswith("depth") else 2, layout, "float32", branch), small=True)
     problem, given = inputs.problem(), getattr(inputs, where)
     for number, place in enumerate(torch.linspace(0, given.numel() - 1, 3).long()):
         changed = given.clone()
@@ -91,34 +89,24 @@ def by_definition(inputs: Inputs) -> torch.Tensor:
     return found
 
 
-LARGE: tuple[tuple[tuple[int, ...], tuple[int, ...], int, int], ...] = (
-    ((32, 2, 96, 96, 96), (2, 2, 3, 3, 3), 1, 1),
-    ((32, 16, 48, 48, 48), (16, 16, 3, 3, 3), 1, 1),
-    ((32, 32, 24, 24, 24), (32, 32, 3, 3, 3), 1, 1),
-    ((32, 32, 24, 24, 24), (64, 32, 3, 3, 3), 2, 1),
-    ((32, 1, 96, 96, 96), (16, 1, 3, 3, 3), 2, 1),
-    ((32, 3, 224, 224), (64, 3, 7, 7), 2, 3),
+LARGE = (
     ((32, 3, 224, 224), (32, 3, 3, 3), 2, 1),
     ((32, 32, 51200), (1, 32, 7), 1, 3),
-    ((8, 128, 256, 256), (3, 128, 3, 3), 1, 1),
 )
 
 
 @pytest.mark.parametrize(("x_shape", "w_shape", "stride", "padding"), LARGE, ids=str)
 def test_dispatcher_takes_it_by_itself(x_shape, w_shape, stride, padding):
-    """Of its own accord for layers of networks, with the constants of Hopper; the general solver where it refuses."""
+    """Of its own accord for layers of networks; the general solver where it refuses."""
     out = (x_shape[0], w_shape[0], *((size + 2 * padding - w_shape[2]) // stride + 1 for size in x_shape[2:]))
-    x, y = (hollow(shape) for shape in (x_shape, out))
+    x, y = (
+        torch.empty(shape[0], *shape[2:], shape[1], dtype=torch.bfloat16).movedim(-1, 1) for shape in (x_shape, out)
+    )
     function = getattr(gpuconv, f"conv{len(w_shape) - 2}d_weight_grad")
     options: dict[str, Any] = {"stride": stride, "padding": padding, "backend": "triton"}
     assert gpuconv.explain(function, x, w_shape, y, **options).solver == SOLVER.id
     refused = gpuconv.explain(function, x, w_shape, y, **options, padding_mode="circular")
     assert refused.solver == "triton.conv.wgrad.split_k"
-
-
-def hollow(shape: tuple[int, ...]) -> torch.Tensor:
-    """Return a channels-last tensor whose elements nobody reads."""
-    return torch.empty(shape[0], *shape[2:], shape[1], dtype=torch.bfloat16).movedim(-1, 1)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
@@ -195,7 +183,7 @@ MUTANTS = {
 
 def _noticed() -> bool:
     for number, case in enumerate(PROBES):
-        inputs = Inputs(case, images=1 + number % 2)
+        inputs = Inputs(case)
         problem = inputs.problem()
         expected = inputs.call("numpy", torch.Tensor.double)
         config = config_of(case, problem)
@@ -233,7 +221,7 @@ EXACT = {
 
 @pytest.mark.parametrize("name", EXACT)
 def test_an_infinity_spreads_without_the_exact_path(name, tmp_path, monkeypatch):
-    inputs = Inputs(Case(2, "channels_last", "float32", "plain"), images=1)
+    inputs = Inputs(Case(2, "channels_last", "float32", "plain"), small=True)
     inputs.x[0, 0, 0, -1] = float("inf")  # which a column of lanes behind the last of y meets
     expected, config = by_definition(inputs), config_of(inputs.case, inputs.problem()) | {"COLS": 2}
     assert torch.equal(launch(inputs, inputs.problem(), "forward", config).isnan(), expected.isnan())

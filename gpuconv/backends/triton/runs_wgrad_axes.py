@@ -1,4 +1,4 @@
-"""What the kernels of weight gradients over runs compute of a problem, and every argument of theirs but the pointers."""
+"""What the kernels of weight gradients over runs compute of a problem, and all their arguments but the pointers."""
 
 from __future__ import annotations
 

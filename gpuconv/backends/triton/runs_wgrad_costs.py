@@ -34,6 +34,9 @@ _MOST_SHARED = 226 << 10
 _COPIED = 4
 """Bytes of a load from which on it may go to shared memory by itself, while the step before is computed."""
 
+_MOST_TILES = 64
+"""Tiles that are looked at with their numbers of splits: those that take fewest clocks."""
+
 _WIDEST = 256
 """Elements of either side of a product at most."""
 
@@ -60,6 +63,8 @@ class GradientCosts:
         gpu = gpu_of(problem.device)
         self.old = gpu is not None and gpu.capability < (9, 0)
         self.single = (self.fixed < 64) | self.old
+        self.pipe, self.factor = pipe_of(problem)
+        self.plain = PIPES[self.pipe].startswith("fma")
 
     def _column(self, name: str) -> np.ndarray:
         return np.array([config[name] for config in self.configs], float)
@@ -109,6 +114,30 @@ class GradientCosts:
         times = np.where(self.stages == 1, 1, self.per)
         return np.asarray(fixed * (2 + beside * times) + moving * (2 + again))
 
+    def flops(self) -> np.ndarray:
+        """Return the operations of a step of a program."""
+        return np.asarray(2 * self.per * self.bm * self.fixed * self.moving * self.factor)
+
+    def feed(self) -> np.ndarray:
+        """Return the fraction of the rate of what multiplies that products of this shape are fed."""
+        if self.plain:
+            return np.ones(len(self.tiles))
+        return np.asarray(
+            np.interp(self.moving, [*_FEED, 128], [*_FEED.values(), 1.0]) * np.minimum(self.fixed / 64, 1)
+        )
+
+    def resident(self) -> np.ndarray:
+        """Return how many programs a multiprocessor holds."""
+        used = np.minimum(np.where(self.stages == 1, 1.35, 1.15) * self.registers(), 255)
+        found = np.minimum(65536 / (used * self.threads), (227 << 10) / (self.shared() + 1024))
+        return np.asarray(np.clip(np.floor(np.minimum(found, 64 / self.warps)), 1, 32))
+
+    def clocks(self) -> np.ndarray:
+        """Return about how long the longest of L1, products and issue takes per column and filter, in clocks."""
+        blocks = np.array([tile.tiles_k * tile.blocks / tile.cols for tile in self.tiles])
+        longest = np.maximum(self.moved() / 128, self.flops() / (2500 * self.feed()))
+        return np.asarray(np.maximum(longest, self.warps * self.instructions() / 4) / self.bm * blocks)
+
     def shared(self) -> np.ndarray:
         """Return the bytes of shared memory of a program: the operands of a step, and of the next."""
         return np.asarray(self.stages * self.bm * (self.fixed + self.per * self.moving) * self.item)
@@ -137,31 +166,23 @@ class GradientCosts:
         items = np.array([items_of(tile, config) for tile, config in zip(tiles, self.configs, strict=True)], float)
         walked = np.ceil(items / self.splits) * self.steps
         per_item = np.ceil(items / self.splits)
-        used = np.minimum(np.where(self.stages == 1, 1.35, 1.15) * self.registers(), 255)
-        shared = self.shared()
-        resident = np.minimum(65536 / (used * self.threads), (227 << 10) / (shared + 1024))
-        resident = np.clip(np.floor(np.minimum(resident, 64 / self.warps)), 1, 32)
+        resident = self.resident()
         partial = self.splits * np.array([tile.elements for tile in tiles], float) * sums
         folds = [
             ceil_div(config["splits"] * tile.cols, fold_tile(problem, config)["BLOCK_S"])
             for tile, config in zip(tiles, self.configs, strict=True)
         ]
-        pipe, factor = pipe_of(problem)
-        plain = PIPES[pipe].startswith("fma")
-        feed = np.interp(self.moving, [*_FEED, 128], [*_FEED.values(), 1.0])
-        feed = feed * np.minimum(self.fixed / 64, 1)
-        rounds = np.ceil(programs / (132 * resident))
         return Work(
             programs=programs,
             resident=resident,
-            pipe=np.full(len(tiles), pipe),
-            path=np.full(len(tiles), PATHS.index("fma" if plain else "pointer")),
-            flops=2 * self.per * self.bm * self.fixed * self.moving * walked * factor,
-            feed=1.0 if plain else feed,
+            pipe=np.full(len(tiles), self.pipe),
+            path=np.full(len(tiles), PATHS.index("fma" if self.plain else "pointer")),
+            flops=self.flops() * walked,
+            feed=self.feed(),
             l2_bytes=self.fresh() * walked + partial / programs,
             dram_bytes=float(problem.min_bytes),
             instructions=self.warps * (self.instructions() * walked + (100 + 35 * self.loads()) * per_item + 400),
-            chain=walked + per_item + 3 + np.array(folds, float) / rounds,
+            chain=walked + per_item + 3 + np.array(folds, float) / np.ceil(programs / (132 * resident)),
             extra_bytes=2 * partial,
             launches=2.0,
             l1_bytes=self.moved() * walked + partial / programs,
@@ -231,14 +252,23 @@ def _configs(problem: ConvProblem, room: int, capability: tuple[int, int]) -> li
         return []
     costs = GradientCosts(problem, tiles)
     narrow = np.minimum(costs.fixed_vec, costs.moving_vec) * costs.item < _COPIED
-    for config, tile, early in zip(tiles, costs.tiles, ~narrow, strict=True):
-        config["num_stages"] = 2 if early and tile.positions[1] > 1 else 1
-    costs = GradientCosts(problem, tiles)
+    candidates: list[dict[str, Any]] = []
+    least: list[int] = []  # programs that a multiprocessor must hold: what one waits for its loads, others compute
+    for config, tile, few in zip(tiles, costs.tiles, narrow, strict=True):
+        copied = not few and tile.positions[1] > 1
+        if copied:
+            candidates.append(config)
+            least.append(1)
+        if not copied or config["PER"] > 1:
+            candidates.append({**config, "num_stages": 1})
+            least.append(2 if copied else 1)
+    costs = GradientCosts(problem, candidates)
     fits = (costs.registers() <= _MOST_REGISTERS) & (costs.shared() <= _MOST_SHARED)
-    fits &= costs.bm * costs.moving >= 8 * costs.threads
+    fits &= (costs.bm * costs.moving >= 8 * costs.threads) & (costs.resident() >= np.array(least))
+    order = np.argsort(costs.clocks(), kind="stable")
     sums, found = 8 if costs.item == 8 else 4, []
-    for number in np.flatnonzero(fits):
-        config, tile = tiles[number], costs.tiles[number]
+    for number in order[fits[order]][:_MOST_TILES]:
+        config, tile = candidates[number], costs.tiles[number]
         rows, across = tile.positions[1], tile.tiles_k * tile.blocks
         for parts in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32):
             steps = ceil_div(rows, parts)

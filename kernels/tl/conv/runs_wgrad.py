@@ -53,7 +53,8 @@ def _walk(
     CHANNELS: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr, LAST: tl.constexpr, RESULT_DENSE: tl.constexpr,
     RESULT_UNIT: tl.constexpr, COLS: tl.constexpr, KB: tl.constexpr, LINES: tl.constexpr, PER: tl.constexpr,
     BLOCKS: tl.constexpr, HELD: tl.constexpr, PRECISION: tl.constexpr, ACC_DTYPE: tl.constexpr,
-    INDEX64: tl.constexpr, BM: tl.constexpr, M: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr, EXACT: tl.constexpr,
+    INDEX64: tl.constexpr, BM: tl.constexpr, M: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
     """Add the items begin .. end - 1 to the sums of COUNT tiles of filter rows, in order.
 
@@ -275,7 +276,8 @@ def _conv_runs_wgrad_kernel(
 
     GEMM view: (k, column) times (line, c, e), reduction over BM lanes of each row; a line is a filter row (t, r), a
     lane COLS columns of the result, of which there are `groups` in a row. With FIXED_RUNS, for strides of 1 along D and
-    H, lanes are positions of the source, result[n, k, i - off - tap DILATION], and it is (c, e) times (line, k, column).
+    H, lanes are positions of the source, of result[n, k, i - off - tap DILATION], and it is (c, e) times (line, k,
+    column).
     Source and result are x and y; SWAPPED, y and x, for taps that are turned round.
     Tensors: source [N, C, D, H, W] and result [N, K, O, P, Q] of one floating type, by strides in elements; partial
     [splits, tiles_k, BLOCKS, PER, fixed, moving] contiguous, of ACC_DTYPE, in which products are summed; M >= COLS KB.
