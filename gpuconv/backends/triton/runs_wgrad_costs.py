@@ -34,6 +34,9 @@ _MOST_SHARED = 226 << 10
 _COPIED = 4
 """Bytes of a load from which on it may go to shared memory by itself, while the step before is computed."""
 
+_MOST_UNROLLED = 2048
+"""Products of a thread per step on the plain cores at most, in float32: each is an instruction, in no loop."""
+
 _MOST_TILES = 64
 """Tiles that are looked at with their numbers of splits: those that take fewest clocks."""
 
@@ -83,6 +86,7 @@ class GradientCosts:
         found = 40 + sums + 2 * self.loads() + 0.35 * loaded * (self.stages == 1)
         again = self.fixed * self.moving * words / self.threads  # of one product, formed anew where it is not finite
         found = found + 0.7 * np.maximum(self.loads() - 24, 0) + 0.5 * np.maximum(again - 96, 0)
+        found = found + (2 * self.loads() + 20 if self.problem.index64 else 0.0) + 40 * (self.item == 8)
         return np.asarray(found + np.where(self.single, 0.5 * loaded / self.per, 0.0) + 75 * self.old)
 
     def instructions(self) -> np.ndarray:
@@ -92,7 +96,7 @@ class GradientCosts:
         singles = 1.4 * self.per * self.bm / 16 * self.fixed / 16 * self.moving / 8 / self.warps
         kept = 2 * self.bm * self.fixed / self.threads * ((self.per > 1) & (self.stages == 1))
         found = 28 + 8 * self.loads() + np.where(self.single, singles, products) + 4 * self.per + kept
-        fmas = self.per * self.bm * self.fixed * self.moving / self.threads
+        fmas = self.fmas()
         if self.problem.dtype == "float64":  # products of 8 x 8 x 4 on tensor cores, and what reads their operands
             found = found + 3 * fmas / 8
         elif PIPES[pipe_of(self.problem)[0]] == "fma32":
@@ -113,6 +117,10 @@ class GradientCosts:
         again = np.where(self.single, side, high)
         times = np.where(self.stages == 1, 1, self.per)
         return np.asarray(fixed * (2 + beside * times) + moving * (2 + again))
+
+    def fmas(self) -> np.ndarray:
+        """Return the products of a thread per step."""
+        return np.asarray(self.per * self.bm * self.fixed * self.moving / self.threads)
 
     def flops(self) -> np.ndarray:
         """Return the operations of a step of a program."""
@@ -255,7 +263,7 @@ def _configs(problem: ConvProblem, room: int, capability: tuple[int, int]) -> li
     candidates: list[dict[str, Any]] = []
     least: list[int] = []  # programs that a multiprocessor must hold: what one waits for its loads, others compute
     for config, tile, few in zip(tiles, costs.tiles, narrow, strict=True):
-        copied = not few and tile.positions[1] > 1
+        copied = not few and tile.positions[1] > 1 and not (costs.plain and costs.item == 4)  # these would spill
         if copied:
             candidates.append(config)
             least.append(1)
@@ -265,6 +273,8 @@ def _configs(problem: ConvProblem, room: int, capability: tuple[int, int]) -> li
     costs = GradientCosts(problem, candidates)
     fits = (costs.registers() <= _MOST_REGISTERS) & (costs.shared() <= _MOST_SHARED)
     fits &= (costs.bm * costs.moving >= 8 * costs.threads) & (costs.resident() >= np.array(least))
+    if costs.plain:
+        fits &= costs.fmas() <= _MOST_UNROLLED // (costs.item // 4) ** 2
     order = np.argsort(costs.clocks(), kind="stable")
     sums, found = 8 if costs.item == 8 else 4, []
     for number in order[fits[order]][:_MOST_TILES]:
