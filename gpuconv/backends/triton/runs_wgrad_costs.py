@@ -34,6 +34,9 @@ _MOST_SHARED = 226 << 10
 _COPIED = 4
 """Bytes of a load from which on it may go to shared memory by itself, while the step before is computed."""
 
+_PAST_L1 = 16
+"""Bytes of a copy to shared memory that passes L1 by."""
+
 _MOST_UNROLLED = 2048
 """Products of a thread per step on the plain cores at most, in float32: each is an instruction, in no loop."""
 
@@ -141,9 +144,10 @@ class GradientCosts:
         return np.asarray(np.clip(np.floor(np.minimum(found, 64 / self.warps)), 1, 32))
 
     def clocks(self) -> np.ndarray:
-        """Return about how long the longest of L1, products and issue takes per column and filter, in clocks."""
+        """Return about how many clocks L1, products, issue or L2 takes per column and filter: the longest of them."""
         blocks = np.array([tile.tiles_k * tile.blocks / tile.cols for tile in self.tiles])
         longest = np.maximum(self.moved() / 128, self.flops() / (2500 * self.feed()))
+        longest = np.maximum(longest, self.fresh() / 33)
         return np.asarray(np.maximum(longest, self.warps * self.instructions() / 4) / self.bm * blocks)
 
     def shared(self) -> np.ndarray:
@@ -151,19 +155,29 @@ class GradientCosts:
         return np.asarray(self.stages * self.bm * (self.fixed + self.per * self.moving) * self.item)
 
     def fresh(self) -> np.ndarray:
-        """Return the bytes of a step of a program through L2: what no load of it has brought to L1 before.
+        """Return the bytes of a step of a program through L2.
 
-        Rows that a later step reads again stay in L1, slices of depth do not.
+        Copies of 16 bytes to shared memory, of a row ahead, pass L1 by: each counts. Of others rows that a later step
+        reads again stay in L1, slices of depth do not.
         """
         found = []
         for tile, config in zip(self.tiles, self.configs, strict=True):
             runs, bm = tile.runs, config["BM"]
-            here = min(ceil_div(tile.lines * tile.per, runs.taps[1]), runs.taps[0])
+            met = min(tile.lines * tile.per, runs.lines / tile.blocks)  # filter rows of a program
+            slices = min(ceil_div(tile.lines * tile.per, runs.taps[1]), runs.taps[0])
             rows = min(runs.stride[1], runs.taps[1]) if not tile.fixed_runs else 1
             columns = bm * tile.cols * runs.stride[2] + runs.taps[2]
-            source = min(columns * runs.channels * rows, bm * tile.depth * runs.taps[1])
+            each = bm * (tile.lead + tile.used) * (runs.channels if runs.over_planes else 1)
+            source = min(columns * runs.channels * rows, each * runs.taps[1])
             result = bm * tile.cols * min(tile.kb, runs.filters)
-            found.append(source * (1 if tile.fixed_runs else here) + result * (here if tile.fixed_runs else 1))
+            ahead = config["num_stages"] > 1
+            if ahead and tile.vec * self.item == _PAST_L1:
+                source = each * (1 if tile.fixed_runs else met)
+            elif not tile.fixed_runs:
+                source *= slices
+            if tile.fixed_runs:
+                result *= met if ahead and _result_vec(tile) * self.item == _PAST_L1 else slices
+            found.append(source + result)
         return np.array(found, float) * self.item
 
     def work(self) -> Work:
