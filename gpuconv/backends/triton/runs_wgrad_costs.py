@@ -88,7 +88,7 @@ class GradientCosts:
         loaded = self.bm * (self.fixed + self.per * self.moving) * self.item / 4 / self.threads
         found = 40 + sums + 2 * self.loads() + 0.35 * loaded * (self.stages == 1)
         again = self.fixed * self.moving * words / self.threads  # of one product, formed anew where it is not finite
-        found = found + 0.7 * np.maximum(self.loads() - 24, 0) + 0.5 * np.maximum(again - 96, 0)
+        found = found + 1.2 * np.maximum(self.loads() - 24, 0) + 0.5 * np.maximum(again - 96, 0)
         found = found + (2 * self.loads() + 20 if self.problem.index64 else 0.0) + 40 * (self.item == 8)
         return np.asarray(found + np.where(self.single, 0.5 * loaded / self.per, 0.0) + 75 * self.old)
 
