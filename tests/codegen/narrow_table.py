@@ -20,7 +20,7 @@ from problems import conv_problem
 
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, TORCH
 from gpuconv.backends.base import Plan
-from gpuconv.backends.triton import conv_collect, conv_march, conv_rows, conv_rows_wgrad, conv_runs
+from gpuconv.backends.triton import conv_collect, conv_march, conv_rows, conv_rows_wgrad, conv_runs, conv_runs_wgrad
 from gpuconv.backends.triton.launch import for_triton
 from gpuconv.backends.triton.march_costs import LaneCosts
 from gpuconv.backends.triton.runs_axes import forward_of
@@ -37,6 +37,7 @@ from gpuconv.kernels.tl.conv import (
     rows_wgrad,
     runs,
     runs_spread,
+    runs_wgrad,
     splits,
 )
 from gpuconv.problem import ConvProblem, itemsize
@@ -116,6 +117,17 @@ VOLUMES = {
 """Such layers in which neighbouring columns share a run, channels-last."""
 
 
+WEIGHTS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], str]] = {
+    "stem 7x7/2 weights": ((32, 3, 224, 224), (64, 3, 7, 7), {"padding": 3, "stride": 2}, LAST),
+    "stem 3x3/2 weights": ((32, 3, 224, 224), (32, 3, 3, 3), {"padding": 1, "stride": 2}, ROWS),
+    "volume 16 to 16 weights": ((32, 16, 48, 48, 48), (16, 16, 3, 3, 3), {"padding": 1}, LAST),
+    "volume 2 to 2 weights": ((32, 2, 96, 96, 96), (2, 2, 3, 3, 3), {"padding": 1}, LAST),
+    "volume 32 to 64 /2 weights": ((32, 32, 24, 24, 24), (64, 32, 3, 3, 3), {"padding": 1, "stride": 2}, LAST),
+    "3 filters weights": ((8, 128, 256, 256), (3, 128, 3, 3), {"padding": 1}, LAST),
+}
+"""Weight gradients of layers of few channels on one side, of which runs are read."""
+
+
 GROUPED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], str]] = {
     "groups of 4": ((32, 128, 56, 56), (128, 4, 3, 3), {"padding": 1, "groups": 32}, "fprop"),
     "groups of 8": ((32, 256, 28, 28), (256, 8, 3, 3), {"padding": 1, "groups": 32}, "dgrad"),
@@ -156,8 +168,16 @@ def stems() -> Iterator[tuple[str, ConvProblem]]:
         yield f"{name} dgrad", replace(problem, kind="dgrad")
 
 
+def weights() -> Iterator[tuple[str, ConvProblem]]:
+    """Yield the name and problem of each weight gradient of few channels on one side."""
+    for name, (x, w, options, layout) in WEIGHTS.items():
+        yield name, replace(conv_problem(x, w, dtype="bfloat16", formats=layout, **options), kind="wgrad")
+
+
 def solver_of(problem: ConvProblem) -> Any:
-    """Return the solver of the depthwise kernels for a problem."""
+    """Return the solver of the narrow kernels for a problem."""
+    if problem.groups == 1 and problem.kind == "wgrad":
+        return conv_runs_wgrad.SOLVERS[0]
     if problem.c != problem.groups and problem.c > 16:
         return (conv_rows_wgrad if problem.kind == "wgrad" else conv_rows).SOLVERS[0]
     if problem.groups == 1:
@@ -190,7 +210,7 @@ def launches(plan: Plan) -> list[Launch]:
     for name, (dtype, elements) in plan.solver.parts(plan).items():  # type: ignore[attr-defined]
         tensors[name] = torch.empty(elements, dtype=getattr(torch, dtype), device="meta")
     with ExitStack() as stack:
-        for module in (conv_march, conv_collect, conv_runs, conv_rows, conv_rows_wgrad):
+        for module in (conv_march, conv_collect, conv_runs, conv_runs_wgrad, conv_rows, conv_rows_wgrad):
             stack.enter_context(mock.patch.object(module, "launch_kernel", record))
         plan.solver.launch(problem, tensors, plan.config)  # type: ignore[attr-defined]
     return recorded
@@ -199,7 +219,7 @@ def launches(plan: Plan) -> list[Launch]:
 def entries() -> dict[str, Launch]:
     """Return the launches of the plan for every problem, by name; of the sums of splits the first alone."""
     found: dict[str, Launch] = {}
-    for name, problem in (*problems(), *stems(), *grouped()):
+    for name, problem in (*problems(), *stems(), *weights(), *grouped()):
         solver = solver_of(problem)
         assert solver.why_not(problem) is None, (name, solver.why_not(problem))
         first, *others = launches(solver.plan(problem))
@@ -250,8 +270,8 @@ def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, int]) -> dict[
 
 TABLE = PoolTable(
     "narrow_table", "Codegen table of the narrow kernels", WORDS, "result", entries(),
-    (common, lanes, march_lanes, march, collect_lanes, collect, splits, runs, runs_spread, rows, rows_exact,
-     rows_wgrad),
+    (common, lanes, march_lanes, march, collect_lanes, collect, splits, runs, runs_spread, runs_wgrad, rows,
+     rows_exact, rows_wgrad),
     room,
     multiplying_loop,
 )  # fmt: skip

@@ -9,13 +9,13 @@ import pytest
 from aot import compile_source, report, specialise
 from budgets import Budget, broken
 from disassembly import sass_of
-from narrow_table import TABLE, grouped, launches, problems, solver_of, stems
+from narrow_table import TABLE, grouped, launches, problems, solver_of, stems, weights
 from pool_rows import ARCHITECTURES, VERSION
 from problems import conv_problem
 from sample import chosen
 
 from gpuconv.arrays import CHANNELS_LAST
-from gpuconv.backends.triton import rows_costs, rows_wgrad_costs, runs_costs
+from gpuconv.backends.triton import rows_costs, rows_wgrad_costs, runs_costs, runs_wgrad_costs
 from gpuconv.costs import constants as constants_module
 from gpuconv.costs.constants import Gpu, shipped
 
@@ -65,10 +65,11 @@ def test_row_is_what_the_compiler_does_today(name, arch):
 
 PLANNED_OTHERWISE = {
     (80, "stem 7x7/2 channels_last"), (80, "stem 7x7/2 contiguous"), (80, "volume 16 fprop"), (80, "volume 16 dgrad"),
-    (100, "3 filters"),
+    (80, "volume 16 to 16 weights"), (80, "volume 2 to 2 weights"), (80, "stem 7x7/2 weights"),
+    (80, "3 filters weights"), (100, "3 filters"),
 }  # fmt: skip
-"""Plans of the table are those of sm_90. On sm_80 the library plans fewer filters, or columns, for these layers, whose
-tiles spill, and on sm_100 it bounds the registers of the last, of which ptxas of Triton 3.9 spills two."""
+"""Plans of the table are those of sm_90. On sm_80 the library plans fewer filters, filter rows or columns for these
+layers, whose tiles spill, and on sm_100 it bounds the registers of the last, of which ptxas of Triton 3.9 spills two."""
 
 
 @needs_table
@@ -81,16 +82,17 @@ def test_no_kernel_spills():
 @pytest.mark.parametrize(("arch", "name"), sorted(PLANNED_OTHERWISE))
 def test_what_is_planned_otherwise_there_does_not_spill(arch, name):
     """With the constants and the name of a GPU of that architecture."""
-    (problem,) = (problem for other, problem in (*stems(), *grouped()) if other == name)
+    (problem,) = (problem for other, problem in (*stems(), *weights(), *grouped()) if other == name)
     constants, gpu = shipped()[f"default_{arch}"][1], Gpu("another GPU", divmod(arch, 10))
     solver = solver_of(problem)
     with (
         mock.patch.object(constants_module, "constants_of", lambda device: constants),
         mock.patch.object(runs_costs, "gpu_of", lambda device: gpu),
         mock.patch.object(rows_costs, "gpu_of", lambda device: gpu),
+        mock.patch.object(runs_wgrad_costs, "gpu_of", lambda device: gpu),
     ):
         plan = solver.plan(problem)
-    launch = launches(plan)[-1]
+    launch = launches(plan)[0 if problem.kind == "wgrad" else -1]  # weights are spread before, splits added after
     compiled = compile_source(specialise(launch.kernel, launch.arguments), arch, launch.config)
     found = report(compiled, sass_of(compiled.asm["cubin"]))
     assert found.stack == 0 and not found.counts.keys() & {"LDL", "STL"}, launch.config
@@ -187,6 +189,8 @@ def test_three_by_three_leaves_room_for_the_memory():
 BUDGETS = {
     "1-D dgrad rows": Budget(loop=123, warps=16),
     "1-D fprop last": Budget(loop=122, warps=12),
+    "3 filters weights": Budget(loop=620, warps=8),
+    "3 filters weights, _conv_runs_fold_kernel": Budget(loop=169, warps=40),
     "3 filters": Budget(loop=590, warps=8),
     "3x3 dgrad last": Budget(loop=169, warps=16),
     "3x3 dgrad last dilated": Budget(loop=282, warps=12),
@@ -259,10 +263,14 @@ BUDGETS = {
     "stem 3x3/2 channels_last, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "stem 3x3/2 contiguous": Budget(loop=345, warps=12),
     "stem 3x3/2 contiguous, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
+    "stem 3x3/2 weights": Budget(loop=476, warps=8),
+    "stem 3x3/2 weights, _conv_runs_fold_kernel": Budget(loop=91, warps=64),
     "stem 7x7/2 channels_last": Budget(loop=493, warps=8),
     "stem 7x7/2 channels_last, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "stem 7x7/2 contiguous": Budget(loop=535, warps=8),
     "stem 7x7/2 contiguous, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
+    "stem 7x7/2 weights": Budget(loop=400, warps=8),
+    "stem 7x7/2 weights, _conv_runs_fold_kernel": Budget(loop=168, warps=16),
     "volume 1 to 16 channels_last": Budget(loop=348, warps=8),
     "volume 1 to 16 channels_last, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "volume 1 to 16 contiguous": Budget(loop=204, warps=20),
@@ -271,10 +279,16 @@ BUDGETS = {
     "volume 16 dgrad, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "volume 16 fprop": Budget(loop=573, warps=8),
     "volume 16 fprop, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
+    "volume 16 to 16 weights": Budget(loop=314, warps=8),
+    "volume 16 to 16 weights, _conv_runs_fold_kernel": Budget(loop=165, warps=32),
     "volume 2 to 2 dgrad": Budget(loop=603, warps=8),
     "volume 2 to 2 dgrad, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "volume 2 to 2 fprop": Budget(loop=624, warps=8),
     "volume 2 to 2 fprop, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
+    "volume 2 to 2 weights": Budget(loop=314, warps=8),
+    "volume 2 to 2 weights, _conv_runs_fold_kernel": Budget(loop=182, warps=40),
+    "volume 32 to 64 /2 weights": Budget(loop=302, warps=8),
+    "volume 32 to 64 /2 weights, _conv_runs_fold_kernel": Budget(loop=65, warps=48),
 }
 """By family; of today's tables of every Triton and architecture."""
 

@@ -87,6 +87,7 @@ NARROW = {
     "grouped": ("triton.conv.grouped.rows", (2, 32, 9, 10), (32, 8, 3, 3)),
     "wgrad grouped": ("triton.conv.grouped.wgrad", (2, 32, 9, 10), (32, 8, 3, 3)),
     "stem": ("triton.conv.fprop.runs", (2, 3, 12, 13), (16, 3, 3, 3)),
+    "wgrad stem": ("triton.conv.wgrad.runs", (2, 3, 12, 13), (16, 3, 3, 3)),
 }
 """Solvers that OpInfo's samples are too small for, with the shapes of x and w."""
 
