@@ -29,7 +29,7 @@ from bench.families import FAMILIES, family_of_layer  # noqa: E402
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS  # noqa: E402
 from gpuconv.backends.triton.tuned import Tunable  # noqa: E402
 from gpuconv.config import workspace_limit  # noqa: E402
-from gpuconv.costs.constants import Constants, shipped  # noqa: E402
+from gpuconv.costs.constants import Constants, Gpu, assuming, shipped  # noqa: E402
 from gpuconv.costs.model import estimate, overheads, terms  # noqa: E402
 from gpuconv.costs.work import roofline  # noqa: E402
 from gpuconv.dispatch import backends  # noqa: E402
@@ -70,6 +70,14 @@ class Row:
     choice: Choice
 
 
+def _gpu_with(constants: Constants) -> Gpu:
+    """Return the GPU whose shipped constants these are."""
+    for stem, (data, found) in shipped().items():
+        if found is constants:
+            return Gpu((data.get("names") or [stem])[0], tuple(data["capability"]))
+    raise ValueError(f"no GPU is shipped with the constants of {constants.gpu}")
+
+
 def choose(problem: Problem, constants: Constants) -> Choice:
     """Return what the dispatcher would run for a torch tensor on a GPU of these constants, untuned.
 
@@ -79,14 +87,15 @@ def choose(problem: Problem, constants: Constants) -> Choice:
         If no solver of the Triton backend runs the problem within the limit on workspaces.
     """
     found: list[tuple[float, str, Any]] = []
-    for solver in backends()["triton"].solvers():
-        if not isinstance(solver, Tunable):
-            raise TypeError(f"{solver.id} does not describe its work, so it has no estimate for a GPU by its name")
-        if solver.why_not(problem) is None:
-            config = solver.default(problem)
-            if solver.bind(problem, config).workspace <= workspace_limit():
-                work = solver.work(problem, [config])
-                found.append((float(estimate(work, constants)[0]), solver.id, work))
+    with assuming(_gpu_with(constants)):
+        for solver in backends()["triton"].solvers():
+            if not isinstance(solver, Tunable):
+                raise TypeError(f"{solver.id} does not describe its work, so it has no estimate for a GPU by its name")
+            if solver.why_not(problem) is None:
+                config = solver.default(problem)
+                if solver.bind(problem, config).workspace <= workspace_limit():
+                    work = solver.work(problem, [config])
+                    found.append((float(estimate(work, constants)[0]), solver.id, work))
     if not found:
         raise ValueError(f"no Triton solver runs {problem_key(problem)}")
     us, id, work = min(found, key=lambda entry: entry[0])

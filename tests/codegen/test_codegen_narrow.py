@@ -69,7 +69,8 @@ PLANNED_OTHERWISE = {
     (80, "3 filters weights"), (100, "3 filters"),
 }  # fmt: skip
 """Plans of the table are those of sm_90. On sm_80 the library plans fewer filters, filter rows or columns for these
-layers, whose tiles spill, and on sm_100 it bounds the registers of the last, of which ptxas of Triton 3.9 spills two."""
+layers, whose tiles spill, and on sm_100 it bounds the registers of the last, of which ptxas of Triton 3.9 spills
+two."""
 
 
 @needs_table
