@@ -6,6 +6,7 @@ They come from ``transformers``, which builds them from a configuration alone: n
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,16 @@ BLOCKS: dict[str, Callable[[int], torch.nn.Module]] = {
     "convnext": convnext,
     "efficientnet": efficientnet,
 }
+FULL = os.environ.get("GPUCONV_TEST_FULL") == "1"
+CASES = [
+    (name, stride, memory_format)
+    for place, name in enumerate(BLOCKS)
+    for stride in (1, 2)
+    for memory_format in (torch.contiguous_format, torch.channels_last)
+    if FULL or (stride == 2 and (memory_format == torch.channels_last) == (place > 0))
+]
+"""In the gate each block once."""
+
 DEPTHWISE = {"triton.conv.depthwise.march", "triton.conv.depthwise.collect"}
 
 
@@ -82,9 +93,9 @@ def general_solvers_leave_depthwise_layers(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("general_solvers_leave_depthwise_layers")
-@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=("contiguous", "last"))
-@pytest.mark.parametrize("stride", (1, 2))
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize(
+    ("name", "stride", "memory_format"), CASES, ids=lambda value: str(value).removeprefix("torch.")
+)
 def test_outputs_and_gradients_equal_those_of_torch(name: str, stride: int, memory_format: torch.memory_format) -> None:
     torch.manual_seed(0)
     theirs = BLOCKS[name](stride).train()
