@@ -192,6 +192,15 @@ def test_refusals_name_the_reason():
     assert "computes data gradients of stride 1 alone, not (2, 1)" in strided
 
 
+@pytest.mark.parametrize("n", (0, 2))
+def test_gradient_of_no_channels_is_empty(n):
+    """Asked for its backend, which asks every solver; this one refuses, as it has no tile for no filters."""
+    arguments = (n, 0, 5, 6), torch.randn(4, 0, 3, 3), torch.randn(n, 4, 5, 6)
+    explained = str(gpuconv.explain(gpuconv.conv2d_input_grad, *arguments, padding=1, backend="triton"))
+    assert "has nothing to compute without channels of the result" in explained
+    assert gpuconv.conv2d_input_grad(*arguments, padding=1, backend="triton").shape == (n, 0, 5, 6)
+
+
 PROBES = (
     Case(2, "channels_last", "float16", "stem"),
     Case(2, "contiguous", "float32", "strides apart"),

@@ -49,6 +49,8 @@ class ForwardRuns(TritonConv):
         forward = forward_of(problem)
         if not 1 <= forward.c <= _MOST_CHANNELS:
             return f"takes 1 to {_MOST_CHANNELS} input channels, not {forward.c}"
+        if not forward.k:  # a data gradient of no channels
+            return "has nothing to compute without channels of the result"
         if problem.padding_mode != "zeros":
             return f"pads with zeros alone, not {problem.padding_mode}"
         if problem.dtype == "float32" and problem.precision == "tf32x3":
