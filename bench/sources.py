@@ -1,12 +1,12 @@
 """Which source files a record depends on, so that after a fix only what it concerns is measured again.
 
 A record of a solver depends on the module of the solver, on every module of gpuconv that this one imports, directly or
-not, and on the kernels: Triton's by those imports, CUDA sources by what the solver instantiates and their includes. To
-Triton's solvers belong the launcher and the files of constants and tuned configs as well. What stands in front of a
-solver (public functions, normalisation, dispatch, the plan cache) is not in it: it decides which problem, solver and
-config a call runs, and a record of the benchmark holds only while that choice is the same. A record of anything else
-of gpuconv's (tuning, the sanitizer, host times, an error without a solver) depends on all of gpuconv; one of torch on
-nothing here.
+not, and on the kernels: Triton's by what these modules refer to, CUDA sources by what the solver instantiates and their
+includes. To Triton's solvers belong the launcher and the files of constants and tuned configs as well. What stands in
+front of a solver (public functions, normalisation, dispatch, the plan cache) is not in it: it decides which problem,
+solver and config a call runs, and a record of the benchmark holds only while that choice is the same. A record of
+anything else of gpuconv's (tuning, the sanitizer, host times, an error without a solver) depends on all of gpuconv; one
+of torch on nothing here.
 """
 
 from __future__ import annotations
@@ -56,12 +56,14 @@ def _file(module: str) -> Path | None:
 
 @cache
 def _imports(module: str) -> frozenset[str]:
-    """Return the modules of gpuconv that `module` imports anywhere in its text."""
+    """Return the modules of gpuconv that `module` imports anywhere in its text, or whose kernels it refers to."""
     path = _file(module)
     assert path is not None, module
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "KernelReference":
+            found.add(f"gpuconv.kernels.tl.{ast.literal_eval(node.args[0])}")
         if not isinstance(node, ast.ImportFrom):
             continue
         base = package[: len(package) - node.level + 1] if node.level else []
