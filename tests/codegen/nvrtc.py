@@ -28,8 +28,6 @@ from gpuconv.kernels import cu
 ARCHITECTURES = {60: 12, 70: 12, 80: 13, 90: 13, 100: 13}
 """Compute capabilities, and the CUDA release whose NVRTC compiles for each."""
 
-OLDER = 12
-
 ADDED = ("-ftz=true", "--device-as-default-execution-space")
 """What CuPy 14 puts behind the options of every module."""
 
@@ -127,17 +125,15 @@ class Compiled:
 def compile_source(source: str, kernels: Sequence[str], arch: int, text: str | None = None) -> Compiled:
     """Compile `kernels` of a source for ``sm_<arch>`` as CuPy would; `text` replaces the text of the source.
 
-    The older release compiles in a process of its own: it crashed now and then where other compilers were loaded, the
-    newer release, Triton's or that of a CUDA build of torch.
+    Each release compiles in a process of its own: both crashed now and then where other compilers were loaded, the
+    other release, Triton's or that of a CUDA build of torch.
     """
     code = cu.source(source) if text is None else text
-    if ARCHITECTURES[arch] == OLDER:
-        return _apart().submit(_compile, source, code, list(kernels), arch).result()
-    return _compile(source, code, kernels, arch)
+    return _apart(ARCHITECTURES[arch]).submit(_compile, source, code, list(kernels), arch).result()
 
 
-@lru_cache(maxsize=1)
-def _apart() -> ProcessPoolExecutor:
+@lru_cache(maxsize=4)
+def _apart(release: Any) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
