@@ -36,6 +36,7 @@ PARTS = {
     "test_dgrad_multiplies_only_the_taps_of_each_phase": 4,
     "test_opinfo": 6,
     "test_what_is_not_finite_stays_where_it_is": 12,
+    "test_what_is_not_finite_stays_in_columns_and_gradients": 12,
     "test_repeated_calls_of_our_kernels": 13,
     "test_probes_pass_on_the_real_kernels": 4,
     "test_small_integers_are_exact": 4,
