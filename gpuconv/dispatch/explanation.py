@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..backends.base import Plan, Solver
-from ..config import BACKENDS, forced_by
+from ..config import BACKENDS, forced_by, workspace_limit
 from ..costs.constants import constants_of, gpu_of
 from ..costs.work import roofline
 from ..errors import NoSolverError
@@ -87,7 +87,8 @@ class Explanation:
         rows.append(("roofline", bound if isinstance(bound, str) else bound.text()))
         if self.plan is not None:
             workspace = self.plan.workspace
-            rows.append(("workspace", f"at most {workspace:,} bytes" if workspace else "none"))
+            limit = f"of workspace, the limit is {workspace_limit():,}"
+            rows.append(("workspace", f"at most {workspace:,} bytes {limit}" if workspace else "none"))
             if self.plan.config:
                 config = ", ".join(f"{name} {_plain(value)}" for name, value in self.plan.config.items())
                 rows.append(("config", config))
