@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -22,11 +23,14 @@ __all__ = ["pack_command"]
 
 def _workloads(names: list[str], everything: bool) -> list[Problem]:
     """Return the problems of networks that the repository lists; an installed library has none."""
+    root = str(Path(__file__).resolve().parents[2])
+    if root not in sys.path:  # a console script does not begin in the repository
+        sys.path.append(root)
     try:
         cases = import_module("bench.cases")
         found = cases.all_cases(cases.everything() if everything else names)
     except ImportError:
-        raise ValueError("--workload needs the repository, in whose root the command must run") from None
+        raise ValueError("--workload needs gpuconv's repository: an installed library has no workloads") from None
     return [case.problem for case in found]
 
 
