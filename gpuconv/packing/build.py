@@ -110,7 +110,7 @@ def build_pack(
             for future in as_completed(running):
                 done += 1
                 try:
-                    entry, cubin, _ = future.result()
+                    entry, cubin = future.result()
                 except RuntimeError as error:
                     failures.append(str(error))
                 else:

@@ -62,8 +62,8 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def compile_launch(launch: Launch, arch: str) -> tuple[Entry, bytes, str]:
-    """Return the entry of a launch, its cubin, and the release of the assembler that made it.
+def compile_launch(launch: Launch, arch: str) -> tuple[Entry, bytes]:
+    """Return the entry of a launch, and its cubin.
 
     Raises
     ------
@@ -84,7 +84,6 @@ def compile_launch(launch: Launch, arch: str) -> tuple[Entry, bytes, str]:
     if scratch:
         raise RuntimeError(f"{launch.kernel.id} of {launch.solver} needs scratch memory, which packs do not describe")
     target = re.search(r"^\.target (sm_\w+)", ptx, re.MULTILINE)
-    release = re.search(r"Cuda compilation tools, release ([\d.]+)", ptx)
     registers, stack = _resources(cubin)
     parameters = tuple(
         (name, type_, bool(launch.told[name][1]) and type_[0] == "*")
@@ -99,7 +98,7 @@ def compile_launch(launch: Launch, arch: str) -> tuple[Entry, bytes, str]:
         shared=metadata.shared, cluster=cluster, tensor_maps=(), registers=registers, stack=stack,
         cubin=hashlib.sha256(cubin).hexdigest(),
     )  # fmt: skip
-    return entry, cubin, release[1] if release else ""
+    return entry, cubin
 
 
 def compiler_versions(arch: str) -> dict[str, str]:

@@ -58,7 +58,7 @@ class Found:
 
 @dataclass
 class _Library:
-    """All packs of this process, by what a launch is known by. What a driver refused is taken out of `refused`."""
+    """All packs of this process, and what they have, by what a launch is known by."""
 
     packs: tuple[Pack, ...]
     by_key: dict[str, list[Found]] = field(default_factory=lambda: defaultdict(list))
@@ -104,9 +104,9 @@ def _distrust(folder: Path) -> str | None:
     return None
 
 
-def _open(folder: Path, origin: str) -> Pack:
+def _open(folder: Path, origin: str, trust: bool) -> Pack:
     try:
-        reason = None if pack_folders()[1] else _distrust(folder)
+        reason = None if trust else _distrust(folder)
         if reason is not None:
             return Pack(folder, origin, None, f"{reason}; GPUCONV_PACKS_TRUST=1 takes it all the same")
         index = read_index(folder)
@@ -122,7 +122,7 @@ def _open(folder: Path, origin: str) -> Pack:
 @lru_cache(maxsize=4)
 def _library(named: tuple[str, ...], trust: bool) -> _Library:
     places = [(Path(name), "GPUCONV_PACKS") for name in named] + _user_packs() + _installed()
-    found = tuple(_open(folder, origin) for folder, origin in dict(places).items())
+    found = tuple(_open(folder, origin, trust) for folder, origin in dict(places).items())
     for pack in found:
         if pack.reason is not None:
             warn_once(f"pack {pack.folder}", "ignored pack %s: %s", pack.folder, pack.reason)

@@ -47,6 +47,12 @@ def main():
                     call()
                 launches.append([stub_alone.facts(launch) for launch in gpu.launches()])
             told[name] = launches
+        shifted = X.new_zeros(X.numel() + 8).as_strided(X.shape, X.stride(), 1)
+        try:
+            gpuconv.conv2d(shifted, W, B, padding=1)
+            unaligned = "it ran"
+        except RuntimeError as error:
+            unaligned = str(error)
         explained = str(gpuconv.explain(gpuconv.conv2d, X, W, B, padding=1))
         lacking = str(gpuconv.explain(gpuconv.conv2d, X, W, padding=1, activation="tanh", backend="triton"))
     print(
@@ -58,6 +64,7 @@ def main():
                 "ran": [event for event, _ in events if event in PROCESSES],
                 "triton": [name for name in sys.modules if name.partition(".")[0] == "triton"],
                 "explained": explained,
+                "unaligned": unaligned,
                 "lacking": lacking,
             }
         )

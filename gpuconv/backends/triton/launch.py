@@ -92,7 +92,11 @@ def launch_kernel(
     if compiled is None:
         if interpreting():
             repair_interpreter()
-        function = kernel.load() if isinstance(kernel, KernelReference) else kernel
+        try:
+            function = kernel.load() if isinstance(kernel, KernelReference) else kernel
+        except ModuleNotFoundError as error:  # solvers are told what packs lack for aligned arrays in their formats
+            what = "its arrays lie otherwise in memory than those of the packs, and triton is not installed"
+            raise RuntimeError(f"{problem.op}: no pack has {kernel.id} for this call: {what}") from error
         with common._device_guard(problem):
             compiled = function[grid](**for_triton(named), **options)
     if on_gpu:
