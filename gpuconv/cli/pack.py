@@ -34,6 +34,13 @@ def _workloads(names: list[str], everything: bool) -> list[Problem]:
     return [case.problem for case in found]
 
 
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--problems {path}: must be JSON of gpuconv.tuning.to_json, but is not: {error}") from None
+
+
 def _list(folder: Path) -> None:
     index = read_index(folder)
     table = Table("architecture", "solver", "launches", "cubins", "registers", title=str(folder), title_justify="left")
@@ -117,7 +124,7 @@ def pack_command(
             raise typer.BadParameter("give --arch, --out, and --problems, --workload or --all-workloads")
         from ..dispatch.problems import from_json
 
-        found = from_json(json.loads(problems.read_text(encoding="utf-8")), str(problems)) if problems else []
+        found = from_json(_json(problems), str(problems)) if problems else []
         if workload or all_workloads:
             found += _workloads(list(workload or []), all_workloads)
         _build(found, arch, out, jobs, every_solver)
