@@ -19,6 +19,7 @@ Variable                   Default              Effect
 ``GPUCONV_PACKS``          none                 Folders of packs of compiled kernels, separated as in ``PATH``; asked
                                                 before those of the user's data folder and installed ones.
 ``GPUCONV_PACKS_TRUST``    ``0``                ``1``: also packs that others may write.
+``GPUCONV_PACKS_ONLY``     ``0``                ``1``: nothing is compiled for a GPU; a launch that no pack has raises.
 ========================== ==================== ===================================================================
 
 Variables are read when they are first needed and validated then.
@@ -46,6 +47,7 @@ __all__ = [
     "launcher",
     "logger",
     "pack_folders",
+    "packs_only",
     "settings",
     "tuning_mode",
     "use_backend",
@@ -219,6 +221,11 @@ def pack_folders() -> tuple[tuple[str, ...], bool]:
     """Return the folders of ``GPUCONV_PACKS``, absolute, and whether packs that others may write are taken."""
     named = [os.path.abspath(os.path.expanduser(n)) for n in os.environ.get("GPUCONV_PACKS", "").split(os.pathsep) if n]
     return tuple(named), os.environ.get("GPUCONV_PACKS_TRUST", "0") == "1"
+
+
+def packs_only() -> bool:
+    """Tell whether nothing may be compiled for a GPU (``GPUCONV_PACKS_ONLY=1``)."""
+    return os.environ.get("GPUCONV_PACKS_ONLY", "0") == "1"
 
 
 @lru_cache(maxsize=1)

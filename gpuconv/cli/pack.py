@@ -44,16 +44,18 @@ def _json(path: Path) -> Any:
 def _list(folder: Path) -> None:
     index = read_index(folder)
     table = Table("architecture", "solver", "launches", "cubins", "registers", title=str(folder), title_justify="left")
-    groups = Counter((entry.arch, entry.solver) for entry in index.entries)
+    listed = [(entry.arch, entry.solver, entry) for entry in index.entries]
+    listed += [(entry.arch, f"cupy, {entry.source}.cu", entry) for entry in index.cuda]
+    groups = Counter((arch, solver) for arch, solver, _ in listed)
     for (arch, solver), count in sorted(groups.items()):
-        some = [entry for entry in index.entries if (entry.arch, entry.solver) == (arch, solver)]
+        some = [entry for *group, entry in listed if group == [arch, solver]]
         most = max(entry.registers for entry in some)
         table.add_row(arch, solver, str(count), str(len({entry.cubin for entry in some})), f"up to {most}")
     console = new_console()
     console.print(table)
-    console.print(f"{len(index.entries)} launches, {len(index.cubins)} cubins, kernels {index.sources[:12]}")
+    console.print(f"{len(listed)} launches, {len(index.cubins)} cubins, kernels {index.sources[:12]}")
     console.print(", ".join(f"{name} {version}" for name, version in sorted(index.versions.items())))
-    spilling = [entry for entry in index.entries if entry.stack]
+    spilling = [entry for *_, entry in listed if entry.stack]
     console.print(f"{len(spilling)} use local memory" if spilling else "none uses local memory")
 
 
@@ -65,13 +67,14 @@ def _verify(folder: Path) -> None:
         read_cubin(folder, index, hash)
     same = index.sources == sources_hash()
     console = new_console()
-    console.print(f"{len(index.cubins)} cubins are what the index says, {len(index.entries)} launches")
+    launches = len(index.entries) + len(index.cuda)
+    console.print(f"{len(index.cubins)} cubins are what the index says, {launches} launches")
     console.print("made of the kernels of this library" if same else "made of OTHER kernels than this library's")
     if not same:
         raise typer.Exit(1)
 
 
-def _build(problems: list[Problem], archs: list[str], out: Path, jobs: int, every_solver: bool) -> None:
+def _build(problems: list[Problem], archs: list[str], out: Path, jobs: int, every_solver: bool, cupy: bool) -> None:
     from ..packing import build_pack
 
     console = new_console()
@@ -81,7 +84,10 @@ def _build(problems: list[Problem], archs: list[str], out: Path, jobs: int, ever
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        built = build_pack(problems, archs, out, jobs, progress, every_solver)
+        try:
+            built = build_pack(problems, archs, out, jobs, progress, "solvers" if every_solver else "first", cupy)
+        except OSError as error:
+            raise OSError(f"--out {out} cannot be written: {error.strerror or error}") from None
     for failure in built.failures:
         typer.echo(f"error: {failure}", err=True)
     console.print(
@@ -104,6 +110,9 @@ def pack_command(
         bool,
         typer.Option("--every-solver", help="Plan every solver that takes a problem."),
     ] = False,
+    cupy: Annotated[
+        bool, typer.Option("--cupy", help="Also every kernel of the CuPy backend, compiled by NVRTC.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the pack; what it has already is kept.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes that compile at the same time.", min=1)] = 1,
     list_: Annotated[Path | None, typer.Option("--list", help="Say what a pack has.")] = None,
@@ -120,14 +129,14 @@ def pack_command(
             _verify(verify)
         if list_ is not None or verify is not None:
             return
-        if not arch or out is None or not (problems or workload or all_workloads):
-            raise typer.BadParameter("give --arch, --out, and --problems, --workload or --all-workloads")
+        if not arch or out is None or not (problems or workload or all_workloads or cupy):
+            raise typer.BadParameter("give --arch, --out, and --problems, --workload, --all-workloads or --cupy")
         from ..dispatch.problems import from_json
 
         found = from_json(_json(problems), str(problems)) if problems else []
         if workload or all_workloads:
             found += _workloads(list(workload or []), all_workloads)
-        _build(found, arch, out, jobs, every_solver)
+        _build(found, arch, out, jobs, every_solver, cupy)
     except (PackError, ValueError, OSError, RuntimeError) as error:
         logger.debug("pack failed", exc_info=True)
         typer.echo(f"error: {error}", err=True)

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..packs.identity import sources_hash
-from ..packs.index import Entry, Index, PackError, read_cubin, read_index, write_pack
+from ..backends.cupy.backend import BACKEND as CUPY
+from ..backends.cupy.common import OPTIONS
+from ..kernels import cu
+from ..packs.identity import cuda_key_of, sources_hash
+from ..packs.index import CudaEntry, Entry, Index, PackError, read_cubin, read_index, write_pack
 from ..problem import Problem
-from .compile import compile_launch, compiler_versions, prepare
-from .plans import Launch, gpus_of, launches_of
+from . import nvrtc
+from .compile import compile_entries, compiler_versions, prepare
+from .plans import Launch, Variants, gpus_of, launches_of
 
 __all__ = ["Built", "build_pack"]
 
 Progress = Callable[[int, int], None]
-"""Is told how many launches are done, of how many."""
+"""Is told how many launches and sources are done, of how many."""
+
+_Place = tuple[str, str]
+"""Architecture and key of an entry."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """What became of a pack: its entries, how many of them were compiled now, distinct cubins, and bytes on disk."""
+    """What became of a pack: its entries, launches and sources compiled now, distinct cubins, and bytes on disk."""
 
     entries: int
     compiled: int
@@ -32,24 +39,84 @@ class Built:
     failures: tuple[str, ...]
 
 
-def _planned(problems: Sequence[Problem], arch: str, every_solver: bool) -> dict[str, Launch]:
+@dataclass(frozen=True)
+class _Task:
+    """What is compiled at once: a launch, or the kernels of a CUDA C++ source, which share a cubin.
+
+    `function` returns the entries of all `places` and their cubin; `prepare` sets up its process.
+    """
+
+    places: tuple[_Place, ...]
+    function: Callable[..., tuple[Sequence[Entry | CudaEntry], bytes]]
+    arguments: tuple[Any, ...]
+    prepare: Callable[[], None] | None
+
+
+def _planned(problems: Sequence[Problem], arch: str, variants: Variants) -> dict[str, Launch]:
     """Return the launches of all GPUs of an architecture. In a process of its own: planners remember constants."""
     found: dict[str, Launch] = {}
     for gpu in gpus_of(arch):
-        found = launches_of(problems, gpu, every_solver) | found
+        found = launches_of(problems, gpu, variants) | found
     return found
 
 
-def _known(folder: Path, versions: dict[str, str]) -> tuple[dict[tuple[str, str], Entry], dict[str, bytes]]:
+def _alone(prepare: Callable[[], None] | None) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=prepare)
+
+
+def _of_problems(problems: list[Problem], archs: list[str], variants: Variants) -> tuple[list[_Task], dict[str, str]]:
+    """Return what there is to compile for problems, and the releases of the compilers."""
+    tasks, versions = [], {}
+    for arch in archs if problems else ():
+        with _alone(prepare) as process:
+            versions |= process.submit(compiler_versions, arch).result()
+            for launch in process.submit(_planned, problems, arch, variants).result().values():
+                tasks.append(_Task(((arch, launch.key),), compile_entries, (launch, arch), prepare))
+    return tasks, versions
+
+
+def _of_cupy(archs: list[str]) -> tuple[list[_Task], dict[str, str]]:
+    """Return every kernel that the CuPy backend can launch, by source, and the release of NVRTC."""
+    release = next((each for each in nvrtc.RELEASES if nvrtc.library(each)), nvrtc.RELEASES[0])
+    with _alone(None) as process:
+        versions = {"nvrtc": process.submit(nvrtc.version, release).result()}
+    sources: dict[str, set[str]] = {}
+    for solver in CUPY.solvers():
+        for source, kernel in solver.instantiations():  # type: ignore[attr-defined]
+            sources.setdefault(source, set()).add(kernel)
+    tasks = []
+    for arch in archs:
+        for source, kernels in sorted(sources.items()):
+            places = tuple((arch, cuda_key_of(cu.source(source), kernel, OPTIONS)) for kernel in sorted(kernels))
+            arguments = (source, sorted(kernels), arch, release)
+            tasks.append(_Task(places, nvrtc.compile_entries, arguments, None))
+    return tasks, versions
+
+
+def _known(folder: Path, versions: dict[str, str]) -> tuple[dict[_Place, Entry | CudaEntry], dict[str, bytes]]:
     """Return the entries and cubins of a pack that is there already and was made of the same sources and releases."""
     try:
         index = read_index(folder)
-        if index.sources != sources_hash() or dict(index.versions) != versions:
+        if index.sources != sources_hash() or any(versions.get(k, v) != v for k, v in index.versions.items()):
             return {}, {}
         cubins = {hash: read_cubin(folder, index, hash) for hash in index.cubins}
     except PackError:
         return {}, {}
-    return {(entry.arch.rstrip("a"), entry.key): entry for entry in index.entries}, cubins
+    return {(entry.arch.rstrip("a"), entry.key): entry for entry in (*index.entries, *index.cuda)}, cubins
+
+
+def _compiled(tasks: list[_Task], jobs: int) -> Iterator[tuple[_Task, Any]]:
+    """Yield tasks as they are done, with what they return, or the error that they raised."""
+    for initializer in dict.fromkeys(task.prepare for task in tasks):
+        alike = [task for task in tasks if task.prepare is initializer]
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(jobs, len(alike)), mp_context=context, initializer=initializer) as workers:
+            running = {workers.submit(task.function, *task.arguments): task for task in alike}
+            for future in as_completed(running):
+                try:
+                    yield running[future], future.result()
+                except RuntimeError as error:
+                    yield running[future], error
 
 
 def build_pack(
@@ -58,7 +125,8 @@ def build_pack(
     folder: Path,
     jobs: int = 1,
     progress: Progress | None = None,
-    every_solver: bool = False,
+    variants: Variants = "first",
+    cupy: bool = False,
 ) -> Built:
     """Compile what problems launch on architectures, and write it as a pack.
 
@@ -73,52 +141,46 @@ def build_pack(
     jobs
         Processes that compile at the same time.
     progress
-        Is told how many launches are done, of how many.
-    every_solver
-        Whether every solver that takes a problem is planned, and not the one alone that the dispatcher would take.
+        Is told how many launches and sources are done, of how many.
+    variants
+        Which plans of a problem count, see :func:`.plans.launches_of`.
+    cupy
+        Whether the kernels of the CuPy backend are compiled as well, by NVRTC, all that it can launch.
 
     Raises
     ------
     ValueError
         If an architecture is none, or there is nothing to launch.
+    RuntimeError
+        If NVRTC is needed and not installed.
     OSError
         If the folder cannot be written.
     """
-    listed, context = list(dict.fromkeys(problems)), multiprocessing.get_context("spawn")
+    listed, archs, jobs = list(dict.fromkeys(problems)), list(dict.fromkeys(archs)), max(jobs, 1)
     for arch in archs:
         gpus_of(arch)
-    jobs = max(jobs, 1)
-    versions: dict[str, str] = {}
-    planned: dict[str, dict[str, Launch]] = {}
-    for arch in dict.fromkeys(archs):
-        with ProcessPoolExecutor(1, mp_context=context, initializer=prepare) as alone:
-            versions |= alone.submit(compiler_versions, arch).result()
-            planned[arch] = alone.submit(_planned, listed, arch, every_solver).result()
-    wanted = [(arch, launch) for arch, launches in planned.items() for launch in launches.values()]
-    if not wanted:
+    tasks, versions = _of_problems(listed, archs, variants)
+    if cupy:
+        more, release = _of_cupy(archs)
+        tasks, versions = tasks + more, versions | release
+    if not tasks:
         raise ValueError("no Triton kernel is launched for these problems")
-    entries, cubins = _known(folder, versions)
-    entries = {place: entry for place, entry in entries.items() if place in {(a, each.key) for a, each in wanted}}
-    todo = [(arch, launch) for arch, launch in wanted if (arch, launch.key) not in entries]
+    known, cubins = _known(folder, versions)
+    todo = [task for task in tasks if not known.keys() >= set(task.places)]
+    entries = {place: known[place] for task in tasks for place in task.places if place in known}
     failures: list[str] = []
-    done = len(wanted) - len(todo)
-    if todo:
-        with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context, initializer=prepare) as workers:
-            running: dict[Any, tuple[str, str]] = {
-                workers.submit(compile_launch, launch, arch): (arch, launch.key) for arch, launch in todo
-            }
-            for future in as_completed(running):
-                done += 1
-                try:
-                    entry, cubin = future.result()
-                except RuntimeError as error:
-                    failures.append(str(error))
-                else:
-                    entries[running[future]] = entry
-                    cubins[entry.cubin] = cubin
-                if progress is not None:
-                    progress(done, len(wanted))
+    for count, (task, made) in enumerate(_compiled(todo, jobs), len(tasks) - len(todo) + 1):
+        if isinstance(made, RuntimeError):
+            failures.append(str(made))
+        else:
+            found, cubin = made
+            entries |= dict(zip(task.places, found, strict=True))
+            cubins[found[0].cubin] = cubin
+        if progress is not None:
+            progress(count, len(tasks))
     used = {entry.cubin for entry in entries.values()}
-    index = Index(sources_hash(), versions, {hash: len(cubins[hash]) for hash in sorted(used)}, tuple(entries.values()))
+    launches = tuple(entry for entry in entries.values() if isinstance(entry, Entry))
+    kernels = tuple(entry for entry in entries.values() if isinstance(entry, CudaEntry))
+    index = Index(sources_hash(), versions, {hash: len(cubins[hash]) for hash in sorted(used)}, launches, kernels)
     size = write_pack(folder, index, {hash: cubins[hash] for hash in used})
     return Built(len(entries), len(todo) - len(failures), len(used), size, tuple(sorted(failures)))

@@ -12,7 +12,7 @@ from ..packs.identity import ALIGNMENT, CONSTANT
 from ..packs.index import Entry
 from .plans import Launch
 
-__all__ = ["compile_launch", "compiler_versions", "prepare"]
+__all__ = ["compile_entries", "compiler_versions", "prepare"]
 
 
 def prepare() -> None:
@@ -62,8 +62,8 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def compile_launch(launch: Launch, arch: str) -> tuple[Entry, bytes]:
-    """Return the entry of a launch, and its cubin.
+def compile_entries(launch: Launch, arch: str) -> tuple[list[Entry], bytes]:
+    """Return the one entry of a launch in a list, and its cubin.
 
     Raises
     ------
@@ -91,14 +91,14 @@ def compile_launch(launch: Launch, arch: str) -> tuple[Entry, bytes]:
         if type_ != CONSTANT
     )
     constants = {name: launch.told[name][1] for name, type_ in source.signature.items() if type_ == CONSTANT}
-    cluster = tuple(getattr(metadata, "cluster_dims", None) or (1, 1, 1))
+    cluster = (metadata.num_ctas, 1, 1)
     entry = Entry(
         key=launch.key, arch=target[1] if target else arch, kernel=launch.kernel.id, solver=launch.solver,
         name=metadata.name, constants=constants, parameters=parameters, warps=metadata.num_warps,
         shared=metadata.shared, cluster=cluster, tensor_maps=(), registers=registers, stack=stack,
         cubin=hashlib.sha256(cubin).hexdigest(),
     )  # fmt: skip
-    return entry, cubin
+    return [entry], cubin
 
 
 def compiler_versions(arch: str) -> dict[str, str]:

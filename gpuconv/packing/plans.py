@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ..backends.base import Plan
 from ..backends.triton.backend import BACKEND
@@ -14,7 +14,9 @@ from ..costs.constants import Gpu, assuming, shipped
 from ..packs.identity import KernelReference, key_of
 from ..problem import Problem
 
-__all__ = ["Launch", "gpus_of", "launches_of", "plans_for"]
+__all__ = ["Launch", "Variants", "gpus_of", "launches_of", "plans_for"]
+
+Variants = Literal["first", "solvers", "configs"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ def gpus_of(arch: str) -> list[Gpu]:
     return found or [Gpu(arch, capability)]
 
 
-def plans_for(problem: Problem, every_solver: bool = False) -> list[Plan]:
-    """Return the plan of the Triton backend that the dispatcher would take of the GPU that is assumed, or every one.
+def plans_for(problem: Problem, variants: Variants = "first") -> list[Plan]:
+    """Return plans of the Triton backend for the GPU that is assumed, that of the dispatcher first.
 
     The dispatcher takes the lowest estimate of those that fit the limit on workspaces.
     """
@@ -62,10 +64,13 @@ def plans_for(problem: Problem, every_solver: bool = False) -> list[Plan]:
             if plan.workspace <= workspace_limit():
                 found.append((solver.rank(problem), place, plan))
     found.sort(key=lambda entry: entry[:2])
-    return [plan for _, _, plan in (found if every_solver else found[:1])]
+    plans = [plan for _, _, plan in found]
+    if variants == "configs":
+        return [*plans[:1], *(s.bind(problem, c) for s in (plan.solver for plan in plans) for c in s.configs(problem))]
+    return plans if variants == "solvers" else plans[:1]
 
 
-def launches_of(problems: Iterable[Problem], gpu: Gpu, every_solver: bool = False) -> dict[str, Launch]:
+def launches_of(problems: Iterable[Problem], gpu: Gpu, variants: Variants = "first") -> dict[str, Launch]:
     """Return the launches of problems on a GPU, by what they are known by.
 
     Parameters
@@ -74,13 +79,14 @@ def launches_of(problems: Iterable[Problem], gpu: Gpu, every_solver: bool = Fals
         Problems of torch tensors. On which device they say they are does not matter.
     gpu
         The GPU whose constants and capability decide.
-    every_solver
-        Whether the plans of all solvers that take a problem count, and not that of the dispatcher alone.
+    variants
+        Which plans count: the one that the dispatcher would take (``"first"``), those of all solvers that take the
+        problem (``"solvers"``), or every config that tuning may choose from (``"configs"``).
     """
     found: dict[str, Launch] = {}
     with assuming(gpu):
         for problem in problems:
-            for plan in plans_for(replace(problem, array="torch"), every_solver):
+            for plan in plans_for(replace(problem, array="torch"), variants):
                 for told in launches_of_plan(plan):
                     key, arguments = key_of(told.kernel, told.arguments, told.options, aligned=True)
                     launch = Launch(key, told.kernel, plan.solver.id, arguments, dict(told.options))

@@ -6,14 +6,15 @@ import ctypes
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from math import prod
 from types import SimpleNamespace
 from typing import Any
 
 from ..launcher.layout import Layout, pack
-from .index import read_cubin
+from .index import CudaEntry, Entry, read_cubin
 from .search import Found
 
-__all__ = ["DriverError", "PackedKernel", "load"]
+__all__ = ["DriverError", "PackedCuda", "PackedKernel", "load"]
 
 _SHARED_BY_DEFAULT = 48 << 10
 """Bytes of shared memory that a block may have without asking (CUDA C++ Programming Guide, 16.8)."""
@@ -21,8 +22,32 @@ _SHARED_BY_DEFAULT = 48 << 10
 _MAX_DYNAMIC_SHARED = 8
 """``CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES``."""
 
+_NON_PORTABLE_CLUSTER = 14
+"""``CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED``: asked for clusters of more than 8 blocks."""
+
+_PORTABLE_CLUSTER = 8
+"""Blocks of a cluster that every GPU with clusters takes (CUDA C++ Programming Guide, 5.2.1)."""
+
 _SCRATCH = 2
-"""Pointers to scratch memory behind the parameters, null for the kernels here."""
+"""Pointers to scratch memory behind the parameters of Triton's kernels, null for those here."""
+
+
+class _Attribute(ctypes.Structure):
+    """``CUlaunchAttribute``: what it is, and a union of 64 bytes, at a multiple of 8."""
+
+    _fields_ = [("id", ctypes.c_int), ("padding", ctypes.c_int), ("value", ctypes.c_uint * 16)]
+
+    CLUSTER, SCHEDULING = 4, 5  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, ..._CLUSTER_SCHEDULING_POLICY_PREFERENCE
+    SPREAD = 1
+
+
+class _Config(ctypes.Structure):
+    """``CUlaunchConfig``."""
+
+    _fields_ = [
+        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint),
+    ]  # fmt: skip
 
 
 class DriverError(RuntimeError):
@@ -48,6 +73,7 @@ def _driver() -> Any:
     library.cuFuncSetAttribute.argtypes = [pointer, ctypes.c_int, ctypes.c_int]
     library.cuGetErrorString.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)]
     library.cuLaunchKernel.argtypes = [pointer, *[number] * 7, pointer, ctypes.POINTER(pointer), pointer]
+    library.cuLaunchKernelEx.argtypes = [ctypes.POINTER(_Config), pointer, ctypes.POINTER(pointer), pointer]
     return library
 
 
@@ -58,17 +84,42 @@ def _check(code: int, what: str) -> None:
         raise DriverError(f"{what}: CUDA error {code}: {(text.value or b'unknown').decode()}")
 
 
+def _launch(
+    function: int, grid: Sequence[int], block: int, shared: int, stream: int, values: Sequence[bytes],
+    cluster: tuple[int, int, int], what: str,
+) -> None:  # fmt: skip
+    """Launch a function on blocks of `grid`, of clusters if there are any, with the bytes of every parameter."""
+    buffers = [ctypes.create_string_buffer(value, len(value)) for value in values]
+    places = (ctypes.c_void_p * len(buffers))(*map(ctypes.addressof, buffers))
+    x, y, z = (*grid, 1, 1)[:3]
+    if not x * y * z:
+        return
+    if cluster == (1, 1, 1):
+        code = _driver().cuLaunchKernel(function, x, y, z, block, 1, 1, shared, stream, places, None)
+    else:
+        # As Triton does: a program of the grid is a cluster along the first axis, and clusters are spread.
+        attributes = (_Attribute * 2)()
+        attributes[0].id, attributes[1].id = _Attribute.CLUSTER, _Attribute.SCHEDULING
+        attributes[0].value[:3] = cluster
+        attributes[1].value[0] = _Attribute.SPREAD
+        blocks = [size * blocks for size, blocks in zip((x, y, z), cluster)]
+        number = ctypes.c_uint * 3
+        config = _Config(number(*blocks), number(block, 1, 1), shared, stream, attributes, len(attributes))
+        code = _driver().cuLaunchKernelEx(ctypes.byref(config), function, places, None)
+    _check(code, f"launch of {what}")
+
+
 class PackedKernel:
     """A function of a loaded cubin, in the place of a compiled kernel of Triton's.
 
     It has what a recording asks of one: `function`, `metadata` and `layout`.
     """
 
-    def __init__(self, found: Found, function: int) -> None:
-        self.entry, self.function = found.entry, function
-        self.layout: Layout = found.entry.layout
+    def __init__(self, entry: Entry, function: int) -> None:
+        self.entry, self.function = entry, function
+        self.layout: Layout = entry.layout
         self.metadata = SimpleNamespace(
-            name=found.entry.name, num_warps=found.entry.warps, shared=found.entry.shared, num_ctas=1
+            name=entry.name, num_warps=entry.warps, shared=entry.shared, num_ctas=prod(entry.cluster)
         )
 
     def bytes_of(self, arguments: Mapping[str, Any]) -> list[bytes]:
@@ -91,23 +142,38 @@ class PackedKernel:
         DriverError
             If the driver refuses the launch.
         """
-        values = [ctypes.create_string_buffer(value, len(value)) for value in (*parameters, *[bytes(8)] * _SCRATCH)]
-        places = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        x, y, z = (*grid, 1, 1)[:3]
-        if not x * y * z:
-            return
-        block, shared = 32 * self.entry.warps, self.entry.shared
-        code = _driver().cuLaunchKernel(self.function, x, y, z, block, 1, 1, shared, stream, places, None)
-        _check(code, f"launch of {self.entry.name}")
+        entry, values = self.entry, (*parameters, *[bytes(8)] * _SCRATCH)
+        _launch(self.function, grid, 32 * entry.warps, entry.shared, stream, values, entry.cluster, entry.name)
 
 
-_loaded: dict[tuple[int, str, str], PackedKernel | DriverError] = {}
+class PackedCuda:
+    """A function of a loaded cubin that NVRTC made of CUDA C++."""
+
+    def __init__(self, entry: CudaEntry, function: int) -> None:
+        self.entry, self.function = entry, function
+
+    def launch(self, grid: int, block: int, stream: int, parameters: Sequence[bytes]) -> None:
+        """Launch `grid` blocks of `block` threads with the bytes of every parameter, in the current context.
+
+        Raises
+        ------
+        DriverError
+            If the driver refuses the launch.
+        """
+        _launch(self.function, (grid,), block, 0, stream, parameters, (1, 1, 1), self.entry.name)
+
+
+Loaded = PackedKernel | PackedCuda
+
+_loaded: dict[tuple[int, str, str], Loaded | DriverError] = {}
 _modules: dict[tuple[int, str], int] = {}
 _lock = threading.Lock()
 
 
-def load(found: Found, device: int, guard: Callable[[], Any]) -> PackedKernel:
+def load(found: Found, device: int, guard: Callable[[], Any]) -> Any:
     """Return the kernel of an entry on a device: its cubin is read, checked and loaded at the first call.
+
+    That is a :class:`PackedKernel`, or a :class:`PackedCuda` for a :class:`.index.CudaEntry`.
 
     Parameters
     ----------
@@ -134,7 +200,8 @@ def load(found: Found, device: int, guard: Callable[[], Any]) -> PackedKernel:
             if known is None:
                 try:
                     with guard():
-                        known = PackedKernel(found, _function(found, device))
+                        function = _function(found, device)
+                    known = PackedKernel(entry, function) if isinstance(entry, Entry) else PackedCuda(entry, function)
                 except DriverError as error:
                     known = error
                 _loaded[place] = known
@@ -147,8 +214,9 @@ def _function(found: Found, device: int) -> int:
     """Load the module of a cubin, unless it is, and return the address of a function of it."""
     entry, index = found.entry, found.pack.index
     assert index is not None
-    if entry.cluster != (1, 1, 1) or entry.tensor_maps:
-        raise DriverError(f"{entry.name} needs clusters or tensor maps, which are not launched from packs yet")
+    ours = isinstance(entry, Entry)
+    if ours and entry.tensor_maps:
+        raise DriverError(f"{entry.name} needs tensor maps, which are not made from packs yet")
     driver, module = _driver(), ctypes.c_void_p(_modules.get((device, entry.cubin)))
     if not module.value:
         image = read_cubin(found.pack.folder, index, entry.cubin)
@@ -157,7 +225,10 @@ def _function(found: Found, device: int) -> int:
     function = ctypes.c_void_p()
     name = entry.name.encode()
     _check(driver.cuModuleGetFunction(ctypes.byref(function), module, name), f"{entry.name} in its cubin")
-    if entry.shared > _SHARED_BY_DEFAULT:
+    if ours and prod(entry.cluster) > _PORTABLE_CLUSTER:
+        code = driver.cuFuncSetAttribute(function, _NON_PORTABLE_CLUSTER, 1)
+        _check(code, f"clusters of {prod(entry.cluster)} blocks for {entry.name}")
+    if ours and entry.shared > _SHARED_BY_DEFAULT:  # what CUDA C++ declares has its size in the cubin
         code = driver.cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, entry.shared)
         _check(code, f"{entry.shared:,} bytes of shared memory for {entry.name}")
     return function.value or 0

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from importlib.resources import files
 from typing import Any
 
-__all__ = ["ALIGNMENT", "KernelReference", "TypeName", "described", "key_of", "sources_hash"]
+__all__ = ["ALIGNMENT", "KernelReference", "TypeName", "cuda_key_of", "described", "key_of", "sources_hash"]
 
 ALIGNMENT = 16
 """What the compiler is told to divide a number or an address, or not."""
@@ -113,13 +113,28 @@ def key_of(
     return hashlib.sha256(text.encode()).hexdigest(), told
 
 
+def cuda_key_of(text: str, kernel: str, options: Sequence[str]) -> str:
+    """Return what a kernel of CUDA C++ is known by.
+
+    Parameters
+    ----------
+    text
+        The whole source.
+    kernel
+        Its C++ name with template arguments.
+    options
+        Options of NVRTC, the architecture not among them.
+    """
+    return hashlib.sha256(json.dumps([text, kernel, list(options)]).encode()).hexdigest()
+
+
 @lru_cache(maxsize=1)
 def sources_hash() -> str:
-    """Return a hash of the sources of every Triton kernel: a pack made of others is of another library."""
+    """Return a hash of the sources of every kernel: a pack made of others is of another library."""
     found = hashlib.sha256()
-    root = files("gpuconv.kernels.tl")
-    for name, content in sorted(_sources(root, "")):
-        found.update(f"{name}\0{len(content)}\0".encode() + content)
+    for package in ("gpuconv.kernels.tl", "gpuconv.kernels.cu"):
+        for name, content in sorted(_sources(files(package), "")):
+            found.update(f"{name}\0{len(content)}\0".encode() + content)
     return found.hexdigest()
 
 
@@ -128,6 +143,6 @@ def _sources(folder: Any, prefix: str) -> list[tuple[str, bytes]]:
     for item in folder.iterdir():
         if item.is_dir() and item.name != "__pycache__":
             listed += _sources(item, f"{prefix}{item.name}/")
-        elif item.name.endswith(".py"):
+        elif item.name.endswith((".py", ".cu", ".cuh")):
             listed.append((prefix + item.name, item.read_bytes()))
     return listed

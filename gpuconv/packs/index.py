@@ -26,6 +26,7 @@ from ..launcher.layout import Layout, Parameter
 
 __all__ = [
     "SCHEMA",
+    "CudaEntry",
     "Entry",
     "Index",
     "PackError",
@@ -36,7 +37,7 @@ __all__ = [
     "write_pack",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 INDEX = "index.json"
 CUBINS = "cubins"
 
@@ -101,39 +102,86 @@ class Entry:
     @property
     def layout(self) -> Layout:
         """What the symbol takes."""
-        return Layout(tuple(Parameter(*parameter) for parameter in self.parameters), plain=True)
+        plain = self.cluster == (1, 1, 1)
+        return Layout(tuple(Parameter(*parameter) for parameter in self.parameters), plain)
 
     def runs_on(self, capability: tuple[int, int]) -> bool:
-        """Tell whether a GPU of that compute capability takes the cubin.
+        """Tell whether a GPU of that compute capability takes the cubin."""
+        return _runs_on(self.arch, capability)
 
-        Binaries are compatible within a major version, upwards (CUDA C++ Programming Guide, 3.1.2); specific ones not.
-        """
-        found = _ARCH.fullmatch(self.arch)
-        assert found is not None
-        major, minor = divmod(int(found[1]), 10)
-        return capability == (major, minor) if found[2] else capability[0] == major and capability[1] >= minor
+
+@dataclass(frozen=True, slots=True)
+class CudaEntry:
+    """A kernel of a CUDA C++ source that a pack has compiled, for the CuPy backend.
+
+    Attributes
+    ----------
+    key
+        What the kernel is known by, see :func:`.identity.cuda_key_of`.
+    arch
+        ``sm_90``: what it was compiled for.
+    source, kernel
+        The file of :mod:`gpuconv.kernels.cu`, and the C++ name of the kernel with its template arguments.
+    name
+        The symbol in the cubin.
+    registers, stack
+        Registers and bytes of local memory of a thread.
+    cubin
+        The hash of the cubin that has the symbol.
+    """
+
+    key: str
+    arch: str
+    source: str
+    kernel: str
+    name: str
+    registers: int
+    stack: int
+    cubin: str
+
+    def runs_on(self, capability: tuple[int, int]) -> bool:
+        """Tell whether a GPU of that compute capability takes the cubin."""
+        return _runs_on(self.arch, capability)
+
+
+def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
+    """Tell whether a GPU takes a binary.
+
+    They are compatible within a major version, upwards (CUDA C++ Programming Guide, 3.1.2); specific ones not.
+    """
+    found = _ARCH.fullmatch(arch)
+    assert found is not None
+    major, minor = divmod(int(found[1]), 10)
+    return capability == (major, minor) if found[2] else capability[0] == major and capability[1] >= minor
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """What ``index.json`` says: hash of the kernels' sources, versions, sizes of cubins by hash, and entries."""
+    """What ``index.json`` says: hash of the kernels' sources, versions, sizes of cubins by hash, and entries.
+
+    `entries` are launches of Triton's kernels, `cuda` kernels of CUDA C++.
+    """
 
     sources: str
     versions: Mapping[str, Any]
     cubins: Mapping[str, int]
     entries: tuple[Entry, ...]
+    cuda: tuple[CudaEntry, ...] = ()
 
     @property
     def archs(self) -> list[str]:
         """The architectures of the entries, each once."""
-        return sorted({entry.arch for entry in self.entries})
+        return sorted({entry.arch for entry in (*self.entries, *self.cuda)})
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that :func:`parse_index` reads."""
-        entries = [asdict(entry) for entry in sorted(self.entries, key=lambda entry: (entry.arch, entry.key))]
+        listed = [
+            [asdict(entry) for entry in sorted(of, key=lambda entry: (entry.arch, entry.key))]
+            for of in (self.entries, self.cuda)
+        ]
         return {
             "schema": SCHEMA, "sources": self.sources, "versions": dict(self.versions),
-            "cubins": dict(sorted(self.cubins.items())), "entries": entries,
+            "cubins": dict(sorted(self.cubins.items())), "entries": listed[0], "cuda": listed[1],
         }  # fmt: skip
 
 
@@ -152,11 +200,34 @@ def _count(value: Any, most: int, what: str) -> int:
     return int(value)
 
 
+def _complete(data: Any, kind: Any, at: str) -> None:
+    _require(isinstance(data, dict), f"{at} is no object")
+    missing = kind.__dataclass_fields__.keys() - data.keys()
+    _require(not missing, f"{at} lacks {', '.join(sorted(missing))}")
+
+
+def _listed(data: Mapping[str, Any], cubins: Mapping[str, int], at: str) -> str:
+    cubin = _text(data["cubin"], _HASH, f"{at}: cubin")
+    _require(cubin in cubins, f"{at}: its cubin is not listed")
+    return cubin
+
+
+def _parse_cuda(data: Any, place: int, cubins: Mapping[str, int]) -> CudaEntry:
+    at = f"CUDA entry {place}"
+    _complete(data, CudaEntry, at)
+    return CudaEntry(
+        key=_text(data["key"], _HASH, f"{at}: key"), arch=_text(data["arch"], _ARCH, f"{at}: arch"),
+        source=_text(data["source"], re.compile(r"\w+"), f"{at}: source"),
+        kernel=_text(data["kernel"], re.compile(r"[\w:<>, ]+"), f"{at}: kernel"),
+        name=_text(data["name"], _SYMBOL, f"{at}: name"),
+        registers=_count(data["registers"], 255, f"{at}: registers"),
+        stack=_count(data["stack"], 1 << 20, f"{at}: stack"), cubin=_listed(data, cubins, at),
+    )  # fmt: skip
+
+
 def _parse_entry(data: Any, place: int, cubins: Mapping[str, int]) -> Entry:
     at = f"entry {place}"
-    _require(isinstance(data, dict), f"{at} is no object")
-    missing = Entry.__dataclass_fields__.keys() - data.keys()
-    _require(not missing, f"{at} lacks {', '.join(sorted(missing))}")
+    _complete(data, Entry, at)
     _require(isinstance(data["constants"], dict), f"{at}: constants is no object")
     parameters = data["parameters"]
     _require(isinstance(parameters, list) and len(parameters) <= 510, f"{at}: parameters is no list of at most 510")
@@ -169,8 +240,7 @@ def _parse_entry(data: Any, place: int, cubins: Mapping[str, int]) -> Entry:
     cluster, maps = data["cluster"], data["tensor_maps"]
     _require(isinstance(cluster, list) and len(cluster) == 3, f"{at}: cluster is {cluster!r:.80}")
     _require(isinstance(maps, list), f"{at}: tensor_maps is no list")
-    cubin = _text(data["cubin"], _HASH, f"{at}: cubin")
-    _require(cubin in cubins, f"{at}: its cubin is not listed")
+    cubin = _listed(data, cubins, at)
     x, y, z = (_count(size, 16, f"{at}: cluster") for size in cluster)
     return Entry(
         key=_text(data["key"], _HASH, f"{at}: key"), arch=_text(data["arch"], _ARCH, f"{at}: arch"),
@@ -193,12 +263,15 @@ def parse_index(data: Any) -> Index:
     """
     _require(isinstance(data, dict), "the index is no object")
     _require(data.get("schema") == SCHEMA, f"the index has schema {data.get('schema')!r:.80}, this library {SCHEMA}")
-    listed, entries, versions = data.get("cubins"), data.get("entries"), data.get("versions")
+    listed, versions = data.get("cubins"), data.get("versions")
+    entries, cuda = data.get("entries"), data.get("cuda")
     _require(isinstance(listed, dict) and isinstance(versions, dict), "cubins and versions must be objects")
-    _require(isinstance(entries, list) and len(entries) <= _MOST_ENTRIES, f"no list of at most {_MOST_ENTRIES} entries")
+    for of in (entries, cuda):
+        _require(isinstance(of, list) and len(of) <= _MOST_ENTRIES, f"no list of at most {_MOST_ENTRIES} entries")
     cubins = {_text(hash, _HASH, "a cubin"): _count(size, _MOST_CUBIN, "its size") for hash, size in listed.items()}
     found = tuple(_parse_entry(entry, place, cubins) for place, entry in enumerate(entries))
-    return Index(_text(data.get("sources"), _HASH, "sources"), versions, cubins, found)
+    found_cuda = tuple(_parse_cuda(entry, place, cubins) for place, entry in enumerate(cuda))
+    return Index(_text(data.get("sources"), _HASH, "sources"), versions, cubins, found, found_cuda)
 
 
 def _read(path: Path, most: int) -> bytes:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -24,10 +24,10 @@ from typing import Any
 
 from ..config import pack_folders
 from ..costs.files import warn_once
-from .identity import KernelReference, key_of, sources_hash
-from .index import Entry, Index, PackError, read_index
+from .identity import KernelReference, cuda_key_of, key_of, sources_hash
+from .index import CudaEntry, Entry, Index, PackError, read_index
 
-__all__ = ["Found", "Pack", "any_packs", "forget", "look_up", "packs"]
+__all__ = ["Found", "Pack", "any_packs", "forget", "look_up", "look_up_cuda", "packs"]
 
 GROUP = "gpuconv.packs"
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -43,17 +43,17 @@ class Pack:
     reason: str | None = None
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
-        """The launches that it has; none where it is ignored."""
-        return self.index.entries if self.index is not None else ()
+    def entries(self) -> tuple[Entry | CudaEntry, ...]:
+        """The launches and CUDA C++ kernels that it has; none where it is ignored."""
+        return (*self.index.entries, *self.index.cuda) if self.index is not None else ()
 
 
 @dataclass(frozen=True)
 class Found:
-    """A launch that a pack has: the pack, and the entry."""
+    """A launch, or a CUDA C++ kernel, that a pack has: the pack, and the entry."""
 
     pack: Pack
-    entry: Entry
+    entry: Entry | CudaEntry
 
 
 @dataclass
@@ -62,11 +62,14 @@ class _Library:
 
     packs: tuple[Pack, ...]
     by_key: dict[str, list[Found]] = field(default_factory=lambda: defaultdict(list))
+    samples: dict[tuple[type, str], Entry | CudaEntry] = field(default_factory=dict)
+    """One entry of each kind and architecture."""
 
     def __post_init__(self) -> None:
         for pack in self.packs:
             for entry in pack.entries:
                 self.by_key[entry.key].append(Found(pack, entry))
+                self.samples.setdefault((type(entry), entry.arch), entry)
 
 
 def _installed() -> list[tuple[Path, str]]:
@@ -139,12 +142,10 @@ def packs() -> tuple[Pack, ...]:
     return _current().packs
 
 
-def any_packs(capability: tuple[int, int] | None = None) -> bool:
-    """Tell whether a pack has a launch at all, or one for a GPU of that compute capability."""
-    library = _current()
-    if capability is None:
-        return bool(library.by_key)
-    return any(entry.runs_on(capability) for pack in library.packs for entry in pack.entries)
+def any_packs(capability: tuple[int, int] | None = None, kind: type[Entry | CudaEntry] = Entry) -> bool:
+    """Tell whether a pack has a launch (or a :class:`.index.CudaEntry`) at all, or one for a GPU of that capability."""
+    samples = _current().samples.items()
+    return any(of is kind and (capability is None or entry.runs_on(capability)) for (of, _), entry in samples)
 
 
 def look_up(
@@ -160,6 +161,15 @@ def look_up(
         return []
     key, _ = key_of(kernel, arguments, options, aligned)
     return [found for found in library.by_key.get(key, ()) if found.entry.runs_on(capability)]
+
+
+def look_up_cuda(text: str, kernel: str, options: Sequence[str], capability: tuple[int, int]) -> list[Found]:
+    """Return what packs have of a CUDA C++ kernel for a GPU of that compute capability, the best first.
+
+    Arguments are those of :func:`.identity.cuda_key_of`.
+    """
+    found = _current().by_key.get(cuda_key_of(text, kernel, options), ())
+    return [each for each in found if each.entry.runs_on(capability)]
 
 
 def forget() -> None:

@@ -11,9 +11,10 @@ from budgets import Budget, broken, unnoticed
 from cu_table import PAGE, jobs, kernels, key, load, measure, page, source_hashes, versions
 from disassembly import DISASSEMBLED
 from loops import occupancy
-from nvrtc import ARCHITECTURES, CompileError, compile_source, reports_of, version
+from nvrtc import ARCHITECTURES, compile_source, reports_of, version
 
 from gpuconv.kernels import cu
+from gpuconv.packing.nvrtc import CompileError
 
 pytestmark = pytest.mark.codegen
 

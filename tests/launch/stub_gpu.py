@@ -38,7 +38,8 @@ class _Launch(ctypes.Structure):
     _fields_ = [
         ("function", ctypes.c_void_p), ("stream", ctypes.c_void_p), ("context", ctypes.c_void_p),
         ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint),
-        ("attributes", ctypes.c_uint), ("bytes", ctypes.c_int), ("arguments", ctypes.c_ubyte * 4096),
+        ("attributes", ctypes.c_uint), ("cluster", ctypes.c_uint * 3), ("scheduling", ctypes.c_uint),
+        ("bytes", ctypes.c_int), ("arguments", ctypes.c_ubyte * 4096),
     ]  # fmt: skip
 
 
@@ -53,6 +54,8 @@ class Launch:
     shared: int
     stream: int
     attributes: int
+    cluster: tuple[int, ...]
+    scheduling: int
     context: int
     arguments: tuple[bytes, ...]
 
@@ -128,7 +131,7 @@ class StubGpu:
         assert not data
         return Launch(
             self.library.stub_name(raw.function).decode(), raw.function, tuple(raw.grid), tuple(raw.block), raw.shared,
-            raw.stream or 0, raw.attributes, raw.context, tuple(arguments),
+            raw.stream or 0, raw.attributes, tuple(raw.cluster), raw.scheduling, raw.context, tuple(arguments),
         )  # fmt: skip
 
     @contextmanager

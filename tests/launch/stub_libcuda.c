@@ -17,14 +17,20 @@ typedef struct {
 
 typedef struct {
   void *function, *stream, *context;
-  unsigned grid[3], block[3], shared, attributes;
+  unsigned grid[3], block[3], shared, attributes, cluster[3], scheduling;
   int bytes;
   unsigned char arguments[4096];
 } Launch;
 
+typedef struct { /* CUlaunchAttribute */
+  int id, padding;
+  unsigned value[16];
+} Attribute;
+
 typedef struct { /* CUlaunchConfig */
   unsigned grid[3], block[3], shared;
-  void *stream, *attributes;
+  void *stream;
+  const Attribute *attributes;
   unsigned count;
 } Config;
 
@@ -50,7 +56,7 @@ void stub_declare(void *function, int count, const int *sizes) {
 }
 
 static Result record(void *f, const unsigned *grid, const unsigned *block, unsigned shared, void *stream,
-                     unsigned attributes, void **parameters) {
+                     const Attribute *attributes, unsigned count, void **parameters) {
   if (failing) return failing;
   if (!current) return 201; /* CUDA_ERROR_INVALID_CONTEXT */
   if (!recording) return 0;
@@ -65,7 +71,13 @@ static Result record(void *f, const unsigned *grid, const unsigned *block, unsig
   memcpy(launch->grid, grid, sizeof(launch->grid));
   memcpy(launch->block, block, sizeof(launch->block));
   launch->shared = shared;
-  launch->attributes = attributes;
+  launch->attributes = count;
+  memset(launch->cluster, 0, sizeof(launch->cluster));
+  launch->scheduling = 0;
+  for (unsigned i = 0; i < count; i++) {
+    if (attributes[i].id == 4) memcpy(launch->cluster, attributes[i].value, sizeof(launch->cluster));
+    if (attributes[i].id == 5) launch->scheduling = attributes[i].value[0];
+  }
   launch->bytes = 0;
   for (int i = 0; i < function->count; i++) {
     memcpy(launch->arguments + launch->bytes, parameters[i], function->sizes[i]);
@@ -76,12 +88,12 @@ static Result record(void *f, const unsigned *grid, const unsigned *block, unsig
 
 /* The driver's interface, as far as Triton and gpuconv use it. */
 Result cuLaunchKernelEx(const Config *c, void *f, void **parameters, void **extra) {
-  return record(f, c->grid, c->block, c->shared, c->stream, c->count, parameters);
+  return record(f, c->grid, c->block, c->shared, c->stream, c->attributes, c->count, parameters);
 }
 Result cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                       unsigned shared, void *stream, void **parameters, void **extra) {
   unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
-  return record(f, grid, block, shared, stream, 0, parameters);
+  return record(f, grid, block, shared, stream, NULL, 0, parameters);
 }
 Result cuInit(unsigned flags) { return 0; }
 Result cuGetErrorString(int error, const char **text) { *text = "the stub fails"; return 0; }

@@ -11,9 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import stub_alone
 from launch_cases import CALLS
@@ -21,11 +25,19 @@ from stub_gpu import StubGpu, launcher
 from test_launch import _observe
 
 from gpuconv import dispatch
-from gpuconv.backends.triton import launch
+from gpuconv.backends.cupy import backend as cupy_backend
+from gpuconv.backends.cupy import common as cupy_common
+from gpuconv.backends.triton import common, launch
+from gpuconv.backends.triton.dry import launches_of_plan
 from gpuconv.costs import files
 from gpuconv.dispatch.plan_cache import CACHE
-from gpuconv.packing import build_pack
+from gpuconv.packing import build_pack, nvrtc
+from gpuconv.packing.compile import compile_entries
+from gpuconv.packing.plans import Launch
 from gpuconv.packs import driver, search
+from gpuconv.packs.identity import key_of, sources_hash
+from gpuconv.packs.index import CudaEntry, Entry, Index, write_pack
+from gpuconv.packs.origins import NotPackedError, origins
 from gpuconv.problem import Problem
 
 Use = Callable[..., None]
@@ -61,7 +73,8 @@ def use_packs(gpu: StubGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
     def told(found: search.Found, device: int) -> int:
         function = original(found, device)
-        gpu.declare_sizes(function, [parameter.size for parameter in found.entry.layout.parameters] + [8, 8])
+        if isinstance(found.entry, Entry):
+            gpu.declare_sizes(function, [parameter.size for parameter in found.entry.layout.parameters] + [8, 8])
         return function
 
     def use(*folders: Path) -> None:
@@ -146,6 +159,135 @@ def _copy(pack: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pack, tmp_path / "copy"))
 
 
+# what is not compiled
+
+
+def test_with_packs_alone_nothing_is_compiled(
+    gpu: StubGpu, pack: Path, use_packs: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUCONV_PACKS_ONLY", "1")
+    use_packs(pack)
+    with origins() as found:
+        CALLS["fprop"][1]()
+    assert found == [True]
+    with pytest.raises(
+        NotPackedError, match=r"^conv2d: conv\.fprop:\w+: no pack has this launch, and GPUCONV_PACKS_ONLY"
+    ):
+        CALLS["fprop, unaligned"][1]()
+    monkeypatch.delenv("GPUCONV_PACKS_ONLY")
+    with origins() as found:
+        CALLS["fprop, unaligned"][1]()
+    assert found == [False]
+
+
+# clusters
+
+
+def test_a_cluster_is_launched_as_triton_launches_it(
+    gpu: StubGpu, use_packs: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "launch_options", lambda config: {"num_warps": 4, "num_ctas": 2})
+    use_packs()
+    expected, _ = _observe(gpu, CALLS["max_pool"][1], "triton")
+    assert [launched.cluster for launched in gpu.launches()] == [(2, 1, 1)]
+    (told,) = [told for plan in _plans(CALLS["max_pool"][1]) for told in launches_of_plan(plan)]
+    key, arguments = key_of(told.kernel, told.arguments, told.options, aligned=True)
+    (entry,), cubin = compile_entries(Launch(key, told.kernel, "triton.pool.max", arguments, told.options), "sm_90")
+    assert entry.cluster == (2, 1, 1)
+    write_pack(tmp_path / "pack", Index(sources_hash(), {}, {entry.cubin: len(cubin)}, (entry,)), {entry.cubin: cubin})
+    use_packs(tmp_path / "pack")
+    for kind in ("auto", "python", "native"):
+        seen, looked_up = _observe(gpu, CALLS["max_pool"][1], kind)
+        assert looked_up == [0, 0, 0]
+        assert _without_functions(seen) == _without_functions(expected)
+        assert {(launched.cluster, launched.scheduling) for launched in gpu.launches()} == {((2, 1, 1), 1)}
+
+
+def _plans(call: Callable[[], Any]) -> list[Any]:
+    with dispatch.record_plans() as plans:
+        call()
+    return list(plans)
+
+
+# CUDA C++
+
+SOURCE = "pool_unpool"
+KERNEL = sorted(
+    kernel
+    for solver in cupy_backend.BACKEND.solvers()
+    for source, kernel in solver.instantiations()
+    if source == SOURCE
+)[0]
+
+
+class _Device:
+    """CuPy's device, played."""
+
+    id, compute_capability = 0, "90"
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def cuda_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pack of one kernel of the CuPy backend, beside a CuPy that compiles nothing."""
+    release = next((each for each in nvrtc.RELEASES if nvrtc.library(each)), None)
+    if release is None:
+        pytest.skip("not run: NVRTC is not installed")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        entries, cubin = process.submit(nvrtc.compile_entries, SOURCE, [KERNEL], "sm_90", release).result()
+    index = Index(sources_hash(), {}, {entries[0].cubin: len(cubin)}, (), tuple(entries))
+    write_pack(tmp_path / "cuda", index, {entries[0].cubin: cubin})
+    stream = SimpleNamespace(ptr=0x77)
+    cuda = SimpleNamespace(Device=_Device, get_current_stream=lambda: stream)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda, RawModule=_no_compiler))
+    return tmp_path / "cuda"
+
+
+def _no_compiler(**_: Any) -> Any:
+    raise AssertionError("CuPy was asked to compile")
+
+
+def test_kernels_of_cuda_come_from_packs(gpu: StubGpu, cuda_pack: Path, use_packs: Use) -> None:
+    use_packs(cuda_pack)
+    assert not search.any_packs() and search.any_packs((9, 0), CudaEntry) and not search.any_packs((8, 0), CudaEntry)
+    params = np.zeros((), np.dtype([("n", np.int64), ("scale", np.float32)], align=True))
+    array = SimpleNamespace(data=SimpleNamespace(ptr=0x1234500))
+    (found,) = search.packs()[0].entries
+    gpu.declare_sizes(driver.load(search.Found(search.packs()[0], found), 0, _Device).function, [8, 8, params.nbytes])
+    with origins() as noted:
+        cupy_common._Kernel(SOURCE, KERNEL)((7,), (96,), (array, np.zeros((), np.uintp), params))
+    (launched,) = gpu.launches()
+    assert noted == [True]
+    assert (launched.kernel, launched.grid, launched.block) == (found.name, (7, 1, 1), (96, 1, 1))
+    assert (launched.stream, launched.shared, launched.cluster) == (0x77, 0, (0, 0, 0))
+    assert launched.arguments == ((0x1234500).to_bytes(8, "little"), bytes(8), params.tobytes())
+
+
+def test_a_cuda_kernel_that_no_pack_has_is_compiled_or_refused(
+    gpu: StubGpu, cuda_pack: Path, use_packs: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_packs(cuda_pack)
+    with pytest.raises(AssertionError, match="CuPy was asked"):
+        cupy_common._Kernel(SOURCE, "another<float>")((1,), (32,), ())
+    monkeypatch.setenv("GPUCONV_PACKS_ONLY", "1")
+    with pytest.raises(NotPackedError, match=r"^pool_unpool\.cu: another<float>: no pack has this launch"):
+        cupy_common._Kernel(SOURCE, "another<float>")((1,), (32,), ())
+
+
+def test_a_swapped_cubin_of_cuda_is_not_loaded(
+    gpu: StubGpu, cuda_pack: Path, use_packs: Use, caplog: pytest.LogCaptureFixture
+) -> None:
+    _cut(cuda_pack)
+    use_packs(cuda_pack)
+    with caplog.at_level("WARNING", "gpuconv"), pytest.raises(AssertionError, match="CuPy was asked"):
+        cupy_common._Kernel(SOURCE, KERNEL)((1,), (32,), ())
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "is damaged" in warning and "CuPy compiles such kernels" in warning
+
+
 def _change(pack: Path, **values: Any) -> None:
     path = pack / "index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
@@ -175,7 +317,7 @@ def _link(pack: Path) -> None:
 IGNORED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated index": (_truncate, "index.json is no JSON"),
     "no index": (lambda pack: (pack / "index.json").unlink(), "cannot be read"),
-    "another schema": (lambda pack: _change(pack, schema=99), "has schema 99, this library 1"),
+    "another schema": (lambda pack: _change(pack, schema=99), "has schema 99, this library 2"),
     "other sources": (lambda pack: _change(pack, sources="0" * 64), "made of other kernel sources"),
     "entries of another type": (lambda pack: _change(pack, entries={"a": 1}), "no list of at most"),
     "a path that leaves": (_leave, "entry 0: cubin is '../../etc/passwd'"),

@@ -14,6 +14,11 @@ from typing import Any
 import numpy as np
 
 from ...arrays import CONTIGUOUS, ArrayKind, with_memory
+from ...costs.files import warn_once
+from ...packs.driver import DriverError, PackedCuda, load
+from ...packs.index import CudaEntry, PackError
+from ...packs.origins import note, refuse_to_compile
+from ...packs.search import Found, any_packs, look_up_cuda
 from ...problem import Call, Problem, itemsize
 from ..base import Plan, Solver
 
@@ -69,8 +74,68 @@ def capability(device: str) -> int:
     return int(cupy.cuda.Device(device_index(device)).compute_capability)
 
 
+class _Kernel:
+    """A kernel to call with grid, block and arguments: from a pack where one has it, else compiled by CuPy."""
+
+    def __init__(self, source: str, kernel: str) -> None:
+        self.source, self.kernel = source, kernel
+        self._lock = Lock()
+        self._compiled: Any = None
+        self._packed: dict[int, PackedCuda | None] = {}
+
+    def __call__(self, grid: tuple[int], block: tuple[int], arguments: Sequence[Any]) -> None:
+        packed = self._from_pack() if any_packs(kind=CudaEntry) else None
+        note(packed is not None)
+        if packed is None:
+            self._from_source()(grid, block, arguments)
+            return
+        import cupy
+
+        stream = cupy.cuda.get_current_stream().ptr
+        packed.launch(grid[0], block[0], stream, [_bytes_of(argument) for argument in arguments])
+
+    def _from_pack(self) -> PackedCuda | None:
+        """Return what packs have for the current device, and the driver takes."""
+        import cupy
+
+        device = cupy.cuda.Device()
+        if device.id not in self._packed:
+            from ...kernels.cu import source as text_of
+
+            found = look_up_cuda(text_of(self.source), self.kernel, OPTIONS, divmod(int(device.compute_capability), 10))
+            self._packed[device.id] = next(self._loaded(found, device), None)
+        return self._packed[device.id]
+
+    def _loaded(self, found: Sequence[Found], device: Any) -> Iterator[PackedCuda]:
+        for each in found:
+            try:
+                yield load(each, device.id, lambda: device)
+            except (DriverError, PackError) as error:
+                folder = each.pack.folder
+                warn_once(f"{folder} {self.kernel}", "pack %s: %s; CuPy compiles such kernels", folder, error)
+
+    def _from_source(self) -> Any:
+        with self._lock:
+            if self._compiled is None:
+                refuse_to_compile(f"{self.source}.cu: {self.kernel}")
+                import cupy
+
+                from ...kernels.cu import source as text_of
+
+                module = cupy.RawModule(code=text_of(self.source), options=OPTIONS, name_expressions=(self.kernel,))
+                self._compiled = module.get_function(self.kernel)
+            return self._compiled
+
+
+def _bytes_of(argument: Any) -> bytes:
+    """Return what a kernel gets: the address of a CuPy array, or the value of a host array of one element."""
+    if isinstance(argument, np.ndarray):
+        return argument.tobytes()
+    return int(argument.data.ptr).to_bytes(8, "little")
+
+
 class _Kernels:
-    """Compiled kernels by source and name; each is compiled by one thread alone, and once for each device by CuPy."""
+    """The kernels of a process by source and name; each is compiled by one thread, once for each device by CuPy."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -83,14 +148,7 @@ class _Kernels:
         if found is not None:
             return found
         with self._lock:
-            if key not in self._found:
-                import cupy
-
-                from ...kernels.cu import source as text_of
-
-                module = cupy.RawModule(code=text_of(source), options=OPTIONS, name_expressions=(kernel,))
-                self._found[key] = module.get_function(kernel)
-            return self._found[key]
+            return self._found.setdefault(key, _Kernel(source, kernel))
 
     def clear(self) -> None:
         """Forget every kernel (for tests, which change sources)."""

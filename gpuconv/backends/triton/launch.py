@@ -14,6 +14,7 @@ from ...costs.files import warn_once
 from ...packs.driver import DriverError, PackedKernel, load
 from ...packs.identity import KernelReference, TypeName
 from ...packs.index import PackError
+from ...packs.origins import NotPackedError, note, refuse_to_compile
 from ...packs.search import any_packs, look_up
 from ...problem import Problem
 from . import common
@@ -80,6 +81,11 @@ def launch_kernel(
         Every other argument by name.
     config
         Options of the compiler, beside what it is not for.
+
+    Raises
+    ------
+    NotPackedError
+        If no pack has the launch, and Triton is not installed or may not compile it.
     """
     options = common.launch_options(config)
     named = {**{f"{name}_ptr": tensor for name, tensor in pointers.items()}, **arguments}
@@ -89,14 +95,18 @@ def launch_kernel(
         return
     on_gpu = problem.device.startswith("cuda")
     compiled = _from_pack(problem, kernel, grid, named, options) if on_gpu and any_packs() else None
+    if on_gpu:
+        note(compiled is not None)
     if compiled is None:
+        if on_gpu:
+            refuse_to_compile(f"{problem.op}: {getattr(kernel, 'id', kernel)}")
         if interpreting():
             repair_interpreter()
         try:
             function = kernel.load() if isinstance(kernel, KernelReference) else kernel
         except ModuleNotFoundError as error:  # solvers are told what packs lack for aligned arrays in their formats
             what = "its arrays lie otherwise in memory than those of the packs, and triton is not installed"
-            raise RuntimeError(f"{problem.op}: no pack has {kernel.id} for this call: {what}") from error
+            raise NotPackedError(f"{problem.op}: no pack has {kernel.id} for this call: {what}") from error
         with common._device_guard(problem):
             compiled = function[grid](**for_triton(named), **options)
     if on_gpu:
