@@ -43,7 +43,7 @@ lanes_need = $(if $(filter-out %-triton36 $(MORE_LANES),$(LANES)),$(STAMP)) \
   $(if $(filter stack-gpu-image,$(LANES)),$(VENV_IMAGE)/.stamp) $(if $(filter numpy-alone,$(LANES)),$(VENV_NUMPY)/.stamp)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint format codegen gpu-report report model-gap pack clean python
+.PHONY: help demo test test-full lint format codegen gpu-report report model-gap card pack clean python
 
 help:
 	@echo "make demo       set up $(VENV) and run the demonstration; the picture goes to $(DEMO)"
@@ -56,6 +56,7 @@ help:
 	@echo "make gpu-report measure everything on this host's GPU, with $(PYTHON), which needs torch, triton and numpy"
 	@echo "make report     rebuild the README's tables from bench/results"
 	@echo "make model-gap  rewrite docs/model-gap.md: modelled time over roofline, by family of layers, without a GPU"
+	@echo "make card       prepare build/card for a rented GPU: compiled kernels, and the two commands with their plan"
 	@echo "make pack       compile the kernels of bench/workloads for PACK_ARCHS and build the distribution gpuconv-pack"
 	@echo "make clean      remove environments, build outputs and caches"
 	@echo 'Some lanes only: make test LANES="lint unit".  Another interpreter: make test PYTHON=python3.12'
@@ -99,6 +100,9 @@ model-gap: $(STAMP)
 
 PACK_ARCHS ?= sm_80 sm_90 sm_100
 PACK_JOBS ?= 2
+card: $(STAMP)
+	$(BIN)/python bench/card.py --jobs $(PACK_JOBS)
+
 pack: $(STAMP)
 	$(BIN)/gpuconv pack $(PACK_ARCHS:%=--arch %) --all-workloads --jobs $(PACK_JOBS) --out packs/gpuconv_pack_default
 	$(BIN)/gpuconv pack --verify packs/gpuconv_pack_default

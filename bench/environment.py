@@ -19,7 +19,7 @@ import gpuconv
 from .contenders import version_of
 from .store import Store
 
-__all__ = ["environment", "fingerprint", "gpu_name", "gpu_state", "note", "noted"]
+__all__ = ["commit", "environment", "fingerprint", "gpu_name", "gpu_state", "note", "noted"]
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -50,7 +50,7 @@ def gpu_state() -> dict[str, str]:
     return dict(zip(_SMI_FIELDS, done.stdout.splitlines()[0].split(", ")))
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Return the commit: what ``GPUCONV_COMMIT`` says, since a tree may travel without its history, else git's."""
     if os.environ.get("GPUCONV_COMMIT"):
         return os.environ["GPUCONV_COMMIT"]
@@ -69,7 +69,7 @@ def environment(device: str, whole: bool = True) -> dict[str, Any]:
         "dry_run": device != "cuda",
         "gpu": "none (dry run in the interpreter)",
         "gpuconv": gpuconv.__version__,
-        "commit": _commit() if whole else None,
+        "commit": commit() if whole else None,
         "method": METHOD,
         "python": platform.python_version(),
         "host": f"{platform.machine()}, {os.cpu_count()} logical processors, {platform.release()}",

@@ -2,9 +2,10 @@
 
     python bench/gpu_report.py [--budget 530] [--stage parity=170 benchmark] [--out DIR] [--resume [DIR]]
     python bench/gpu_report.py --dry-run     # every stage on the CPU, in Triton's interpreter, on tiny problems
+    python bench/gpu_report.py --pack build/card/pack ...     # kernels from a pack (`make card`), nothing is compiled
 
 Stages run in order, each on its share of the time that is left or on the seconds it is given, most valuable problems
-first: ceilings, parity, compile (fills Triton's cache), benchmark, micro, host, tune, sanitizer, fit. A record is on
+first: ceilings, parity, compile (fills Triton's cache), benchmark, micro, host, sanitizer, tune, fit. A record is on
 disk as soon as it is made. Worker processes do the work, several of them where nothing is timed: one that crashes, or
 hangs, loses the item in hand, which is recorded as such, and the next worker goes on behind it.
 
@@ -45,7 +46,7 @@ sys.path.insert(0, str(REPO))
 from bench.supervise import Budget, supervise  # noqa: E402
 from bench.worker import Worker  # noqa: E402
 
-STAGE_NAMES = ("ceilings", "parity", "compile", "benchmark", "micro", "host", "tune", "sanitizer", "fit")
+STAGE_NAMES = ("ceilings", "parity", "compile", "benchmark", "micro", "host", "sanitizer", "tune", "fit")
 KINDS = ("fprop", "dgrad", "wgrad", "transposed", "bwd")
 OUTPUTS = ("results.jsonl", "tuned.json", "summary.json", "summary.txt", "layers.csv", "layers.png", "roofline.png")
 
@@ -73,6 +74,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         "--network", nargs="+", action="extend",
         help="whose layers to benchmark, compile, tune; `pooling` and `kernelbench` are sets, too",
     )  # fmt: skip
+    parser.add_argument("--pack", type=Path, help="folder of a pack: what it lacks is not run, nothing is compiled")
     parser.add_argument("--out", type=Path, help="folder of the outputs")
     parser.add_argument("--resume", nargs="?", type=Path, const=Path(), help="go on with the run in --out, or in DIR")
     parser.add_argument("--only", choices=("failed",), help="what was wrong, failed or crashed in the resumed run")
@@ -80,6 +82,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, in the interpreter, tiny problems")
     parser.add_argument("--item-limit", type=float, help="seconds after which an item hangs; default: by stage")
     parser.add_argument("--workers", type=int, help="processes of stages that time nothing; default: processors less 1")
+    parser.add_argument("--plan", action="store_true", help="print what each stage would take on a GPU, run nothing")
     parser.add_argument("--list", action="store_true", help="print stage and key of every record, and run nothing")
     parser.add_argument("--worker", type=float, help=argparse.SUPPRESS)  # the deadline, on the clock of time.time
     parser.add_argument("--part", default="0/1", help=argparse.SUPPRESS)  # of the items of parallel stages
@@ -89,6 +92,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     if options.only and options.resume is None:
         parser.error("--only failed needs --resume: which run?")
     options.stage = dict(options.stage or [(name, None) for name in STAGE_NAMES])
+    if options.pack is not None:
+        options.pack = options.pack.resolve()
+        options.stage.pop("compile", None)
     if options.workers is None:
         options.workers = 1 if options.dry_run else max(1, min(15, (os.cpu_count() or 1) - 1))
     return options
@@ -182,6 +188,17 @@ def prepare(options: argparse.Namespace) -> None:
             shutil.copyfile(source / name, options.out / name)
 
 
+def take_pack(folder: Path) -> None:
+    """Let this process and its workers launch what a pack has, and nothing else. Who names a folder trusts it."""
+    os.environ |= {"GPUCONV_PACKS": str(folder), "GPUCONV_PACKS_ONLY": "1", "GPUCONV_PACKS_TRUST": "1"}
+    from gpuconv.packs.search import packs
+
+    found = next(pack for pack in packs() if pack.folder == folder)
+    if found.reason is not None:
+        sys.exit(f"--pack {folder}: {found.reason}")
+    print(f"{len(found.entries)} launches and kernels come from {folder}")
+
+
 def caches_to_write() -> None:
     """Give Triton and CuPy a folder for what they compile where the home folder cannot be written."""
     if os.access(Path.home(), os.W_OK):
@@ -234,12 +251,19 @@ def main() -> int:
         return 1 if watch() else 0
     if options.worker is not None:
         return work(options)
+    if options.plan:
+        from bench.plan import plan_text
+
+        print(plan_text(options))
+        return 0
     import torch
 
     if not options.dry_run and not torch.cuda.is_available():
         print("not run: no CUDA device (--dry-run walks every stage on the CPU)")
         return 0
     prepare(options)
+    if options.pack is not None and not options.dry_run:
+        take_pack(options.pack)
     caches_to_write()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of many workers
     with tempfile.TemporaryDirectory(prefix="gpuconv-report-") as scratch:

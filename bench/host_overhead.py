@@ -186,7 +186,7 @@ def first_calls(times: int = 3) -> dict[str, dict[str, float]]:
         pack, cache = Path(folder, "pack"), Path(folder, "cache")
         with stand_in(), gpuconv.dispatch.record_plans() as plans:
             gpuconv.conv2d(X, W, padding=1)
-        build_pack([plan.problem for plan in plans], ["sm_90"], pack)
+        build_pack({"first": [plan.problem for plan in plans]}, ["sm_90"], pack)
         found: dict[str, list[dict[str, float]]] = {}
         for _ in range(times):
             shutil.rmtree(cache, ignore_errors=True)

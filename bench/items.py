@@ -31,7 +31,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What stages may need: the clock, earlier results, where outputs go, how long there is, kinds and networks."""
+    """What stages may need: the clock, earlier results, where outputs go, how long there is, kinds and networks.
+
+    `packed`: kernels come from a pack, and nothing is compiled.
+    """
 
     clock: Clock
     store: Store
@@ -39,6 +42,7 @@ class Context:
     seconds_left: Callable[[], float]
     kinds: Sequence[str] | None = None
     networks: Sequence[str] | None = None
+    packed: bool = False
 
     @property
     def dry(self) -> bool:

@@ -6,7 +6,7 @@ autograd saves: every solver of every backend that takes the call, against torch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -21,13 +21,14 @@ from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
 from gpuconv.dispatch import backends
 from gpuconv.ops.pool_fake import AS_INPUT, Form
 from gpuconv.ops.pool_library import launch
+from gpuconv.problem import Problem
 
 from .calls import in_format
 from .contenders import settings
 from .parity import thrice
 from .referee import tolerance
 
-__all__ = ["FAMILIES", "PlainCall", "calls", "drawer", "judge_call", "parity_calls", "solvers"]
+__all__ = ["FAMILIES", "PlainCall", "call_problems", "calls", "drawer", "judge_call", "parity_calls", "solvers"]
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -170,8 +171,9 @@ def _fractional_forward(key: str, window: int, size: int, draw: Draw) -> PlainCa
 
 def _fractional_backward(key: str, window: int, size: int, draw: Draw) -> PlainCall:
     x, options = _fractions(draw, size)
-    y, indices = F.fractional_max_pool2d(x, window, **options)
-    dy = torch.randn_like(y)
+    _, indices = F.fractional_max_pool2d(x, window, **options)
+    indices = _as_made_of(x, indices)
+    dy = torch.randn_like(indices, dtype=x.dtype)
 
     def ours(tensors: Tensors, backend: str) -> Any:
         return gpuconv.fractional_max_pool2d_backward(tensors["dy"], tensors["x"], window, size, indices,
@@ -181,6 +183,11 @@ def _fractional_backward(key: str, window: int, size: int, draw: Draw) -> PlainC
         return _scatter(tensors["dy"], indices, tensors["x"].shape)
 
     return PlainCall("fractional_max_pool2d_backward", key, {"x": x, "dy": dy}, ours, theirs, False, window**2)
+
+
+def _as_made_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return `y` in the memory format of `x`, as our pools give it; torch's fractional ones are contiguous."""
+    return in_format(y, CONTIGUOUS if x.is_contiguous() else CHANNELS_LAST)
 
 
 def _scatter(values: torch.Tensor, indices: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -245,8 +252,17 @@ def _fold(key: str, arguments: tuple[Any, ...], draw: Draw) -> PlainCall:
 
 FAMILIES = (_max_offsets, _lp, _fractional, _unpool, _columns)
 
+_ROUNDS = [
+    (number, layout)
+    for number in ("float16", "bfloat16", "float32", "float64")
+    for layout in (CHANNELS_LAST, CONTIGUOUS)
+]
 
-def drawer(device: str, number: str, layout: str, planes: tuple[int, int] = (4, 24)) -> Draw:
+_PLANES = (4, 24)
+"""Batch and channels."""
+
+
+def drawer(device: str, number: str, layout: str, planes: tuple[int, int] = _PLANES) -> Draw:
     """Return what draws images of a size, in one number format and memory format: `planes` are batch and channels."""
     generator = torch.Generator(device).manual_seed(0)
 
@@ -257,7 +273,7 @@ def drawer(device: str, number: str, layout: str, planes: tuple[int, int] = (4, 
     return draw
 
 
-def calls(device: str, number: str, layout: str, planes: tuple[int, int] = (4, 24)) -> Iterator[PlainCall]:
+def calls(device: str, number: str, layout: str, planes: tuple[int, int] = _PLANES) -> Iterator[PlainCall]:
     """Yield the calls in one number format and memory format, each made on numbers of its own."""
     for family in FAMILIES:
         for _, build in family():
@@ -287,9 +303,23 @@ def judge_call(call: PlainCall, solver: str) -> dict[str, Any]:
     return fields | {"status": "ok" if good and fields["repeats"] else "wrong"}
 
 
+def problem_of(call: PlainCall, device: str, batch: int) -> Problem:
+    """Return the problem that a call on tensors of the CPU would be on `device` and with `batch` images."""
+    return replace(gpuconv.explain(call.ours, call.tensors, None).problem, device=device, n=batch)
+
+
+def call_problems(planes: tuple[int, int] = _PLANES, rounds: Sequence[tuple[str, str]] | None = None) -> list[Problem]:
+    """Return the problems of the calls on a GPU, in every round of number format and memory format or in `rounds`."""
+    return [
+        problem_of(call, "cuda:0", planes[0])
+        for number, layout in (_ROUNDS if rounds is None else rounds)
+        for call in calls("cpu", number, layout, (1, planes[1]))
+    ]
+
+
 def solvers(call: PlainCall, device: str, batch: int) -> list[str]:
     """Return the ids of the solvers that take, on `device` and with `batch` images, a call on tensors of the CPU."""
-    problem = replace(gpuconv.explain(call.ours, call.tensors, None).problem, device=device, n=batch)
+    problem = problem_of(call, device, batch)
     usable = [backend for backend in backends().values() if backend.missing() is None]
     return [
         solver.id
@@ -305,11 +335,9 @@ def parity_calls(device: str, few: bool = False) -> Iterator[tuple[str, Callable
 
     Nothing is launched before an item runs: the listing draws one image of each call on the CPU.
     """
-    rounds = [(number, layout) for number in ("float16", "bfloat16", "float32", "float64")
-              for layout in (CHANNELS_LAST, CONTIGUOUS)]  # fmt: skip
-    planes = (1, 2) if few else (4, 24)
+    planes = (1, 2) if few else _PLANES
     target = device if device == "cpu" else "cuda:0"
-    for number, layout in rounds[4:5] if few else rounds:
+    for number, layout in _ROUNDS[4:5] if few else _ROUNDS:
         every = (entry for family in FAMILIES for entry in family())
         for key, build in islice(every, 0, None, 5 if few else 1):
             for solver in solvers(build(drawer("cpu", number, layout, (1, planes[1]))), target, planes[0]):

@@ -6,6 +6,7 @@ Operands are drawn on the CPU and nothing is judged, so that the only kernels un
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
 from gpuconv.dispatch import backends
 from gpuconv.problem import Problem
 
-__all__ = ["odd_problems", "sanitizer_items", "small_launches", "watch"]
+__all__ = ["LAYOUTS", "PLANES", "odd_problems", "sanitizer_items", "small_launches", "watch"]
 
 Item = tuple[str, Callable[[], dict[str, Any]]]
 
@@ -32,7 +33,10 @@ _SECONDS = 130.0
 _HEAD, _TAIL = 2500, 1000
 """Characters of the output that are kept: the first errors, and the summary."""
 
-_PLANES = (1, 3)
+PLANES = (1, 3)
+"""Batch and channels of the calls."""
+
+LAYOUTS = (CHANNELS_LAST, CONTIGUOUS)
 
 
 def odd_problems(layout: str) -> Iterator[Problem]:
@@ -62,7 +66,7 @@ def small_launches(names: tuple[str, ...] = ("triton", "cupy")) -> Iterator[tupl
     from .parity_calls import FAMILIES, drawer
 
     found = [(name, backends()[name]) for name in names]
-    for layout in (CHANNELS_LAST, CONTIGUOUS):
+    for layout in LAYOUTS:
         seen: set[str] = set()
 
         def takers(problem: Problem, seen: set[str] = seen) -> list[str]:
@@ -80,7 +84,7 @@ def small_launches(names: tuple[str, ...] = ("triton", "cupy")) -> Iterator[tupl
             for solver in takers(problem):
                 yield solver, problem_key(problem), partial(_launch, problem, solver)
         for key, build in (entry for family in FAMILIES for entry in family()):
-            drawn = build(drawer("cpu", "float16", layout, _PLANES))
+            drawn = build(drawer("cpu", "float16", layout, PLANES))
             problem = replace(gpuconv.explain(drawn.ours, drawn.tensors, None).problem, device="cuda:0")
             for solver in takers(problem):
                 yield solver, f"{key} {layout}", partial(_call, build, layout, solver)
@@ -96,7 +100,7 @@ def _launch(problem: Problem, solver: str) -> None:
 def _call(build: Callable[..., Any], layout: str, solver: str) -> None:
     from .parity_calls import drawer
 
-    of_cpu = drawer("cpu", "float16", layout, _PLANES)
+    of_cpu = drawer("cpu", "float16", layout, PLANES)
     call = build(lambda *size: of_cpu(*size).cuda())
     call.ours(call.tensors, solver)
 
@@ -105,19 +109,24 @@ def watch() -> int:
     """Launch them all, for a tool around this process; return the number that raised."""
     import torch
 
+    from gpuconv.packs.origins import NotPackedError, origins
     from gpuconv.tuning.trial import reason_of
 
     usable = tuple(name for name in ("triton", "cupy") if backends()[name].missing() is None)
     failed = 0
-    for solver, key, run in small_launches(usable):
-        try:
-            run()
-            torch.cuda.synchronize()
-            said = "launched"
-        except Exception as error:
-            failed += 1
-            said = reason_of(error)
-        print(f"{solver} | {key}: {said}", flush=True)
+    with origins() as packed:
+        for solver, key, run in small_launches(usable):
+            try:
+                run()
+                torch.cuda.synchronize()
+                said = "launched"
+            except NotPackedError as error:
+                said = f"not run: {error}"
+            except Exception as error:
+                failed += 1
+                said = reason_of(error)
+            print(f"{solver} | {key}: {said}", flush=True)
+    print(f"{sum(packed)} of {len(packed)} launches from packs", flush=True)
     return failed
 
 
@@ -148,7 +157,10 @@ def sanitize(tool: str, command: list[str], limit: float) -> dict[str, Any]:
         text = output.read()
     launched = text.count(": launched\n")
     shown = text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]}\n...\n{text[-_TAIL:]}"
-    fields = {"tool": tool, "launched": launched, "output": shown}
+    fields: dict[str, Any] = {"tool": tool, "launched": launched, "output": shown}
+    packed = re.search(r"^(\d+) of (\d+) launches from packs$", text, re.MULTILINE)
+    if packed is not None:
+        fields["launches"] = {"from_packs": int(packed[1]), "of": int(packed[2])}
     reported = [line for line in text.splitlines() if line.startswith("=========") and _is_error(line)]
     if status is None and not reported:
         return fields | {

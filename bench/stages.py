@@ -105,7 +105,7 @@ def _compile(context: Context) -> Iterator[Item]:
 
     Compilation is most of what a problem takes, and needs processors alone: several of these stages run side by side.
     """
-    if context.dry:
+    if context.dry or context.packed:
         return
     from .contenders import settings
 
@@ -154,10 +154,15 @@ def _stands(problem: Problem, record: Mapping[str, Any]) -> bool:
 
 
 def _benchmark(context: Context) -> Iterator[Item]:
-    yield from listed("cases", lambda: benchmark_items(context.cases(), context.clock))
+    contenders = PRIMARY if context.packed else None  # the others compile
+    yield from listed("cases", lambda: benchmark_items(context.cases(), context.clock, contenders))
 
 
 def _micro(context: Context) -> Iterator[Item]:
+    if context.packed:
+        why = "kernels and configs of its own, which no pack has"
+        yield _single("all", partial(dict, status="not run", why=why))
+        return
     yield from listed("sweeps", lambda: _singles(micro_items(context.clock, 1 if context.dry else 6)))
 
 
@@ -192,8 +197,8 @@ STAGES = {
         Stage("benchmark", 0.36, _benchmark, item_limit=45.0),
         Stage("micro", 0.18, _micro, item_limit=45.0),
         Stage("host", 0.02, _host),
-        Stage("tune", 0.12, _tune, item_limit=100.0),
         Stage("sanitizer", 0.06, _sanitizer, item_limit=150.0),
+        Stage("tune", 0.12, _tune, item_limit=100.0),
         Stage("fit", 0.02, _fit),
     )
 }

@@ -140,6 +140,10 @@ def report_text(about: Mapping[str, Any], records: Sequence[Mapping[str, Any]], 
     for record in bad:
         why = record.get("why") or record.get("gate", {}).get("why") or "see its record"
         lines.append(f"  {record['stage']}: {record['key']}: {why}")
+    launches = [record["launches"] for record in records if "launches" in record]
+    if launches:
+        whole = sum(each["from_packs"] == each["of"] for each in launches)
+        lines.append(f"records whose kernels all came from packs: {whole} of {len(launches)}")
     slow = sorted({str(record.get("solver", record["key"].partition(" | ")[0])) for record in records
                    if record.get("replayed") is False})  # fmt: skip
     lines.append(f"repeated calls that were not replayed, by solver: {', '.join(slow) or 'none'}")

@@ -168,6 +168,7 @@ def worker_command(options: argparse.Namespace, stages: list[str], part: str, de
     command += ["--kind", *options.kind] if options.kind else []
     command += ["--network", *options.network] if options.network else []
     command += ["--item-limit", str(options.item_limit)] if options.item_limit else []
+    command += ["--pack", str(options.pack)] if options.pack else []
     return command + ["--only", options.only] * bool(options.only) + ["--dry-run"] * options.dry_run
 
 

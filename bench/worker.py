@@ -18,6 +18,9 @@ from typing import Any
 
 __all__ = ["CONTEXT_LOST", "Worker", "in_hand"]
 
+NOT_PACKED = "no pack has this launch"
+"""In the reason of what was not run for want of a kernel: another command may have it."""
+
 CONTEXT_LOST = 75
 """Exit status of a worker whose CUDA context is of no use any more."""
 
@@ -48,6 +51,7 @@ class Worker:
             lambda: self.deadline - time.time(),
             options.kind,
             options.network,
+            options.pack is not None,
         )
         self.mark: Path = options.scratch / in_hand(options.part)
         self.parent = os.getppid()
@@ -91,7 +95,7 @@ class Worker:
         if self.options.only == "failed":
             return not self.store.failed_before(stage, key)
         found = self.store.find(stage, key)
-        if found is None:
+        if found is None or (found.get("session") != self.options.session and NOT_PACKED in found.get("why", "")):
             return False
         return found.get("session") == self.options.session or item.stands is None or item.stands(found)
 
@@ -114,17 +118,22 @@ class Worker:
         if os.getppid() != self.parent:
             sys.exit("the parent is gone")
         missing = self._missing(stage, item)
+        from gpuconv.packs.origins import origins
+
         results = iter(item.run(missing))
         for place, key in enumerate(missing):
             self._mark(stage, key, item)
             start = time.perf_counter()
             try:
-                fields = dict(next(results))
+                with origins() as packed:
+                    fields = dict(next(results))
                 self._wait()
             except Exception as error:
                 self._failed(stage, key, error)
                 results = iter(item.run(missing[place + 1 :]))
                 continue
+            if packed:
+                fields["launches"] = {"from_packs": sum(packed), "of": len(packed)}
             if not stage.silent:
                 self.store.add(stage.name, key, **fields, seconds=round(time.perf_counter() - start, 3))
         self.mark.unlink(missing_ok=True)
@@ -141,13 +150,15 @@ class Worker:
             torch.cuda.synchronize()
 
     def _failed(self, stage: Any, key: str, error: Exception) -> None:
+        from gpuconv.packs.origins import NotPackedError
         from gpuconv.tuning.trial import context_lost, reason_of
 
         why, lost = reason_of(error), context_lost()
         if lost is not None and lost not in why:
             why = f"{why}; then {lost}"
         if not stage.silent or lost is not None or type(error).__name__ != "OutOfMemoryError":
-            self.store.add(stage.name, key, status="crashed" if lost else "error", why=why)
+            status = "not run" if isinstance(error, NotPackedError) else "error"
+            self.store.add(stage.name, key, status="crashed" if lost else status, why=why)
         if lost is not None:
             sys.exit(CONTEXT_LOST)
 

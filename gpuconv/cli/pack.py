@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..config import logger
-from ..packs.index import PackError, read_cubin, read_index
+from ..packs.index import CudaEntry, Entry, PackError, read_cubin, read_index
 from ..problem import Problem
 from .explain import new_console
 
@@ -44,8 +44,8 @@ def _json(path: Path) -> Any:
 def _list(folder: Path) -> None:
     index = read_index(folder)
     table = Table("architecture", "solver", "launches", "cubins", "registers", title=str(folder), title_justify="left")
-    listed = [(entry.arch, entry.solver, entry) for entry in index.entries]
-    listed += [(entry.arch, f"cupy, {entry.source}.cu", entry) for entry in index.cuda]
+    listed: list[tuple[str, str, Entry | CudaEntry]] = [(each.arch, each.solver, each) for each in index.entries]
+    listed += [(kernel.arch, f"cupy, {kernel.source}.cu", kernel) for kernel in index.cuda]
     groups = Counter((arch, solver) for arch, solver, _ in listed)
     for (arch, solver), count in sorted(groups.items()):
         some = [entry for *group, entry in listed if group == [arch, solver]]
@@ -85,7 +85,7 @@ def _build(problems: list[Problem], archs: list[str], out: Path, jobs: int, ever
             bar.update(task, completed=done, total=total)
 
         try:
-            built = build_pack(problems, archs, out, jobs, progress, "solvers" if every_solver else "first", cupy)
+            built = build_pack({"solvers" if every_solver else "first": problems}, archs, out, jobs, progress, cupy)
         except OSError as error:
             raise OSError(f"--out {out} cannot be written: {error.strerror or error}") from None
     for failure in built.failures:

@@ -4,6 +4,6 @@ Nothing here needs a GPU. Imports torch, whose meta tensors stand for arrays, an
 """
 
 from .build import Built, build_pack
-from .plans import gpus_of, launches_of
+from .plans import Variants, gpus_of, launches_of
 
-__all__ = ["Built", "build_pack", "gpus_of", "launches_of"]
+__all__ = ["Built", "Variants", "build_pack", "gpus_of", "launches_of"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +52,12 @@ class _Task:
     prepare: Callable[[], None] | None
 
 
-def _planned(problems: Sequence[Problem], arch: str, variants: Variants) -> dict[str, Launch]:
+def _planned(wanted: Mapping[Variants, list[Problem]], arch: str) -> dict[str, Launch]:
     """Return the launches of all GPUs of an architecture. In a process of its own: planners remember constants."""
     found: dict[str, Launch] = {}
     for gpu in gpus_of(arch):
-        found = launches_of(problems, gpu, variants) | found
+        for variants, problems in wanted.items():
+            found = launches_of(problems, gpu, variants) | found
     return found
 
 
@@ -64,13 +65,13 @@ def _alone(prepare: Callable[[], None] | None) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=prepare)
 
 
-def _of_problems(problems: list[Problem], archs: list[str], variants: Variants) -> tuple[list[_Task], dict[str, str]]:
+def _of_problems(wanted: Mapping[Variants, list[Problem]], archs: list[str]) -> tuple[list[_Task], dict[str, str]]:
     """Return what there is to compile for problems, and the releases of the compilers."""
-    tasks, versions = [], {}
-    for arch in archs if problems else ():
+    tasks, versions = list[_Task](), dict[str, str]()
+    for arch in archs if any(wanted.values()) else ():
         with _alone(prepare) as process:
             versions |= process.submit(compiler_versions, arch).result()
-            for launch in process.submit(_planned, problems, arch, variants).result().values():
+            for launch in process.submit(_planned, wanted, arch).result().values():
                 tasks.append(_Task(((arch, launch.key),), compile_entries, (launch, arch), prepare))
     return tasks, versions
 
@@ -102,7 +103,8 @@ def _known(folder: Path, versions: dict[str, str]) -> tuple[dict[_Place, Entry |
         cubins = {hash: read_cubin(folder, index, hash) for hash in index.cubins}
     except PackError:
         return {}, {}
-    return {(entry.arch.rstrip("a"), entry.key): entry for entry in (*index.entries, *index.cuda)}, cubins
+    found: list[Entry | CudaEntry] = [*index.entries, *index.cuda]
+    return {(entry.arch.rstrip("a"), entry.key): entry for entry in found}, cubins
 
 
 def _compiled(tasks: list[_Task], jobs: int) -> Iterator[tuple[_Task, Any]]:
@@ -120,12 +122,11 @@ def _compiled(tasks: list[_Task], jobs: int) -> Iterator[tuple[_Task, Any]]:
 
 
 def build_pack(
-    problems: Iterable[Problem],
+    problems: Mapping[Variants, Iterable[Problem]],
     archs: Sequence[str],
     folder: Path,
     jobs: int = 1,
     progress: Progress | None = None,
-    variants: Variants = "first",
     cupy: bool = False,
 ) -> Built:
     """Compile what problems launch on architectures, and write it as a pack.
@@ -133,7 +134,8 @@ def build_pack(
     Parameters
     ----------
     problems
-        The problems; each is planned as the dispatcher would for every GPU of an architecture by its shipped constants.
+        The problems, by which of their plans count (see :func:`.plans.launches_of`). Each is planned as the dispatcher
+        would for every GPU of an architecture by its shipped constants.
     archs
         Architectures, such as ``["sm_80", "sm_90"]``.
     folder
@@ -142,8 +144,6 @@ def build_pack(
         Processes that compile at the same time.
     progress
         Is told how many launches and sources are done, of how many.
-    variants
-        Which plans of a problem count, see :func:`.plans.launches_of`.
     cupy
         Whether the kernels of the CuPy backend are compiled as well, by NVRTC, all that it can launch.
 
@@ -156,10 +156,10 @@ def build_pack(
     OSError
         If the folder cannot be written.
     """
-    listed, archs, jobs = list(dict.fromkeys(problems)), list(dict.fromkeys(archs)), max(jobs, 1)
+    archs, jobs = list(dict.fromkeys(archs)), max(jobs, 1)
     for arch in archs:
         gpus_of(arch)
-    tasks, versions = _of_problems(listed, archs, variants)
+    tasks, versions = _of_problems({of: list(dict.fromkeys(listed)) for of, listed in problems.items()}, archs)
     if cupy:
         more, release = _of_cupy(archs)
         tasks, versions = tasks + more, versions | release
@@ -181,6 +181,6 @@ def build_pack(
     used = {entry.cubin for entry in entries.values()}
     launches = tuple(entry for entry in entries.values() if isinstance(entry, Entry))
     kernels = tuple(entry for entry in entries.values() if isinstance(entry, CudaEntry))
-    index = Index(sources_hash(), versions, {hash: len(cubins[hash]) for hash in sorted(used)}, launches, kernels)
+    index = Index(sources_hash(), versions, {}, launches, kernels)
     size = write_pack(folder, index, {hash: cubins[hash] for hash in used})
     return Built(len(entries), len(todo) - len(failures), len(used), size, tuple(sorted(failures)))

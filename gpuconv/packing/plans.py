@@ -13,10 +13,11 @@ from ..config import workspace_limit
 from ..costs.constants import Gpu, assuming, shipped
 from ..packs.identity import KernelReference, key_of
 from ..problem import Problem
+from ..tuning.search import options_of
 
 __all__ = ["Launch", "Variants", "gpus_of", "launches_of", "plans_for"]
 
-Variants = Literal["first", "solvers", "configs"]
+Variants = Literal["first", "solvers", "tuned"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ def plans_for(problem: Problem, variants: Variants = "first") -> list[Plan]:
                 found.append((solver.rank(problem), place, plan))
     found.sort(key=lambda entry: entry[:2])
     plans = [plan for _, _, plan in found]
-    if variants == "configs":
-        return [*plans[:1], *(s.bind(problem, c) for s in (plan.solver for plan in plans) for c in s.configs(problem))]
+    if variants == "tuned":
+        solvers = [plan.solver for plan in plans]
+        return [option.solver.bind(problem, option.config) for option in options_of(problem, solvers)]
     return plans if variants == "solvers" else plans[:1]
 
 
@@ -81,7 +83,7 @@ def launches_of(problems: Iterable[Problem], gpu: Gpu, variants: Variants = "fir
         The GPU whose constants and capability decide.
     variants
         Which plans count: the one that the dispatcher would take (``"first"``), those of all solvers that take the
-        problem (``"solvers"``), or every config that tuning may choose from (``"configs"``).
+        problem (``"solvers"``), or what tuning times (``"tuned"``).
     """
     found: dict[str, Launch] = {}
     with assuming(gpu):

@@ -214,8 +214,8 @@ def _function(found: Found, device: int) -> int:
     """Load the module of a cubin, unless it is, and return the address of a function of it."""
     entry, index = found.entry, found.pack.index
     assert index is not None
-    ours = isinstance(entry, Entry)
-    if ours and entry.tensor_maps:
+    launched = entry if isinstance(entry, Entry) else None  # what CUDA C++ declares has its size in the cubin
+    if launched is not None and launched.tensor_maps:
         raise DriverError(f"{entry.name} needs tensor maps, which are not made from packs yet")
     driver, module = _driver(), ctypes.c_void_p(_modules.get((device, entry.cubin)))
     if not module.value:
@@ -225,12 +225,12 @@ def _function(found: Found, device: int) -> int:
     function = ctypes.c_void_p()
     name = entry.name.encode()
     _check(driver.cuModuleGetFunction(ctypes.byref(function), module, name), f"{entry.name} in its cubin")
-    if ours and prod(entry.cluster) > _PORTABLE_CLUSTER:
+    if launched is not None and prod(launched.cluster) > _PORTABLE_CLUSTER:
         code = driver.cuFuncSetAttribute(function, _NON_PORTABLE_CLUSTER, 1)
-        _check(code, f"clusters of {prod(entry.cluster)} blocks for {entry.name}")
-    if ours and entry.shared > _SHARED_BY_DEFAULT:  # what CUDA C++ declares has its size in the cubin
-        code = driver.cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, entry.shared)
-        _check(code, f"{entry.shared:,} bytes of shared memory for {entry.name}")
+        _check(code, f"clusters of {prod(launched.cluster)} blocks for {entry.name}")
+    if launched is not None and launched.shared > _SHARED_BY_DEFAULT:
+        code = driver.cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, launched.shared)
+        _check(code, f"{launched.shared:,} bytes of shared memory for {entry.name}")
     return function.value or 0
 
 

@@ -3,10 +3,11 @@
 ::
 
     <pack>/index.json
-    <pack>/cubins/<sha256 of the cubin>.xz
+    <pack>/cubins/<sha256 of the bundle>.xz
 
-No path stands in the index: the name of a file follows from a hash, so nothing can point outside of the folder. A pack
-holds no date and no path, so the same inputs give the same bytes.
+A bundle is some cubins of one kernel, one behind the other: they are much alike, and are compressed together. No path
+stands in the index: the name of a file follows from a hash, so nothing can point outside of the folder. A pack holds no
+date and no path of where it was made, so the same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import lzma
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..launcher.layout import Layout, Parameter
 
@@ -30,7 +32,7 @@ __all__ = [
     "Entry",
     "Index",
     "PackError",
-    "cubin_path",
+    "Place",
     "parse_index",
     "read_cubin",
     "read_index",
@@ -43,6 +45,9 @@ CUBINS = "cubins"
 
 _MOST_INDEX = 64 << 20
 _MOST_CUBIN = 16 << 20
+_BUNDLE = 512 << 10
+"""Bytes beyond which a bundle gets no further cubin: one is unpacked in some milliseconds."""
+
 _MOST_ENTRIES = 200_000
 _HASH = re.compile(r"[0-9a-f]{64}")
 _ARCH = re.compile(r"sm_(\d{2,3})(a?)")
@@ -52,6 +57,15 @@ _TYPE = re.compile(r"\*?[a-z]{1,4}\d{1,2}")
 
 class PackError(ValueError):
     """A pack, or a part of one, is not what it should be; the message says what and where."""
+
+
+class Place(NamedTuple):
+    """Where a cubin is: the hash of its bundle, and the bytes in front of it, of it, and of the whole bundle."""
+
+    bundle: str
+    offset: int
+    size: int
+    whole: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,32 +171,33 @@ def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """What ``index.json`` says: hash of the kernels' sources, versions, sizes of cubins by hash, and entries.
+    """What ``index.json`` says: hash of the kernels' sources, versions, places of cubins by hash, and entries.
 
     `entries` are launches of Triton's kernels, `cuda` kernels of CUDA C++.
     """
 
     sources: str
     versions: Mapping[str, Any]
-    cubins: Mapping[str, int]
+    cubins: Mapping[str, Place]
     entries: tuple[Entry, ...]
     cuda: tuple[CudaEntry, ...] = ()
 
     @property
     def archs(self) -> list[str]:
         """The architectures of the entries, each once."""
-        return sorted({entry.arch for entry in (*self.entries, *self.cuda)})
+        return sorted({launch.arch for launch in self.entries} | {kernel.arch for kernel in self.cuda})
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that :func:`parse_index` reads."""
-        listed = [
-            [asdict(entry) for entry in sorted(of, key=lambda entry: (entry.arch, entry.key))]
-            for of in (self.entries, self.cuda)
-        ]
         return {
             "schema": SCHEMA, "sources": self.sources, "versions": dict(self.versions),
-            "cubins": dict(sorted(self.cubins.items())), "entries": listed[0], "cuda": listed[1],
+            "cubins": dict(sorted(self.cubins.items())), "entries": _listed(self.entries), "cuda": _listed(self.cuda),
         }  # fmt: skip
+
+
+def _listed(entries: Sequence[Entry] | Sequence[CudaEntry]) -> list[dict[str, Any]]:
+    found = [asdict(entry) for entry in entries]
+    return sorted(found, key=lambda entry: (entry["arch"], entry["key"]))
 
 
 def _require(holds: bool, what: str) -> None:
@@ -206,13 +221,13 @@ def _complete(data: Any, kind: Any, at: str) -> None:
     _require(not missing, f"{at} lacks {', '.join(sorted(missing))}")
 
 
-def _listed(data: Mapping[str, Any], cubins: Mapping[str, int], at: str) -> str:
+def _cubin_of(data: Mapping[str, Any], cubins: Mapping[str, Place], at: str) -> str:
     cubin = _text(data["cubin"], _HASH, f"{at}: cubin")
     _require(cubin in cubins, f"{at}: its cubin is not listed")
     return cubin
 
 
-def _parse_cuda(data: Any, place: int, cubins: Mapping[str, int]) -> CudaEntry:
+def _parse_cuda(data: Any, place: int, cubins: Mapping[str, Place]) -> CudaEntry:
     at = f"CUDA entry {place}"
     _complete(data, CudaEntry, at)
     return CudaEntry(
@@ -221,11 +236,17 @@ def _parse_cuda(data: Any, place: int, cubins: Mapping[str, int]) -> CudaEntry:
         kernel=_text(data["kernel"], re.compile(r"[\w:<>, ]+"), f"{at}: kernel"),
         name=_text(data["name"], _SYMBOL, f"{at}: name"),
         registers=_count(data["registers"], 255, f"{at}: registers"),
-        stack=_count(data["stack"], 1 << 20, f"{at}: stack"), cubin=_listed(data, cubins, at),
+        stack=_count(data["stack"], 1 << 20, f"{at}: stack"), cubin=_cubin_of(data, cubins, at),
     )  # fmt: skip
 
 
-def _parse_entry(data: Any, place: int, cubins: Mapping[str, int]) -> Entry:
+def _parse_place(data: Any) -> Place:
+    _require(isinstance(data, list) and len(data) == 4, f"the place of a cubin is {data!r:.80}")
+    bundle, *numbers = data
+    return Place(_text(bundle, _HASH, "a bundle"), *(_count(number, _MOST_CUBIN, "a place") for number in numbers))
+
+
+def _parse_entry(data: Any, place: int, cubins: Mapping[str, Place]) -> Entry:
     at = f"entry {place}"
     _complete(data, Entry, at)
     _require(isinstance(data["constants"], dict), f"{at}: constants is no object")
@@ -240,7 +261,7 @@ def _parse_entry(data: Any, place: int, cubins: Mapping[str, int]) -> Entry:
     cluster, maps = data["cluster"], data["tensor_maps"]
     _require(isinstance(cluster, list) and len(cluster) == 3, f"{at}: cluster is {cluster!r:.80}")
     _require(isinstance(maps, list), f"{at}: tensor_maps is no list")
-    cubin = _listed(data, cubins, at)
+    cubin = _cubin_of(data, cubins, at)
     x, y, z = (_count(size, 16, f"{at}: cluster") for size in cluster)
     return Entry(
         key=_text(data["key"], _HASH, f"{at}: key"), arch=_text(data["arch"], _ARCH, f"{at}: arch"),
@@ -268,7 +289,7 @@ def parse_index(data: Any) -> Index:
     _require(isinstance(listed, dict) and isinstance(versions, dict), "cubins and versions must be objects")
     for of in (entries, cuda):
         _require(isinstance(of, list) and len(of) <= _MOST_ENTRIES, f"no list of at most {_MOST_ENTRIES} entries")
-    cubins = {_text(hash, _HASH, "a cubin"): _count(size, _MOST_CUBIN, "its size") for hash, size in listed.items()}
+    cubins = {_text(hash, _HASH, "a cubin"): _parse_place(place) for hash, place in listed.items()}
     found = tuple(_parse_entry(entry, place, cubins) for place, entry in enumerate(entries))
     found_cuda = tuple(_parse_cuda(entry, place, cubins) for place, entry in enumerate(cuda))
     return Index(_text(data.get("sources"), _HASH, "sources"), versions, cubins, found, found_cuda)
@@ -309,9 +330,20 @@ def read_index(folder: Path) -> Index:
     return parse_index(data)
 
 
-def cubin_path(folder: Path, hash: str) -> Path:
-    """Return where a pack has the cubin of a hash."""
+def _bundle_path(folder: Path, hash: str) -> Path:
     return folder / CUBINS / f"{hash}.xz"
+
+
+@lru_cache(maxsize=4)
+def _bundle(path: Path, most: int, changed: int) -> tuple[bytes, bool]:
+    """Return the content of a bundle, `most` bytes of it at most, and whether it ends there; neighbours follow."""
+    packed = _read(path, _MOST_CUBIN)
+    try:
+        unpacker = lzma.LZMADecompressor(memlimit=64 << 20)
+        content = unpacker.decompress(packed, most + 1)
+    except lzma.LZMAError as error:
+        raise PackError(f"bundle {path.name[:12]} is damaged: {error}") from None
+    return content, unpacker.eof
 
 
 def read_cubin(folder: Path, index: Index, hash: str) -> bytes:
@@ -322,21 +354,55 @@ def read_cubin(folder: Path, index: Index, hash: str) -> bytes:
     PackError
         If it is missing, damaged, or another one.
     """
-    size = index.cubins[hash]
-    packed = _read(cubin_path(folder, hash), _MOST_CUBIN)
+    bundle, offset, size, whole = index.cubins[hash]
+    path = _bundle_path(folder, bundle)
     try:
-        unpacker = lzma.LZMADecompressor(memlimit=64 << 20)
-        content = unpacker.decompress(packed, size + 1)
-    except lzma.LZMAError as error:
-        raise PackError(f"cubin {hash[:12]} is damaged: {error}") from None
-    if hashlib.sha256(content).hexdigest() != hash or not unpacker.eof:
+        changed = path.stat().st_mtime_ns
+    except OSError as error:
+        raise PackError(f"{path.name} cannot be read: {error.strerror}") from None
+    content, ended = _bundle(path, whole, changed)
+    cubin = content[offset : offset + size]
+    if hashlib.sha256(cubin).hexdigest() != hash or not ended:
         raise PackError(f"cubin {hash[:12]} is damaged, or another one: its content has another hash or no end")
-    _require(content[:4] == b"\x7fELF", f"cubin {hash[:12]} is no ELF file")
-    return content
+    _require(cubin[:4] == b"\x7fELF", f"cubin {hash[:12]} is no ELF file")
+    return cubin
 
 
-def write_pack(folder: Path, index: Index, cubins: Mapping[str, bytes] | Iterable[tuple[str, bytes]]) -> int:
-    """Write a pack, the index last, and return its bytes. Cubins that are there already are kept, others taken away.
+def _bundles(index: Index, cubins: Mapping[str, bytes]) -> Iterator[list[str]]:
+    """Yield the hashes of cubins in bundles: those of one kernel and architecture, in the order of their constants."""
+
+    def order(entry: Entry | CudaEntry) -> tuple[str, ...]:
+        constants = json.dumps(entry.constants, sort_keys=True) if isinstance(entry, Entry) else ""
+        return entry.arch, entry.kernel if isinstance(entry, Entry) else entry.source, constants, entry.key
+
+    found: list[str] = []
+    seen: set[str] = set()
+    last: tuple[str, ...] = ()
+    entries: list[Entry | CudaEntry] = [*index.entries, *index.cuda]
+    for entry in sorted(entries, key=order):
+        if entry.cubin in seen or entry.cubin not in cubins:
+            continue
+        full = sum(len(cubins[hash]) for hash in found) + len(cubins[entry.cubin]) > _BUNDLE
+        if found and (full or order(entry)[:2] != last):
+            yield found
+            found = []
+        seen.add(entry.cubin)
+        found, last = [*found, entry.cubin], order(entry)[:2]
+    if found:
+        yield found
+
+
+def write_pack(folder: Path, index: Index, cubins: Mapping[str, bytes]) -> int:
+    """Write a pack, the index last, and return its bytes; what was there before is taken away.
+
+    Parameters
+    ----------
+    folder
+        Where it goes.
+    index
+        What it has. The places of `cubins` are found here.
+    cubins
+        The cubins of its entries by hash.
 
     Raises
     ------
@@ -345,12 +411,20 @@ def write_pack(folder: Path, index: Index, cubins: Mapping[str, bytes] | Iterabl
     """
     target = folder / CUBINS
     target.mkdir(parents=True, exist_ok=True)
-    for hash, content in dict(cubins).items():
-        _replace(cubin_path(folder, hash), lzma.compress(content, preset=6 | lzma.PRESET_EXTREME))
+    places = dict(index.cubins)
+    for hashes in _bundles(index, cubins):
+        content = b"".join(cubins[hash] for hash in hashes)
+        bundle, offset = hashlib.sha256(content).hexdigest(), 0
+        for hash in hashes:
+            places[hash] = Place(bundle, offset, len(cubins[hash]), len(content))
+            offset += len(cubins[hash])
+        _replace(_bundle_path(folder, bundle), lzma.compress(content, preset=6 | lzma.PRESET_EXTREME))
+    used = {place.bundle for place in places.values()}
     for path in target.iterdir():
-        if path.name.removesuffix(".xz") not in index.cubins:
+        if path.name.removesuffix(".xz") not in used:
             path.unlink()
-    text = json.dumps(index.to_json(), indent=0, sort_keys=True, separators=(",", ":")) + "\n"
+    written = replace(index, cubins=places).to_json()
+    text = json.dumps(written, indent=0, sort_keys=True, separators=(",", ":")) + "\n"
     _replace(folder / INDEX, text.encode())
     return sum(path.stat().st_size for path in (folder / INDEX, *target.iterdir()))
 

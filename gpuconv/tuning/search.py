@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
-from ..backends.base import Plan
+from ..backends.base import Plan, Solver
 from ..backends.triton.tuned import Tunable
 from ..config import logger, workspace_limit
 from ..costs import measured as cache
@@ -26,7 +26,7 @@ from .trial import CudaTimer, Timer, Trial, capturing_or_compiling, context_lost
 
 __all__ = ["Record", "Timing", "consider", "fit_to_user", "samples_from_json", "tune"]
 
-_MOST = 8
+MOST = 8
 """Configs of a problem that are timed, beside each solver's default: the best by the cost model."""
 
 _HOPELESS = 4.0
@@ -105,23 +105,27 @@ def samples_from_json(records: Iterable[Mapping[str, Any]]) -> list[Sample]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Option:
+class Option:
+    """A config of a solver that tuning may time: whether it is the solver's own, and microseconds by the cost model."""
+
     solver: Tunable
     config: Mapping[str, Any]
     default: bool
     estimate: float
 
 
-def _options(problem: Problem, most: int) -> list[_Option]:
-    """Return what is to be timed: the best by the cost model, and defaults that are not hopeless, best first."""
-    found: list[_Option] = []
-    for candidate in candidates(problem, "triton"):
-        solver = candidate.solver
-        if candidate.reason is None and isinstance(solver, Tunable):
+def options_of(problem: Problem, solvers: Iterable[Solver], most: int = MOST) -> list[Option]:
+    """Return what tuning times: the best `most` by the cost model, and defaults that are not hopeless, best first.
+
+    Solvers that are not :class:`.tuned.Tunable` have nothing to choose from.
+    """
+    found: list[Option] = []
+    for solver in solvers:
+        if isinstance(solver, Tunable):
             configs = solver.configs(problem)
             times = solver.modelled(problem, configs).tolist()
             found += [
-                _Option(solver, config, place == 0, took)
+                Option(solver, config, place == 0, took)
                 for place, (config, took) in enumerate(zip(configs, times, strict=True))
             ]
     found.sort(key=lambda option: option.estimate)
@@ -132,7 +136,11 @@ def _options(problem: Problem, most: int) -> list[_Option]:
     ]
 
 
-def _timings(problem: Problem, options: list[_Option], timer: Timer, late: Callable[[], bool]) -> Iterator[Timing]:
+def _takers(problem: Problem) -> list[Solver]:
+    return [candidate.solver for candidate in candidates(problem, "triton") if candidate.reason is None]
+
+
+def _timings(problem: Problem, options: list[Option], timer: Timer, late: Callable[[], bool]) -> Iterator[Timing]:
     """Time `options`, defaults first: what others compute must be what the first one does."""
     trial: Trial | None = None
     expected: Any = None
@@ -211,7 +219,7 @@ def tune(
     budget_s: float | None = None,
     timer: Timer | None = None,
     progress: Callable[[int, int, Record], None] | None = None,
-    most: int = _MOST,
+    most: int = MOST,
 ) -> list[Record]:
     """Time the best few configs of each problem and write the fastest of each solver to the user's cache.
 
@@ -258,7 +266,7 @@ def tune(
         gpu, begun = _gpu(problem), time.monotonic()
         if timer is None and not problem.device.startswith("cuda"):
             raise ValueError(f"tune: a timer is needed for a problem on {problem.device!r}")
-        timings = tuple(_timings(problem, _options(problem, most), timer or cuda_timer, late))
+        timings = tuple(_timings(problem, options_of(problem, _takers(problem), most), timer or cuda_timer, late))
         new = _entries(problem, timings)
         saved = bool(new) and cache.record(gpu, new)
         records.append(Record(problem, gpu.name, timings, saved, time.monotonic() - begun))

@@ -61,7 +61,7 @@ def problems_of(calls: list[Callable[[], Any]]) -> list[Problem]:
 def pack(_gpu: StubGpu, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pack of what the calls launch."""
     folder = tmp_path_factory.mktemp("packs") / "pack"
-    built = build_pack(problems_of([CALLS[name][1] for name in NAMES]), ["sm_90"], folder, jobs=2)
+    built = build_pack({"first": problems_of([CALLS[name][1] for name in NAMES])}, ["sm_90"], folder, jobs=2)
     assert built.failures == () and built.compiled == built.entries >= 15
     return folder
 
@@ -194,7 +194,7 @@ def test_a_cluster_is_launched_as_triton_launches_it(
     key, arguments = key_of(told.kernel, told.arguments, told.options, aligned=True)
     (entry,), cubin = compile_entries(Launch(key, told.kernel, "triton.pool.max", arguments, told.options), "sm_90")
     assert entry.cluster == (2, 1, 1)
-    write_pack(tmp_path / "pack", Index(sources_hash(), {}, {entry.cubin: len(cubin)}, (entry,)), {entry.cubin: cubin})
+    write_pack(tmp_path / "pack", Index(sources_hash(), {}, {}, (entry,)), {entry.cubin: cubin})
     use_packs(tmp_path / "pack")
     for kind in ("auto", "python", "native"):
         seen, looked_up = _observe(gpu, CALLS["max_pool"][1], kind)
@@ -238,7 +238,7 @@ def cuda_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.skip("not run: NVRTC is not installed")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         entries, cubin = process.submit(nvrtc.compile_entries, SOURCE, [KERNEL], "sm_90", release).result()
-    index = Index(sources_hash(), {}, {entries[0].cubin: len(cubin)}, (), tuple(entries))
+    index = Index(sources_hash(), {}, {}, (), tuple(entries))
     write_pack(tmp_path / "cuda", index, {entries[0].cubin: cubin})
     stream = SimpleNamespace(ptr=0x77)
     cuda = SimpleNamespace(Device=_Device, get_current_stream=lambda: stream)
@@ -383,8 +383,9 @@ def _cut(pack: Path) -> None:
 
 
 def _bomb(pack: Path) -> None:
+    content = lzma.compress(bytes(32 << 20), preset=0)
     for path in (pack / "cubins").iterdir():
-        path.write_bytes(lzma.compress(bytes(32 << 20)))
+        path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -456,9 +457,9 @@ def test_threads_load_a_cubin_once(gpu: StubGpu, pack: Path, use_packs: Use, mon
 def test_a_pack_is_the_same_twice_and_the_second_run_compiles_nothing(pack: Path, gpu: StubGpu, tmp_path: Path) -> None:
     problems = problems_of([CALLS["fprop"][1], CALLS["max_pool"][1]])
     first, second = tmp_path / "first", tmp_path / "second"
-    built = [build_pack(problems, ["sm_90"], folder) for folder in (first, second, second)]
+    built = [build_pack({"first": problems}, ["sm_90"], folder) for folder in (first, second, second)]
     assert [each.compiled for each in built] == [built[0].entries, built[0].entries, 0]
     contents = [
         {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()} for folder in (first, second)
     ]
-    assert contents[0] == contents[1] and len(contents[0]) == built[0].cubins + 1
+    assert contents[0] == contents[1] and 2 <= len(contents[0]) <= built[0].cubins + 1

@@ -128,7 +128,7 @@ def test_tuning_ends_where_the_context_is_dead(monkeypatch, context, words):
     """Else every problem that follows would be recorded as one that cannot be timed."""
     problem = conv_problem((1, 64, 8, 8), (64, 64, 3, 3), device="cpu")
     solver = solver_of("triton.conv.fprop.implicit_gemm")
-    option = tuning._Option(solver, solver.configs(problem)[0], True, 1.0)
+    option = tuning.Option(solver, solver.configs(problem)[0], True, 1.0)
 
     def timer(plan, launch):
         context.fail(words, dies)

@@ -23,10 +23,21 @@ from gpuconv.costs import files
 from gpuconv.packing import gpus_of, launches_of
 from gpuconv.packs import search
 from gpuconv.packs.identity import KernelReference, TypeName, described, key_of, sources_hash
-from gpuconv.packs.index import Entry, Index, PackError, parse_index, read_index, write_pack
+from gpuconv.packs.index import (
+    CudaEntry,
+    Entry,
+    Index,
+    PackError,
+    Place,
+    parse_index,
+    read_cubin,
+    read_index,
+    write_pack,
+)
 
 KERNELS = Path(gpuconv.__file__).parents[1] / "kernels" / "tl"
 HASH = "ab" * 32
+PLACE = Place("cd" * 32, 0, 4, 4)
 
 
 @pytest.fixture(autouse=True)
@@ -164,17 +175,69 @@ def test_a_cubin_runs_on_gpus_of_its_architecture(arch, capability, runs):
     ],
 )  # fmt: skip
 def test_an_index_is_read_as_data_and_trusted_in_nothing(changed, message):
-    data = json.loads(json.dumps(Index("0" * 64, {}, {HASH: 4}, (entry(**changed),)).to_json()))
+    data = json.loads(json.dumps(Index("0" * 64, {}, {HASH: PLACE}, (entry(**changed),)).to_json()))
     with pytest.raises(PackError, match=message.replace("(", r"\(")):
         parse_index(data)
 
 
 def test_an_index_is_what_was_written(tmp_path):
-    index = Index("0" * 64, {"triton": "3.9.0"}, {HASH: 4}, (entry(), entry(arch="sm_80")))
+    index = Index("0" * 64, {"triton": "3.9.0"}, {HASH: PLACE}, (entry(), entry(arch="sm_80")))
     write_pack(tmp_path / "pack", index, {})
     found = read_index(tmp_path / "pack")
     assert sorted(found.entries, key=lambda e: e.arch) == sorted(index.entries, key=lambda e: e.arch)
     assert (found.sources, found.versions, found.cubins) == (index.sources, index.versions, index.cubins)
+
+
+def cuda_entry(**changed):
+    values = {
+        "key": HASH, "arch": "sm_90", "source": "pool_max", "kernel": "pool::kernel<float, 2, true>", "name": "_Z1k",
+        "registers": 40, "stack": 0, "cubin": HASH,
+    }  # fmt: skip
+    return CudaEntry(**(values | changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"source": "../x"}, "CUDA entry 0: source is '../x'"),
+        ({"kernel": "k(); system"}, "CUDA entry 0: kernel is"),
+        ({"name": "a b"}, "CUDA entry 0: name is"),
+        ({"registers": -1}, "CUDA entry 0: registers must be"),
+        ({"cubin": "ef" * 32}, "CUDA entry 0: its cubin is not listed"),
+    ],
+)
+def test_kernels_of_cuda_are_read_as_data(changed, message):
+    data = json.loads(json.dumps(Index("0" * 64, {}, {HASH: PLACE}, (), (cuda_entry(),)).to_json()))
+    assert parse_index(data).cuda == (cuda_entry(),)
+    data["cuda"][0] |= changed
+    with pytest.raises(PackError, match=message.replace("(", r"\(")):
+        parse_index(data)
+
+
+@pytest.mark.parametrize(
+    "place", [["x", 0, 4, 4], ["cd" * 32, -1, 4, 4], ["cd" * 32, 0, 4], {}, ["cd" * 32, 0, 1 << 40, 4]]
+)
+def test_places_of_cubins_are_read_as_data(place):
+    data = json.loads(json.dumps(Index("0" * 64, {}, {HASH: PLACE}, (entry(),)).to_json()))
+    data["cubins"][HASH] = place
+    with pytest.raises(PackError):
+        parse_index(data)
+
+
+def test_cubins_of_a_kernel_lie_together_and_come_out_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("gpuconv.packs.index._BUNDLE", 250)
+    contents = [b"\x7fELF" + bytes([number]) * 96 for number in range(5)]
+    cubins = {hashlib.sha256(content).hexdigest(): content for content in contents}
+    entries = [entry(cubin=hash, key=f"{place:064x}") for place, hash in enumerate(cubins)]
+    entries[4] = entry(cubin=entries[4].cubin, kernel="conv.dgrad:_k")
+    entries.append(entry(cubin=entries[0].cubin, key="f" * 64))  # two launches, one cubin
+    write_pack(tmp_path, Index("0" * 64, {}, {}, tuple(entries)), cubins)
+    index = read_index(tmp_path)
+    bundles = [index.cubins[entry.cubin].bundle for entry in entries[:5]]
+    assert len(set(bundles)) == 3 == len(list((tmp_path / "cubins").iterdir())) and bundles[4] not in bundles[:4]
+    assert {hash: read_cubin(tmp_path, index, hash) for hash in cubins} == cubins
+    write_pack(tmp_path, Index("0" * 64, {}, {}, tuple(entries[4:5])), cubins)
+    assert len(list((tmp_path / "cubins").iterdir())) == 1
 
 
 def test_a_large_index_is_not_read(tmp_path, monkeypatch):
@@ -188,7 +251,7 @@ def test_a_large_index_is_not_read(tmp_path, monkeypatch):
 
 
 def test_nothing_is_read_from_the_current_folder(tmp_path, monkeypatch):
-    write_pack(tmp_path, Index(sources_hash(), {}, {HASH: 4}, (entry(),)), {})
+    write_pack(tmp_path, Index(sources_hash(), {}, {HASH: PLACE}, (entry(),)), {})
     monkeypatch.chdir(tmp_path)
     assert pack_folders() == ((), False) and search.packs() == ()
     monkeypatch.setenv("GPUCONV_PACKS", ":")
@@ -197,7 +260,9 @@ def test_nothing_is_read_from_the_current_folder(tmp_path, monkeypatch):
 
 
 def test_packs_of_the_users_data_folder_are_found(tmp_path):
-    write_pack(tmp_path / "data" / "gpuconv" / "packs" / "mine", Index(sources_hash(), {}, {HASH: 4}, (entry(),)), {})
+    write_pack(
+        tmp_path / "data" / "gpuconv" / "packs" / "mine", Index(sources_hash(), {}, {HASH: PLACE}, (entry(),)), {}
+    )
     (found,) = search.packs()
     assert found.origin == "user's data folder" and found.reason is None
     assert search.any_packs() and search.any_packs((9, 0)) and not search.any_packs((8, 0))
@@ -205,7 +270,7 @@ def test_packs_of_the_users_data_folder_are_found(tmp_path):
 
 def test_installed_packs_are_found_without_running_them(tmp_path, monkeypatch):
     package = tmp_path / "gpuconv_pack_example"
-    write_pack(package, Index(sources_hash(), {}, {HASH: 4}, (entry(),)), {})
+    write_pack(package, Index(sources_hash(), {}, {HASH: PLACE}, (entry(),)), {})
     (package / "__init__.py").write_text("raise SystemExit('it ran')")
     info = tmp_path / "gpuconv_pack_example-1.dist-info"
     info.mkdir()
@@ -235,19 +300,19 @@ def test_what_is_missing_is_said(tmp_path):
 def test_a_pack_is_listed_and_checked(tmp_path):
     cubin = b"\x7fELF" + bytes(60)
     digest = hashlib.sha256(cubin).hexdigest()
-    index = Index(sources_hash(), {"triton": "3.9.0"}, {digest: len(cubin)}, (entry(cubin=digest),))
+    index = Index(sources_hash(), {"triton": "3.9.0"}, {}, (entry(cubin=digest),))
     write_pack(tmp_path / "pack", index, {digest: cubin})
     listed = run("--list", tmp_path / "pack").output
     assert "sm_90a" in listed and "1 launches, 1 cubins" in listed and "triton 3.9.0" in listed
     assert run("--verify", tmp_path / "pack").exit_code == 0
-    path = tmp_path / "pack" / "cubins" / f"{digest}.xz"
+    (path,) = (tmp_path / "pack" / "cubins").iterdir()
     path.write_bytes(path.read_bytes()[:-1])
     done = run("--verify", tmp_path / "pack")
     assert done.exit_code == 2 and "is damaged" in done.output
 
 
 def test_info_shows_packs(tmp_path, monkeypatch):
-    write_pack(tmp_path / "good", Index(sources_hash(), {}, {HASH: 4}, (entry(),)), {})
+    write_pack(tmp_path / "good", Index(sources_hash(), {}, {HASH: PLACE}, (entry(),)), {})
     write_pack(tmp_path / "bad", Index("0" * 64, {}, {}, ()), {})
     monkeypatch.setenv("GPUCONV_PACKS", f"{tmp_path / 'good'}:{tmp_path / 'bad'}")
     search.forget()

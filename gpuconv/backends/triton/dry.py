@@ -14,7 +14,15 @@ from .launch import listening
 
 __all__ = ["Told", "launches_of_plan"]
 
-_META = "meta"
+
+class _Unallocated(type(TORCH)):  # type: ignore[misc]
+    """Torch's tensors, of which only a description is made, whatever device they are for."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str, device: str, layout: str) -> Any:
+        return super().empty(shape, dtype, "meta", layout)
+
+
+_UNALLOCATED = _Unallocated()
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Told:
 def _empty(shape: tuple[int, ...], dtype: str, layout: str) -> Any:
     import torch  # noqa: F401  which TORCH looks for
 
-    return TORCH.empty(shape, dtype, _META, layout)
+    return _UNALLOCATED.empty(shape, dtype, "meta", layout)
 
 
 def _conv_arrays(problem: ConvProblem) -> dict[str, Any]:
@@ -75,8 +83,9 @@ def launches_of_plan(plan: Plan) -> list[Told]:
     def note(_: Problem, kernel: Any, grid: tuple[int, ...], arguments: Any, options: Any) -> None:
         told.append(Told(kernel, arguments, options))
 
-    problem: Any = replace(plan.problem, device=_META, array="torch")
+    device = plan.problem.device if plan.problem.device.startswith("cuda") else "cuda:0"  # kernels may differ by it
+    problem: Any = replace(plan.problem, device=device, array="torch")
     arrays = _conv_arrays(problem) if isinstance(problem, ConvProblem) else _pool_arrays(problem)
     with listening(note):
-        replace(plan, problem=problem).run(Call(problem, arrays, TORCH))
+        replace(plan, problem=problem).run(Call(problem, arrays, _UNALLOCATED))
     return told
