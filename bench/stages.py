@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from gpuconv.problem import Problem
@@ -20,7 +20,7 @@ from .parity import parity_items
 from .parity_calls import parity_calls
 from .timing import Clock
 
-__all__ = ["STAGES", "Stage", "allotted", "benchmark_items", "listed"]
+__all__ = ["STAGES", "Stage", "allotted", "benchmark_items", "listed", "solvers_in_front"]
 
 SECONDARY = (("inductor",), ("flag_gems", "tileops"))
 
@@ -96,8 +96,24 @@ def _parity(context: Context) -> Iterator[Item]:
             tiny = tiny_problems()
         return _singles(parity_items(device, tiny))
 
-    yield from listed("problems", problems)
-    yield from listed("calls", lambda: _singles(parity_calls(device, few=context.dry)))
+    def calls() -> Iterator[Item]:
+        return _singles(parity_calls(device, few=context.dry))
+
+    yield from solvers_in_front(chain(listed("problems", problems), listed("calls", calls)))
+
+
+def solvers_in_front(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the first item of each solver, which its key begins with, then the others: a short run has seen all."""
+    seen: set[str] = set()
+    others = []
+    for item in items:
+        solver = item.keys[0].partition(" | ")[0]
+        if solver in seen:
+            others.append(item)
+        else:
+            seen.add(solver)
+            yield item
+    yield from others
 
 
 def _compile(context: Context) -> Iterator[Item]:

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from bench.stages import STAGES
+from bench.items import Item
+from bench.stages import STAGES, solvers_in_front
 from bench.store import Store
 from bench.supervise import MOST_WORKERS, Slot, phases
 from bench.worker import CONTEXT_LOST, in_hand
@@ -83,6 +84,12 @@ def test_an_item_that_recorded_itself_is_not_recorded_twice(tmp_path):
     assert slot.busy()
     slot.process.wait()
     assert len(records(tmp_path)) == 1 and slot.workers == 1 <= MOST_WORKERS
+
+
+def test_every_solver_has_its_first_item_in_front():
+    keys = ["a | 1", "a | 2", "b | 1", "a | 3", "the list ends here", "b | 2", "c | 1"]
+    ordered = [each.keys[0] for each in solvers_in_front(Item((key,), lambda missing: ()) for key in keys)]
+    assert ordered == ["a | 1", "b | 1", "the list ends here", "c | 1", "a | 2", "a | 3", "b | 2"]
 
 
 def test_only_stages_that_time_nothing_are_shared():
