@@ -1,7 +1,8 @@
 """The interpret lane runs in a process of its own with TRITON_INTERPRET=1; elsewhere it collects nothing.
 
 The gate runs a part of the long lists of cases and mutants, another one for each release of Triton, and everything
-else; ``GPUCONV_TEST_FULL=1`` (``make test-full``) runs all of them, on the oldest Triton half of the longest.
+else. ``GPUCONV_TEST_FULL=1`` (``make test-full``) runs all of them, of the long lists one half on either Triton;
+``GPUCONV_TEST_BOTH=1`` beside it runs everything on both.
 """
 
 import json
@@ -44,8 +45,8 @@ PARTS = {
 }
 """Into how many parts a list of cases is cut, of which the gate runs one."""
 
-WHOLE = {"test_opinfo", "test_probes_pass_on_the_real_kernels"}
-"""Of these, what the full run takes whole on the oldest Triton as well; of the other lists it takes a half there."""
+HALVES = PARTS.keys() | {"test_layout"}
+"""Lists of which the full run takes one half on either Triton."""
 
 OLDEST = "3.6."
 ON_OLDEST_ALONE = {"test_killed_and_resumed"}
@@ -59,17 +60,16 @@ def pytest_collection_modifyitems(config, items):
         return
     import triton
 
-    release, full = zlib.crc32(triton.__version__.encode()), os.environ.get("GPUCONV_TEST_FULL") == "1"
-    if full and not triton.__version__.startswith(OLDEST):
+    oldest, full = triton.__version__.startswith(OLDEST), os.environ.get("GPUCONV_TEST_FULL") == "1"
+    if full and os.environ.get("GPUCONV_TEST_BOTH") == "1":
         return
+    release = int(oldest) if full else zlib.crc32(triton.__version__.encode())
     kept, left_out = [], []
     for item in items:
-        parts = PARTS.get(item.originalname, 1)
-        if full:
-            parts = 2 if parts > 1 and item.originalname not in WHOLE else 1
+        parts = (2 if item.originalname in HALVES else 1) if full else PARTS.get(item.originalname, 1)
         in_part = zlib.crc32(item.nodeid.rpartition("/")[2].encode()) % parts == release % parts
         if item.originalname in ON_OLDEST_ALONE and not full:
-            in_part = triton.__version__.startswith(OLDEST)
+            in_part = oldest
         (kept if in_part else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
