@@ -286,6 +286,10 @@ def cases(names: Mapping[str, OperandCall]) -> list[tuple[str, str, str]]:
     ]
 
 
+_EXPECTED: dict[tuple[Any, ...], list[np.ndarray]] = {}
+"""What solvers answered for contiguous arrays, which are the same in most layouts."""
+
+
 def check(
     call: OperandCall,
     operand: str,
@@ -321,15 +325,17 @@ def check(
     solvers, takers = call.solvers(arrays, backend), call.solvers(plain, backend)
     for solver in solvers:
         found = _results(call.run(arrays, solver))
-        expected = _results(call.run(plain, solver if solver in takers else backend))
+        referee = solver if solver in takers else backend
+        known = (call.name, referee, dtype, tuple(array.tobytes() for array in values.values()))
+        if known not in _EXPECTED:
+            _EXPECTED[known] = [host(one).copy() for one in _results(call.run(plain, referee))]
+        expected = _EXPECTED[known]
         for one, other in zip(found, expected, strict=True):
             where = f"{call.name}, {operand} {layout}, {dtype}, {solver}"
             if call.exact:
-                np.testing.assert_array_equal(host(one), host(other), where)
+                np.testing.assert_array_equal(host(one), other, where)
             else:
-                np.testing.assert_allclose(
-                    host(one), host(other), rtol=2e-3 if dtype == "float16" else 1e-5, err_msg=where
-                )
+                np.testing.assert_allclose(host(one), other, rtol=2e-3 if dtype == "float16" else 1e-5, err_msg=where)
         assert placed.buffer.tobytes() == before.tobytes(), where
     return len(solvers)
 

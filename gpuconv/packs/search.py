@@ -6,7 +6,8 @@ Asked in this order: the folders of ``GPUCONV_PACKS``, the packs in ``gpuconv/pa
 one of them.
 
 A pack is code that runs on the GPU with this process's rights. So a folder that others may write, or that belongs to
-another user than this one or root, is refused, unless ``GPUCONV_PACKS_TRUST=1`` says that this is wanted.
+another user than this one or root, or lies in such a folder, is refused, unless ``GPUCONV_PACKS_TRUST=1`` says that
+this is wanted.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ __all__ = ["Found", "Pack", "any_packs", "forget", "look_up", "look_up_cuda", "p
 
 GROUP = "gpuconv.packs"
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_INSTALLED = "installed as"
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def _installed() -> list[tuple[Path, str]]:
             continue
         spec = find_spec(name)
         for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-            found.append((Path(place), f"installed as {name}"))
+            found.append((Path(place), f"{_INSTALLED} {name}"))
     return found
 
 
@@ -96,20 +98,26 @@ def _user_packs() -> list[tuple[Path, str]]:
         return []
 
 
-def _distrust(folder: Path) -> str | None:
-    """Return why the content of a folder may be somebody else's, or None."""
-    for path in (folder, folder / "cubins", folder / "index.json"):
+def _distrust(folder: Path, installed: bool) -> str | None:
+    """Return why the content of a folder may be somebody else's, or None.
+
+    Who writes a folder above it can put another one in its place, unless the sticky bit keeps that to owners. Above an
+    installed pack lies code that this process runs anyway.
+    """
+    folder = folder.resolve()
+    for path in (folder, folder / "cubins", folder / "index.json", *(() if installed else folder.parents)):
         about = path.stat()
-        if about.st_mode & _OTHERS_WRITE:
-            return f"{path.name} may be written by others ({stat.filemode(about.st_mode)})"
+        kept = path in folder.parents and about.st_mode & stat.S_ISVTX
+        if about.st_mode & _OTHERS_WRITE and not kept:
+            return f"{path.name or path} may be written by others ({stat.filemode(about.st_mode)})"
         if hasattr(os, "getuid") and about.st_uid not in (os.getuid(), 0):
-            return f"{path.name} belongs to user {about.st_uid}"
+            return f"{path.name or path} belongs to user {about.st_uid}"
     return None
 
 
 def _open(folder: Path, origin: str, trust: bool) -> Pack:
     try:
-        reason = None if trust else _distrust(folder)
+        reason = None if trust else _distrust(folder, origin.startswith(_INSTALLED))
         if reason is not None:
             return Pack(folder, origin, None, f"{reason}; GPUCONV_PACKS_TRUST=1 takes it all the same")
         index = read_index(folder)

@@ -326,6 +326,10 @@ IGNORED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda pack: pack.chmod(0o777),
         "may be written by others (drwxrwxrwx); GPUCONV_PACKS_TRUST=1",
     ),
+    "others may write what it lies in": (
+        lambda pack: pack.parent.chmod(0o775),
+        "may be written by others (drwxrwxr-x); GPUCONV_PACKS_TRUST=1",
+    ),
     "not there": (lambda pack: shutil.rmtree(pack), "cannot be read: No such file"),
 }
 """Damage to a pack, and what the warning says."""

@@ -268,6 +268,18 @@ def test_packs_of_the_users_data_folder_are_found(tmp_path):
     assert search.any_packs() and search.any_packs((9, 0)) and not search.any_packs((8, 0))
 
 
+def test_a_sticky_folder_above_a_pack_keeps_it(tmp_path, monkeypatch):
+    """As /tmp is: others may put things into it, and not take away or rename what is not theirs."""
+    shared = tmp_path / "shared"
+    write_pack(shared / "pack", Index(sources_hash(), {}, {HASH: PLACE}, (entry(),)), {})
+    monkeypatch.setenv("GPUCONV_PACKS", str(shared / "pack"))
+    for mode, reason in ((0o1777, None), (0o777, "shared may be written by others (drwxrwxrwx)")):
+        shared.chmod(mode)
+        search.forget()
+        (found,) = search.packs()
+        assert found.reason is None if reason is None else found.reason.startswith(reason)
+
+
 def test_installed_packs_are_found_without_running_them(tmp_path, monkeypatch):
     package = tmp_path / "gpuconv_pack_example"
     write_pack(package, Index(sources_hash(), {}, {HASH: PLACE}, (entry(),)), {})
