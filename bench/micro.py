@@ -9,22 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 
 from gpuconv.arrays import TORCH
 from gpuconv.backends.base import Plan
-from gpuconv.dispatch import select
+from gpuconv.backends.triton.backend import BACKEND as TRITON
+from gpuconv.dispatch import select, solver_of
 from gpuconv.problem import Call, ConvProblem
 
 from .calls import make_tensors, operand_bytes
 from .cases import all_cases, problem_key
 from .contenders import plain, settings
+from .parity import conv_problem
 from .referee import poisoned, verdict
 from .timing import Clock
 
-__all__ = ["UNANSWERED", "ceiling_items", "host_items", "micro_items", "variants"]
+__all__ = ["UNANSWERED", "ceiling_items", "host_items", "micro_items", "narrow_questions", "sweep", "variants"]
 
 Item = tuple[str, Callable[[], dict[str, Any]]]
 
@@ -170,7 +173,37 @@ def _arrays(problem: ConvProblem, tensors: Mapping[str, torch.Tensor]) -> dict[s
     return {name: None for name in ("bias", "scale", "shift", "residual")} | dict(tensors)
 
 
-def _questions(device: str, most_problems: int) -> Iterator[tuple[str, ConvProblem, list[tuple[str, Plan]]]]:
+_Question = tuple[str, ConvProblem, list[tuple[str, Plan]]]
+
+
+def narrow_questions(device: str) -> Iterator[_Question]:
+    """Yield what compiled code cannot tell of layers with few channels per group: (question, problem, configurations).
+
+    Whether to load the next row ahead (registers against latency), pixels of a tile (occupancy against reuse), and
+    which solver: by fused multiplies, or by the tensor cores with products that count for nothing.
+    """
+    sizes = (1, 16, 3, 4) if device == "cpu" else (32, 192, 56, 56)
+    c = sizes[1]
+
+    def described(window: int, groups: int) -> ConvProblem:
+        shape = (c, c // groups, window, window)
+        return conv_problem(sizes, shape, "fprop", "bfloat16", padding=window // 2, groups=groups, device=device)
+
+    small, large, grouped = described(3, c), described(7, c), described(3, c // 8)
+    ahead = solver_of("triton.conv.depthwise.march").plan(small)
+    yield (
+        "march: the next row ahead",
+        small,
+        [(str(value), replace(ahead, config=ahead.config | {"AHEAD": value})) for value in (0, 1)],
+    )
+    solvers = [s for s in TRITON.solvers() if s.serves(large) and s.why_not(large) is None]
+    yield "7x7 depthwise: solver", large, [(solver.id, solver.plan(large)) for solver in solvers]
+    rows = solver_of("triton.conv.grouped.rows")
+    by_size = {config["BM"]: config for config in reversed(rows.configs(grouped))}
+    yield "rows: pixels of a tile", grouped, [(str(bm), rows.bind(grouped, by_size[bm])) for bm in sorted(by_size)]
+
+
+def _questions(device: str, most_problems: int) -> Iterator[_Question]:
     """Yield (question, problem, configurations): one problem per tile with a bound, else a few of each pass."""
     asked: dict[tuple[Any, ...], int] = {}
     for place, (problem, plan) in enumerate(_plans(device)):
@@ -195,7 +228,7 @@ def micro_items(clock: Clock, most_problems: int = 6) -> Iterator[Item]:
     for modifier in (".ca", ".cg"):
         yield f"nine shifted loads, {modifier}", partial(shifted_reads, clock, modifier)
     later: list[Item] = []
-    for question, problem, answers in _questions(clock.device, most_problems):
+    for question, problem, answers in chain(narrow_questions(clock.device), _questions(clock.device, most_problems)):
         for answer, plan in answers:
             key = f"{question}: {problem_key(problem)} = {answer}"
             item = (key, partial(sweep, clock, problem, question, answer, plan))

@@ -105,3 +105,17 @@ def test_every_solver_of_triton_is_in_the_parity_stage():
     found = {key.partition(" | ")[0] for key, _ in items}
     wanted = {solver.id for solver in backends()["triton"].solvers()}
     assert wanted <= found, f"no parity item: {sorted(wanted - found)}"
+
+
+def test_narrow_questions_are_asked_and_every_answer_is_right():
+    from bench.micro import narrow_questions, sweep
+    from bench.timing import HostClock
+
+    asked = list(narrow_questions("cpu"))
+    assert [question for question, _, _ in asked] == [
+        "march: the next row ahead", "7x7 depthwise: solver", "rows: pixels of a tile",
+    ]  # fmt: skip
+    for question, problem, answers in asked:
+        assert answers and len({name for name, _ in answers}) == len(answers)
+        for answer, plan in answers if os.environ.get("GPUCONV_TEST_FULL") == "1" else answers[:1]:
+            assert sweep(HostClock(), problem, question, answer, plan)["status"] == "ok", (question, answer)
