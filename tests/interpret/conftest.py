@@ -42,8 +42,11 @@ PARTS = {
     "test_probes_pass_on_the_real_kernels": 4,
     "test_small_integers_are_exact": 4,
     "test_wgrad_states_and_bounds_its_workspace": 4,
+    "test_conv_depthwise::test_matches_reference": 47,
+    "test_conv_depthwise::test_what_is_not_finite_stays_where_it_is": 40,
+    "test_depthwise_mutations::test_probes_pass_on_the_real_kernels": 17,
 }
-"""Into how many parts a list of cases is cut, of which the gate runs one."""
+"""Into how many parts a list of cases is cut, of which the gate runs one; of one file where it is named."""
 
 HALVES = PARTS.keys() | {"test_layout"}
 """Lists of which the full run takes one half on either Triton."""
@@ -66,7 +69,9 @@ def pytest_collection_modifyitems(config, items):
     release = int(oldest) if full else zlib.crc32(triton.__version__.encode())
     kept, left_out = [], []
     for item in items:
-        parts = (2 if item.originalname in HALVES else 1) if full else PARTS.get(item.originalname, 1)
+        usual = PARTS.get(item.originalname, 1)
+        parts = PARTS.get(f"{item.path.stem}::{item.originalname}", usual)
+        parts = (2 if item.originalname in HALVES else 1) if full else parts
         in_part = zlib.crc32(item.nodeid.rpartition("/")[2].encode()) % parts == release % parts
         if item.originalname in ON_OLDEST_ALONE and not full:
             in_part = oldest
