@@ -32,6 +32,8 @@ CHECKOUT_ENV = {"PYTHONPATH": str(REPO)}
 NO_GPU = "not gpu and not multi_gpu"
 # What NVRTC makes of the CUDA sources does not depend on Triton: once is enough.
 NO_NVRTC = ("--ignore=tests/codegen/test_nvrtc.py",)
+# Packs are made by one Triton and launched without it: the gate makes them with the latest alone.
+NO_PACKS = () if os.environ.get("GPUCONV_TEST_FULL") == "1" else ("--ignore=tests/launch/test_packs.py",)
 MOST_FILES = 7  # of a report: a rented machine may bring 8 back
 WITHOUT_TORCH = (
     "tests/unit/test_numpy_alone.py",
@@ -248,7 +250,9 @@ LANES: dict[str, tuple[str, Callable[[str], Result]]] = {
     ),
     "codegen-triton36": (
         "kernels compiled ahead of time, and launched against a stub of the driver, triton 3.6",
-        lambda lane: pytest_lane(lane, ["tests/codegen", "tests/launch"], VENV36, env=CHECKOUT_ENV, options=NO_NVRTC),
+        lambda lane: pytest_lane(
+            lane, ["tests/codegen", "tests/launch"], VENV36, env=CHECKOUT_ENV, options=(*NO_NVRTC, *NO_PACKS)
+        ),
     ),
     "stack-gpu-image": ("the stack of a GPU machine: unit, launch, and a dry run of the report", gpu_image_lane),
     "numpy-alone": ("the newest Python with NumPy and nothing else", numpy_alone_lane),
