@@ -95,15 +95,19 @@ def _of_cupy(archs: list[str]) -> tuple[list[_Task], dict[str, str]]:
 
 
 def _known(folder: Path, versions: dict[str, str]) -> tuple[dict[_Place, Entry | CudaEntry], dict[str, bytes]]:
-    """Return the entries and cubins of a pack that is there already and was made of the same sources and releases."""
+    """Return the entries and cubins of a pack that is there already and was made of the same sources and releases.
+
+    The key of a kernel of CUDA C++ holds its source, that of a launch does not.
+    """
     try:
         index = read_index(folder)
-        if index.sources != sources_hash() or any(versions.get(k, v) != v for k, v in index.versions.items()):
+        if any(versions.get(name, release) != release for name, release in index.versions.items()):
             return {}, {}
         cubins = {hash: read_cubin(folder, index, hash) for hash in index.cubins}
     except PackError:
         return {}, {}
-    found: list[Entry | CudaEntry] = [*index.entries, *index.cuda]
+    found: list[Entry | CudaEntry] = [*index.cuda]
+    found += index.entries if index.sources == sources_hash() else ()
     return {(entry.arch.rstrip("a"), entry.key): entry for entry in found}, cubins
 
 
