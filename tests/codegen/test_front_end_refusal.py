@@ -24,7 +24,12 @@ CASE = "tests/interpret/test_pool_windows.py::test_matches_reference[avg-2d-cont
 def lane(copy: Path, tests: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run tests of the copy as their lane does."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TRITON_INTERPRET"))}
-    given = {"PYTHONPATH": str(copy), "GPUCONV_LAUNCHES": str(copy / "launches"), "GPUCONV_TEST_FULL": "1"}
+    given = {
+        "PYTHONPATH": str(copy),
+        "GPUCONV_LAUNCHES": str(copy / "launches"),
+        "GPUCONV_TEST_FULL": "1",
+        "GPUCONV_TEST_BOTH": "1",
+    }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
     return subprocess.run(command, cwd=copy, env={**clean, **given, **env}, capture_output=True, text=True, check=False)
 
