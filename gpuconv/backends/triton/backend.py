@@ -16,6 +16,7 @@ from ...problem import Problem
 from ..base import Backend, Plan, Solver
 from . import (
     columns,
+    conv_banded,
     conv_collect,
     conv_fprop,
     conv_grad,
@@ -41,6 +42,7 @@ _OLDEST = (3, 6)
 
 _MODULES = (
     columns,
+    conv_banded,
     conv_collect,
     conv_fprop,
     conv_grad,
