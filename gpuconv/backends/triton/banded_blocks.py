@@ -179,7 +179,9 @@ def banded_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str
     for name, pair in (("source", banded.source_size), ("result", banded.result_size)):
         found |= {f"{name}_h": pair[0], f"{name}_w": pair[1]}
     found |= zip(("pad_h", "pad_w"), banded.pad, strict=True)
-    found |= zip(("blocks_h", "blocks_w"), band.blocks, strict=True)
+    for axis, blocks in zip("hw", band.blocks, strict=True):
+        magic, log = _reciprocal(blocks)
+        found |= {f"blocks_{axis}": blocks, f"magic_{axis}": magic, f"log_{axis}": log}
     names = ("y", "x") if banded.grad else ("x", "y")
     sides = {"source": strides[names[0]], "result": strides[names[1]], "residual": strides.get("residual", (0,) * 4)}
     sizes = {"source": banded.source_size, "result": banded.result_size, "residual": banded.result_size}
@@ -197,6 +199,16 @@ def banded_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str
     for vector, of in (("VEC", ("source",)), ("VO", written)):
         found |= _in_columns(found, vector, of, config[vector])
     return found
+
+
+def _reciprocal(divisor: int) -> tuple[int, int]:
+    """Return what numbers below 2**31 are multiplied by, as a signed 32-bit integer, and shifted by, for a division.
+
+    Source: T. Granlund, P. L. Montgomery, Division by Invariant Integers using Multiplication, PLDI 1994, section 4.
+    """
+    log = (divisor - 1).bit_length()
+    magic = ceil_div(1 << (31 + log), divisor)
+    return magic - (1 << 32) if magic >= 1 << 31 else magic, log
 
 
 def _in_columns(arguments: Mapping[str, Any], vector: str, names: Sequence[str], most: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from .banded_costs import BandedCosts, banded_tiles
 from .common import VECTORS, Memo, TritonConv, accumulator_type, remembered, strides_of
 from .launch import launch_kernel
 
-__all__ = ["SOLVERS", "BandedDepthwise"]
+__all__ = ["SOLVERS", "BandedDepthwise", "refusal"]
 
 _FEWEST_TAPS, _MOST_TAPS = 5, 31
 """Taps along the longest axis of a window; shorter ones are for the plain cores."""
@@ -42,7 +42,7 @@ class BandedDepthwise(TritonConv):
         if reason is not None:
             return reason
         assert isinstance(problem, ConvProblem)
-        reason = _refusal(problem)
+        reason = refusal(problem)
         if reason is not None:
             return reason
         config = self.default(problem)
@@ -92,7 +92,7 @@ class BandedDepthwise(TritonConv):
         launch_kernel(problem, kernel, (ceil_div(blocks, config["BM"]) * across,), pointers, arguments, config)
 
 
-def _refusal(problem: ConvProblem) -> str | None:
+def refusal(problem: ConvProblem) -> str | None:
     """Return why no banded kernel takes a problem, with the numbers that say so; None if one may."""
     if itemsize(problem.dtype) != 2:
         return f"multiplies 16-bit numbers, not {problem.dtype}"

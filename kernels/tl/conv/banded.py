@@ -15,7 +15,8 @@ import triton.language as tl
 
 from .banded_exact import directly
 from .lanes import load_vector, within
-from .march_lanes import finish, moved
+from .march_lanes import _finish as finish
+from .march_lanes import moved
 
 
 def _repr(specialization):
@@ -28,12 +29,28 @@ def _repr(specialization):
 
 
 @triton.jit
-def _blocks(tile, blocks_h, blocks_w, TP: tl.constexpr, TQ: tl.constexpr, BM: tl.constexpr, INDEX64: tl.constexpr):
+def _quotient(i, divisor, magic, log, INDEX64: tl.constexpr):
+    """Return i // divisor: of 0 <= i < 2**31 as 2 i * ceil(2**(31 + log) / divisor) >> 32 + log, log = ceil(log2)."""
+    if INDEX64:
+        found = i // divisor
+    else:
+        high = tl.umulhi((2 * i).to(tl.uint32, bitcast=True), tl.full([1, 1], magic, tl.int32).to(tl.uint32, bitcast=True))
+        found = (high >> log).to(tl.int32, bitcast=True)
+    return found
+
+
+@triton.jit
+def _blocks(
+    tile, blocks_h, blocks_w, magic_h, magic_w, log_h, log_w,
+    TP: tl.constexpr, TQ: tl.constexpr, BM: tl.constexpr, INDEX64: tl.constexpr,
+):  # fmt: skip
     """Return image, first row and first column of the result of the BM blocks of a tile, each [BM, 1]."""
     if INDEX64:
         tile = tile.to(tl.int64)
     m = tile * BM + tl.arange(0, BM)[:, None]
-    return m // (blocks_h * blocks_w), m // blocks_w % blocks_h * TP, m % blocks_w * TQ
+    line = _quotient(m, blocks_w, magic_w, log_w, INDEX64)
+    n = _quotient(line, blocks_h, magic_h, log_h, INDEX64)
+    return n, (line - n * blocks_h) * TP, (m - line * blocks_w) * TQ
 
 
 @triton.jit
@@ -68,6 +85,10 @@ def _conv_banded_rows_kernel(
     pad_w,
     blocks_h,
     blocks_w,
+    magic_h,
+    magic_w,
+    log_h,
+    log_w,
     tiles,
     steps,
     source_stride_n,
@@ -121,7 +142,9 @@ def _conv_banded_rows_kernel(
     result_w = result_w * VO
     pid = tl.program_id(0)
     c = pid // tiles
-    n, row, column = _blocks(pid % tiles, blocks_h, blocks_w, TP, TQ, BM, INDEX64)
+    n, row, column = _blocks(
+        pid % tiles, blocks_h, blocks_w, magic_h, magic_w, log_h, log_w, TP, TQ, BM, INDEX64
+    )
     live = n < images
     n = n.to(tl.int64)
     if INDEX64:
@@ -213,6 +236,10 @@ def _conv_banded_last_kernel(
     pad_w,
     blocks_h,
     blocks_w,
+    magic_h,
+    magic_w,
+    log_h,
+    log_w,
     steps,
     source_stride_n,
     source_stride_c,
@@ -259,7 +286,9 @@ def _conv_banded_last_kernel(
     tiles_c = tl.cdiv(channels, 8)
     pid = tl.program_id(0)
     tile_c = pid % tiles_c
-    n, row, column = _blocks(pid // tiles_c, blocks_h, blocks_w, TP, TQ, BM, INDEX64)
+    n, row, column = _blocks(
+        pid // tiles_c, blocks_h, blocks_w, magic_h, magic_w, log_h, log_w, TP, TQ, BM, INDEX64
+    )
     live = n < images
     n = n.to(tl.int64)
     c = tile_c * 8 + tl.arange(0, 8)[None, None, :]  # [1, 1, 8]

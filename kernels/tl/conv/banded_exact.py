@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 
 from .lanes import within
-from .march_lanes import finish, moved
+from .march_lanes import _finish as finish
+from .march_lanes import moved
 
 
 @triton.jit

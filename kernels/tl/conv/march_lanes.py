@@ -26,7 +26,7 @@ def _feed(
 
 
 @triton.jit
-def finish(total, bias, scale, shift, residual, written, ACTIVATION: tl.constexpr):
+def _finish(total, bias, scale, shift, residual, written, ACTIVATION: tl.constexpr):
     """Return activation((total + bias) * scale + shift + residual); `residual` holds pointers. Each may be None."""
     if bias is not None:
         total = total + bias
@@ -123,7 +123,7 @@ def march(
                 else:
                     value = join_columns(sums[u * TQ + g * VO : u * TQ + (g + 1) * VO], VO, LANES)
                     written = written[:, None]
-                value = finish(value, bias, scale, shift, of_residual, written, ACTIVATION)
+                value = _finish(value, bias, scale, shift, of_residual, written, ACTIVATION)
                 to = result + (at * result_stride_h + beside * result_stride_w)
                 tl.store(to, value.to(result.dtype.element_ty), mask=written)
         still_open = sums[U * TQ :]
@@ -188,6 +188,6 @@ def gradient_directly(
                     ).to(ACC_DTYPE)
                     total += value * weight  # both 0 outside
             of_residual = moved(residual, at * residual_stride_h + q * residual_stride_w)
-            total = finish(total, bias, scale, shift, of_residual, written, ACTIVATION)
+            total = _finish(total, bias, scale, shift, of_residual, written, ACTIVATION)
             to = result + (at * result_stride_h + q * result_stride_w)
             tl.store(to, total.to(result.dtype.element_ty), mask=written)
