@@ -193,7 +193,9 @@ def test_the_workspace_is_that_of_the_copies(monkeypatch):
     assert plan.workspace == 2 * 8 * 8 * (31 + 14) * 64
     monkeypatch.setenv("GPUCONV_WORKSPACE", "1000")
     options["backend"] = "triton"
-    assert "packs weights into 368640 bytes, over the limit of 1000" in str(gpuconv.explain(gpuconv.conv2d, x, w, **options))
+    assert "packs weights into 368640 bytes, over the limit of 1000" in str(
+        gpuconv.explain(gpuconv.conv2d, x, w, **options)
+    )
 
 
 class BandedAlone:

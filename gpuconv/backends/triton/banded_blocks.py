@@ -15,7 +15,16 @@ from ..axes import reach
 from .common import VECTORS, Strides
 from .runs_axes import forward_of
 
-__all__ = ["TOGETHER", "Band", "Banded", "band_of", "banded_arguments", "banded_of", "pack_arguments", "packed_elements"]
+__all__ = [
+    "TOGETHER",
+    "Band",
+    "Banded",
+    "band_of",
+    "banded_arguments",
+    "banded_of",
+    "pack_arguments",
+    "packed_elements",
+]
 
 TOGETHER = 8
 """Channels that are loaded together where they are innermost, and copies of a window."""

@@ -19,7 +19,7 @@ __all__ = ["BandedCosts", "banded_tiles"]
 _MOST_REGISTERS = 250
 """Registers of a thread, by :meth:`BandedCosts.registers`, above which no tile is proposed."""
 
-_FEED = ((16, 0.35), (32, 0.6), (64, 0.92), (128, 1.0))
+_FEED = {16: 0.35, 32: 0.6, 64: 0.92, 128: 1.0}
 """Fraction of the tensor cores' rate that products of that many columns are fed. Assumed."""
 
 _SHARED_PER_SM = 227 << 10
@@ -43,7 +43,7 @@ class BandedCosts:
         self.steps = np.ceil([band.depth for band in self.bands] / self.bk)
         self.last = banded.over_channels
         self.channels = TOGETHER if self.last else 1  # of a program
-        self.vec, self.vo = (8.0, 8.0) if self.last else (column("VEC"), column("VO"))
+        self.vec, self.vo = (column(name, 8 if self.last else 1) for name in ("VEC", "VO"))
         blocks = np.array([banded.images * band.blocks[0] * band.blocks[1] for band in self.bands], float)
         self.programs = np.ceil(blocks / self.bm) * np.ceil(banded.channels / self.channels)
         self.elements = self.bm * self.bk * self.channels / self.threads  # of the source, of a thread and step
@@ -117,7 +117,7 @@ class BandedCosts:
             pipe=np.full(len(self.bm), PIPES.index("tensor16")),
             path=np.full(len(self.bm), PATHS.index("register")),
             flops=2 * np.maximum(self.bm, 64) * self.bn * self.bk * self.channels * self.steps,
-            feed=np.interp(self.bn, *zip(*_FEED, strict=True)),
+            feed=np.interp(self.bn, list(_FEED), list(_FEED.values())),
             l2_bytes=sectors * (self.fresh() + result * (1 + problem.residual)) + copies,
             dram_bytes=float(problem.min_bytes),
             instructions=self.warps * (self.instructions() * self.steps + self.ended()),
@@ -140,6 +140,7 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
     """Yield tiles, whatever registers they take."""
     banded = banded_of(problem)
     single = banded.result_size[0] == 1
+    blocks: tuple[tuple[int, int], ...]
     if banded.over_channels:
         blocks = ((1, 16), (1, 32)) if single else ((4, 8), (4, 4), (2, 8))
         for (tp, tq), (bm, bk, warps) in product(blocks, ((64, 16, 4), (128, 16, 8), (64, 16, 8))):

@@ -47,7 +47,9 @@ class BandedDepthwise(TritonConv):
             return reason
         config = self.default(problem)
         if not config:
-            return f"has no tile for a window of {problem.kernel} and rows of {banded_of(problem).source_size[1]} columns"
+            return (
+                f"has no tile for a window of {problem.kernel} and rows of {banded_of(problem).source_size[1]} columns"
+            )
         needed, limit = self.bind(problem, config).workspace, workspace_limit()
         return f"packs weights into {needed} bytes, over the limit of {limit}" if needed > limit else None
 

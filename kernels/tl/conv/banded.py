@@ -34,7 +34,9 @@ def _quotient(i, divisor, magic, log, INDEX64: tl.constexpr):
     if INDEX64:
         found = i // divisor
     else:
-        high = tl.umulhi((2 * i).to(tl.uint32, bitcast=True), tl.full([1, 1], magic, tl.int32).to(tl.uint32, bitcast=True))
+        high = tl.umulhi(
+            (2 * i).to(tl.uint32, bitcast=True), tl.full([1, 1], magic, tl.int32).to(tl.uint32, bitcast=True)
+        )
         found = (high >> log).to(tl.int32, bitcast=True)
     return found
 
@@ -61,8 +63,10 @@ def _band(packed, first, PITCH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constex
 
 
 @triton.jit
-def _band_of(packed, shift, o, R: tl.constexpr, TP: tl.constexpr, TQ: tl.constexpr, KW: tl.constexpr, PITCH: tl.constexpr):  # fmt: skip
-    """Return where the columns `o` [1, BN] of the banded matrix of a channel begin; `shift` is that of the first tap."""
+def _band_of(
+    packed, shift, o, R: tl.constexpr, TP: tl.constexpr, TQ: tl.constexpr, KW: tl.constexpr, PITCH: tl.constexpr
+):
+    """Return where columns `o` [1, BN] of the banded matrix of a channel begin; `shift` is that of their first tap."""
     COPY: tl.constexpr = (R + 2 * (TP - 1)) * PITCH
     return packed + (shift % 8 * COPY + (TP - 1 - o // TQ) * PITCH + (PITCH - KW) // 8 * 8 - shift // 8 * 8)
 
@@ -142,9 +146,7 @@ def _conv_banded_rows_kernel(
     result_w = result_w * VO
     pid = tl.program_id(0)
     c = pid // tiles
-    n, row, column = _blocks(
-        pid % tiles, blocks_h, blocks_w, magic_h, magic_w, log_h, log_w, TP, TQ, BM, INDEX64
-    )
+    n, row, column = _blocks(pid % tiles, blocks_h, blocks_w, magic_h, magic_w, log_h, log_w, TP, TQ, BM, INDEX64)
     live = n < images
     n = n.to(tl.int64)
     if INDEX64:
@@ -286,9 +288,7 @@ def _conv_banded_last_kernel(
     tiles_c = tl.cdiv(channels, 8)
     pid = tl.program_id(0)
     tile_c = pid % tiles_c
-    n, row, column = _blocks(
-        pid // tiles_c, blocks_h, blocks_w, magic_h, magic_w, log_h, log_w, TP, TQ, BM, INDEX64
-    )
+    n, row, column = _blocks(pid // tiles_c, blocks_h, blocks_w, magic_h, magic_w, log_h, log_w, TP, TQ, BM, INDEX64)
     live = n < images
     n = n.to(tl.int64)
     c = tile_c * 8 + tl.arange(0, 8)[None, None, :]  # [1, 1, 8]
@@ -348,9 +348,7 @@ def _conv_banded_last_kernel(
         written = (live & within(p, result_h) & within(q, result_w))[:, :, None]
         if not EVEN:
             written = written & there
-        of_residual = moved(
-            residual, ((p * residual_stride_h + q * residual_stride_w) * RESULT_UNIT)[:, :, None]
-        )
+        of_residual = moved(residual, ((p * residual_stride_h + q * residual_stride_w) * RESULT_UNIT)[:, :, None])
         value = finish(_channels_together(sums, BM, BN), bias, scale, shift, of_residual, written, ACTIVATION)
         to = result + ((p * result_stride_h + q * result_stride_w) * RESULT_UNIT)[:, :, None]
         tl.store(to, value.to(result_ptr.dtype.element_ty), mask=written)
@@ -394,7 +392,5 @@ def _conv_banded_pack_kernel(
     r = i // PITCH % LINES - (TP - 1)
     s = i % PITCH - LEAD - i // (PITCH * LINES) % 8
     taken = (c < channels) & (r >= 0) & (r < R) & (s >= 0) & (s < S)
-    weights = tl.load(
-        w_ptr + w_offset + (c * w_stride_c + r * w_stride_r + s * w_stride_s), mask=taken, other=0.0
-    )
+    weights = tl.load(w_ptr + w_offset + (c * w_stride_c + r * w_stride_r + s * w_stride_s), mask=taken, other=0.0)
     tl.store(packed_ptr + i, weights, mask=i < elements)

@@ -1,4 +1,4 @@
-"""What the banded kernels compute once more where sums are not finite: each result from the taps of its window alone."""
+"""What the banded kernels compute once more where sums are not finite: results from the taps of their windows alone."""
 
 import triton
 import triton.language as tl
