@@ -118,13 +118,13 @@ def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, ...]) -> dict[
     count = 1
     for size in problem.result_shape:
         count *= size
+    moved = {"moved": round(loop[2] * launch.config["num_warps"]), "modelled_moved": round(float(costs.moved()[0]))}
     return {
         "per_result": round((loop[0] * steps + loop[1]) / results, 2),
         "room": round(ROOM_PER_BYTE * problem.min_bytes / count, 1),
         "modelled": round(float(costs.instructions()[0] * steps + costs.ended()[0]) / results, 2),
-        "moved": round(loop[2] * launch.config["num_warps"]),
-        "modelled_moved": round(float(costs.moved()[0])),
         "modelled_registers": round(float(costs.registers()[0])),
+        **(moved if loop[0] else {}),
     }
 
 

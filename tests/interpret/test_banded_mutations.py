@@ -37,7 +37,6 @@ MUTANTS = {
     "images past the last, channels innermost": (
         "live = n < images\n    n = n.to(tl.int64)\n    c =", "live = n >= 0\n    n = n.to(tl.int64)\n    c =",
     ),
-    "channels past the last": ("there = c < channels", "there = c >= 0"),
     "another copy": ("shift % 8 * COPY", "(shift + 1) % 8 * COPY"),
     "row of the window not shifted": ("(TP - 1 - o // TQ) * PITCH", "(TP - 1) * PITCH"),
     "whole vectors not shifted": (" - shift // 8 * 8)", ")"),

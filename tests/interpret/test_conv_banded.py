@@ -174,14 +174,16 @@ def test_operands_that_lie_far_apart_take_64_bits(kind, operand):
         ({"padding_mode": "reflect", "padding": 2}, "pads with zeros alone, not reflect"),
         ({"stride": 2}, "moves on by one position, not (2, 2)"),
         ({"dilation": (1, 2)}, "takes windows of neighbouring elements, not dilation (1, 2)"),
+        ({"channels": 18}, "reads 8 channels at a time where they are innermost, which do not divide 18"),
         ({"taps": 33}, "takes 5 to 31 taps along the longest axis, not 33"),
     ),
 )
 def test_refusals_name_the_reason(change, reason):
     options = dict(change)
-    dtype, filters, taps = options.pop("dtype", torch.half), options.pop("filters", 16), options.pop("taps", 7)
-    x, w = torch.empty(1, 16, 40, 40, dtype=dtype), torch.empty(filters, 1, taps, taps, dtype=dtype)
-    assert reason in str(gpuconv.explain(gpuconv.conv2d, x, w, groups=16, backend="triton", **options))
+    dtype, channels, taps = options.pop("dtype", torch.half), options.pop("channels", 16), options.pop("taps", 7)
+    x = torch.empty(1, channels, 40, 40, dtype=dtype).to(memory_format=torch.channels_last)
+    w = torch.empty(options.pop("filters", channels), 1, taps, taps, dtype=dtype)
+    assert reason in str(gpuconv.explain(gpuconv.conv2d, x, w, groups=channels, backend="triton", **options))
 
 
 def test_the_workspace_is_that_of_the_copies(monkeypatch):

@@ -42,11 +42,11 @@ _OLDEST = (3, 6)
 
 _MODULES = (
     columns,
-    conv_banded,
     conv_collect,
     conv_fprop,
     conv_grad,
     conv_march,
+    conv_banded,
     conv_rows,
     conv_rows_wgrad,
     conv_runs,

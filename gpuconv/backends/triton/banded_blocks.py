@@ -118,9 +118,8 @@ def band_of(banded: Banded, config: Mapping[str, Any]) -> Band:
 
 
 def packed_elements(banded: Banded, config: Mapping[str, Any]) -> int:
-    """Return the number of elements of the packed copies, of whole groups of channels where they are loaded so."""
-    together = TOGETHER if banded.over_channels else 1
-    return ceil_div(banded.channels, together) * together * band_of(banded, config).elements
+    """Return the number of elements of the packed copies."""
+    return banded.channels * band_of(banded, config).elements
 
 
 def _four(strides: Sequence[int]) -> tuple[int, ...]:
@@ -231,7 +230,7 @@ def _in_columns(arguments: Mapping[str, Any], vector: str, names: Sequence[str],
 
 def _in_channels(arguments: Mapping[str, Any], banded: Banded, written: Sequence[str]) -> dict[str, Any]:
     """Return what kernels over channels alone have: units of strides, as far as these need no 64 bits."""
-    found: dict[str, Any] = {"channels": banded.channels, "EVEN": banded.channels % TOGETHER == 0}
+    found: dict[str, Any] = {"channels": banded.channels}
     for unit, names in (("UNIT", ("source",)), ("RESULT_UNIT", written)):
         used = [f"{name}_stride_{axis}" for name in names for axis in "nhw"]
         width = 1 if arguments["INDEX64"] else gcd(TOGETHER, *(arguments[name] for name in used))

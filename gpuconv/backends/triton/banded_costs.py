@@ -53,22 +53,25 @@ class BandedCosts:
         self.stores = self.outputs / self.vo
         gpu = gpu_of(problem.device)
         self.old = gpu is not None and gpu.capability < (9, 0)
-        self.groups = 1.0 if self.old else np.maximum(self.warps / 4, 1)  # of warps that multiply together
-        rows = np.ceil(self.bm / (64 * self.groups)) if not self.old else self.bm / 16 * self.bn / 8 / self.warps
-        self.products = rows * self.bk / 16 * self.channels
+        self.newest = gpu is not None and gpu.capability >= (10, 0)
+        # Before Hopper a warp multiplies 16 x 8 x 16 at a time, from then on four of them 64 x BN x 16.
+        self.groups = np.maximum(self.warps / 4, 1)
+        by_warp, by_four = self.bm / 16 * self.bn / 8 / self.warps, np.ceil(self.bm / (64 * self.groups))
+        self.products = (by_warp if self.old else by_four) * self.bk / 16 * self.channels
 
     def instructions(self) -> np.ndarray:
         """Return the instructions of a thread per step, as read off compiled loops."""
         if self.last:
-            return np.asarray(100 + 11 * self.loads + 8.8 * self.products)
-        return np.asarray(45 + 11 * self.loads + 2.5 * self.weights + 4 * self.products)
+            taken = 100 + 11 * self.loads + (1.8 if self.old else 8.8) * self.products
+            return np.asarray(2 * taken if self.newest else taken)
+        return np.asarray(52 + 11 * self.loads + 2.5 * self.weights + (1.1 if self.old else 4.5) * self.products)
 
     def ended(self) -> np.ndarray:
         """Return the instructions of a thread before and after all steps, as read off compiled kernels."""
         heavy = 1.3 * epilogue_instructions(self.problem) * self.outputs
         if self.last:
             return np.asarray(480 + 8.3 * self.outputs + heavy)
-        return np.asarray(175 + 3.3 * self.outputs + 39.5 * self.stores + heavy)
+        return np.asarray(230 + 3.3 * self.outputs + 39.5 * self.stores + heavy)
 
     def registers(self) -> np.ndarray:
         """Return the registers of a thread: sums, a step of the source and of weights, and pointers."""
@@ -79,13 +82,17 @@ class BandedCosts:
         return np.asarray(20 + self.outputs + self.elements / 2 + 4 * self.weights + pointers)
 
     def moved(self) -> np.ndarray:
-        """Return the bytes through L1 and shared memory of a step of a program.
+        """Return the bytes through L1 and shared memory of a step of a program, which compiled loops agree with.
 
         Both operands are loaded and written to shared memory, where products of 64 rows read the weights each, and the
-        source once. That of channels-last kernels is read back before, to take its channels apart.
+        source once; of channels-last kernels it is read back by threads, which take its channels apart. Before Hopper
+        warps read their shares, of 32 rows where there are as many.
         """
         item = itemsize(self.problem.dtype)
         source, weights = (self.bk * side * self.channels * item for side in (self.bm, self.bn))
+        if self.old:
+            rows = np.minimum(self.warps, self.bm / 32)
+            return np.asarray((2 + self.warps / rows) * source + (2 + rows) * weights)
         shares = np.ceil(self.bm / 64)
         twice = np.maximum(64 * self.groups / self.bm, 1)  # where groups of warps share rows
         return np.asarray((2 + twice) * source + (2 + shares) * weights)

@@ -88,7 +88,7 @@ class BandedDepthwise(TritonConv):
         pointers = {"source": tensors[source], "packed": tensors["packed"], "result": tensors[result]}
         pointers |= {name: tensors.get(name) for name in (*VECTORS, "residual")}
         blocks = banded.images * arguments["blocks_h"] * arguments["blocks_w"]
-        across = ceil_div(banded.channels, TOGETHER) if banded.over_channels else banded.channels
+        across = banded.channels // TOGETHER if banded.over_channels else banded.channels
         name = "last" if banded.over_channels else "rows"
         kernel = KernelReference("conv.banded", f"_conv_banded_{name}_kernel")
         launch_kernel(problem, kernel, (ceil_div(blocks, config["BM"]) * across,), pointers, arguments, config)
@@ -114,6 +114,8 @@ def refusal(problem: ConvProblem) -> str | None:
         return f"takes {_FEWEST_TAPS} to {_MOST_TAPS} taps along the longest axis, not {max(problem.kernel)}"
     if 0 in (problem.c, problem.n, *problem.input_size, *problem.output_size):
         return "has nothing to compute without images, channels or positions"
+    if banded_of(problem).over_channels and problem.c % TOGETHER:
+        return f"reads {TOGETHER} channels at a time where they are innermost, which do not divide {problem.c}"
     return None
 
 

@@ -166,11 +166,11 @@ def _conv_banded_rows_kernel(
     sums = tl.zeros([BM, BN], ACC_DTYPE)
     for step in range(0, steps):
         k = (step * BK + tl.arange(0, BK))[None, :]  # [1, BK]
+        if INDEX64:
+            k = k.to(tl.int64)
         i = k // KW
         at = column + START + k % KW
         reads = live & (i < ROWS) & within(first_row + i, source_h) & (at >= 0) & (at < source_w)
-        if INDEX64:
-            i = i.to(tl.int64)
         of_patch = i * (source_stride_h * VEC) + k % KW * source_stride_w
         sums = tl.dot(
             tl.load(patch + of_patch, mask=reads, other=0.0),
@@ -268,7 +268,6 @@ def _conv_banded_last_kernel(
     ACTIVATION: tl.constexpr,
     ACC_DTYPE: tl.constexpr,
     INDEX64: tl.constexpr,
-    EVEN: tl.constexpr,
     UNIT: tl.constexpr,
     RESULT_UNIT: tl.constexpr,
     BM: tl.constexpr,
@@ -277,7 +276,7 @@ def _conv_banded_last_kernel(
     """Compute a depthwise convolution of stride 1 as `_conv_banded_rows_kernel`, eight neighbouring channels at a time.
 
     Their elements are loaded and stored together, 16 bytes where channels lie side by side, and multiplied channel by
-    channel. EVEN says that `channels` is a multiple of 8. A block reads columns from its padding on.
+    channel; `channels` is a multiple of 8. A block reads columns from its padding on.
     Grid: (channel tiles * tiles,), channel tiles innermost: neighbouring programs share lines of memory.
     Units: the strides of the source, but not that along C, are given divided by UNIT, those of the result and of
     residual by RESULT_UNIT.
@@ -285,7 +284,7 @@ def _conv_banded_last_kernel(
     BN: tl.constexpr = TP * TQ
     ROWS: tl.constexpr = TP + R - 1
     CHANNEL: tl.constexpr = 8 * (R + 2 * (TP - 1)) * PITCH  # packed elements
-    tiles_c = tl.cdiv(channels, 8)
+    tiles_c = channels // 8
     pid = tl.program_id(0)
     tile_c = pid % tiles_c
     n, row, column = _blocks(pid // tiles_c, blocks_h, blocks_w, magic_h, magic_w, log_h, log_w, TP, TQ, BM, INDEX64)
@@ -315,15 +314,12 @@ def _conv_banded_last_kernel(
         sums = sums + (tl.zeros([BM, BN], ACC_DTYPE),)
     for step in range(0, steps):
         k = (step * BK + tl.arange(0, BK))[None, :]  # [1, BK]
+        if INDEX64:
+            k = k.to(tl.int64)
         i = k // KW
         reads = live & (i < ROWS) & within(first_row + i, source_h) & within(first_column + k % KW, source_w)
-        reads = reads[:, :, None]
-        if not EVEN:
-            reads = reads & there
-        if INDEX64:
-            i = i.to(tl.int64)
         of_patch = ((i * source_stride_h + k % KW * source_stride_w) * UNIT)[:, :, None]
-        tiles = _channels_apart(tl.load(patch + of_patch, mask=reads, other=0.0), BM, BK)
+        tiles = _channels_apart(tl.load(patch + of_patch, mask=reads[:, :, None], other=0.0), BM, BK)
         added = ()
         for j in tl.static_range(8):
             weights = _band(band + j * CHANNEL, step * BK, PITCH, KW, ROWS, BK)
@@ -346,8 +342,6 @@ def _conv_banded_last_kernel(
         p = row + o // TQ
         q = column + o % TQ
         written = (live & within(p, result_h) & within(q, result_w))[:, :, None]
-        if not EVEN:
-            written = written & there
         of_residual = moved(residual, ((p * residual_stride_h + q * residual_stride_w) * RESULT_UNIT)[:, :, None])
         value = finish(_channels_together(sums, BM, BN), bias, scale, shift, of_residual, written, ACTIVATION)
         to = result + ((p * result_stride_h + q * result_stride_w) * RESULT_UNIT)[:, :, None]
