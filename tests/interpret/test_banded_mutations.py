@@ -56,8 +56,8 @@ MUTANTS = {
 }  # fmt: skip
 
 EXACT = (
-    ("zeros = tl.sum(sums * 0.0, 1)", "zeros = tl.zeros([BM], tl.float32)"),
-    ("zeros = tl.sum(sums[j] * 0.0, 1)", "zeros = tl.zeros([BM], tl.float32)"),
+    ("zero = tl.sum(tl.reshape(sums * 0.0, [BM * BN]))", "zero = tl.sum(tl.zeros([16], tl.float32))"),
+    ("zero += tl.sum(tl.reshape(sums[j] * 0.0, [BM * BN]))", "zero += tl.sum(tl.zeros([16], tl.float32))"),
 )
 """What keeps the kernels from repairing what reads the NaN around a tensor."""
 

@@ -178,8 +178,8 @@ def _conv_banded_rows_kernel(
             sums,
             out_dtype=ACC_DTYPE,
         )
-    zeros = tl.sum(sums * 0.0, 1)  # NaN where a sum is not finite
-    broken = tl.sum((zeros != zeros).to(tl.int32), 0)
+    zero = tl.sum(tl.reshape(sums * 0.0, [BM * BN]))  # NaN where a sum is not finite
+    broken = (zero != zero).to(tl.int32)
     if broken > 0:
         weights = packed + ((TP - 1) * PITCH + (PITCH - KW) // 8 * 8)  # of the first copy
         directly(
@@ -325,10 +325,10 @@ def _conv_banded_last_kernel(
             weights = _band(band + j * CHANNEL, step * BK, PITCH, KW, ROWS, BK)
             added = added + (tl.dot(tiles[j], weights, sums[j], out_dtype=ACC_DTYPE),)
         sums = added
-    broken = 0
+    zero = 0.0
     for j in tl.static_range(8):
-        zeros = tl.sum(sums[j] * 0.0, 1)  # NaN where a sum is not finite
-        broken += tl.sum((zeros != zeros).to(tl.int32), 0)
+        zero += tl.sum(tl.reshape(sums[j] * 0.0, [BM * BN]))  # NaN where a sum is not finite
+    broken = (zero != zero).to(tl.int32)
     if broken > 0:
         weights = packed + tl.arange(0, 8)[None, None, :] * CHANNEL + ((TP - 1) * PITCH + (PITCH - KW) // 8 * 8)
         directly(
