@@ -16,6 +16,7 @@ PROBES = (
     Case("fprop", 2, "channels_last", "bfloat16", "plain"),
     Case("transposed", 2, "contiguous", "float16", "epilogue"),
     Case("fprop", 2, "channels_last", "float16", "epilogue"),
+    Case("fprop", 2, "contiguous", "bfloat16", "kernel over input"),
     Case("dgrad", 1, "contiguous", "bfloat16", "one channel"),
     Case("dgrad", 2, "channels_last", "bfloat16", "kernel over input"),
 )
