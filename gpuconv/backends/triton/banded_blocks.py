@@ -24,6 +24,7 @@ __all__ = [
     "banded_of",
     "pack_arguments",
     "packed_elements",
+    "reciprocal",
 ]
 
 TOGETHER = 8
@@ -188,7 +189,7 @@ def banded_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str
         found |= {f"{name}_h": pair[0], f"{name}_w": pair[1]}
     found |= zip(("pad_h", "pad_w"), banded.pad, strict=True)
     for axis, blocks in zip("hw", band.blocks, strict=True):
-        magic, log = _reciprocal(blocks)
+        magic, log = reciprocal(blocks)
         found |= {f"blocks_{axis}": blocks, f"magic_{axis}": magic, f"log_{axis}": log}
     names = ("y", "x") if banded.grad else ("x", "y")
     sides = {"source": strides[names[0]], "result": strides[names[1]], "residual": strides.get("residual", (0,) * 4)}
@@ -209,7 +210,7 @@ def banded_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str
     return found
 
 
-def _reciprocal(divisor: int) -> tuple[int, int]:
+def reciprocal(divisor: int) -> tuple[int, int]:
     """Return what numbers below 2**31 are multiplied by, as a signed 32-bit integer, and shifted by, for a division.
 
     Source: T. Granlund, P. L. Montgomery, Division by Invariant Integers using Multiplication, PLDI 1994, section 4.

@@ -78,6 +78,7 @@ class BandedCosts:
         residual = self.problem.residual * (self.outputs / 2 + self.stores)
         if self.last:
             return np.asarray(70 + self.outputs + self.elements / 2 + residual)
+        residual = residual + self.problem.residual * self.stores
         pointers = 2 * self.loads + 4 * np.maximum(self.loads - 8, 0) + 2 * self.stores + residual
         return np.asarray(20 + self.outputs + self.elements / 2 + 4 * self.weights + pointers)
 
@@ -155,7 +156,8 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
         return
     blocks = ((1, 32), (1, 64), (1, 128)) if single else ((8, 16), (16, 8), (4, 16), (8, 8))
     sides = ((256, 64, 8), (128, 64, 4), (128, 64, 8), (64, 64, 4), (128, 32, 8), (64, 32, 4))
-    for (tp, tq), (bm, bk, warps) in product(blocks, sides):
+    narrow = ((64, 32, 8),) if banded.vo == 1 else ()  # whose every result has a pointer of its own
+    for (tp, tq), (bm, bk, warps) in product(blocks, (*sides, *narrow)):
         yield {
             "TP": tp, "TQ": tq, "BM": bm, "BK": bk, "VEC": banded.vec, "VO": banded.vo, "num_warps": warps,
             "num_stages": 1,
