@@ -16,7 +16,23 @@ PART = COMMITTED.get(VERSION)
 JOBS = [(name, arch) for name in TABLE.launches for arch in ARCHITECTURES]
 SAMPLE = chosen(JOBS, 2)
 
-BUDGETS: dict[str, Budget] = {}
+BUDGETS: dict[str, Budget] = {
+    "1-D 31": Budget(loop=0, warps=16),
+    "1-D 31 last": Budget(loop=503, warps=8),
+    "13x13 14 residual": Budget(loop=249, warps=8),
+    "13x13 56": Budget(loop=224, warps=8),
+    "13x13 56 last": Budget(loop=516, warps=8),
+    "13x13 7": Budget(loop=243, warps=8),
+    "29x29 28 dgrad": Budget(loop=222, warps=8),
+    "31x31 56": Budget(loop=224, warps=8),
+    "31x31 56, pack": Budget(loop=0, warps=64),
+    "5x5 56 last": Budget(loop=550, warps=8),
+    "7x7 14 last residual": Budget(loop=516, warps=8),
+    "7x7 56": Budget(loop=223, warps=8),
+    "7x7 56 last": Budget(loop=512, warps=8),
+    "9x9 56": Budget(loop=224, warps=8),
+    "9x9 56 last": Budget(loop=512, warps=8),
+}
 """By launch; of today's tables of every Triton and architecture."""
 
 needs_table = pytest.mark.skipif(PART is None, reason=f"not run: the table has no part for triton {VERSION}")
