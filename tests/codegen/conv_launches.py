@@ -36,8 +36,9 @@ def launches_of(plan: Plan, modules: Iterable[ModuleType]) -> list[Launch]:
         for name, shape in shapes.items()
         if name != "residual" or problem.residual
     }
-    if problem.bias:
-        tensors["bias"] = TORCH.empty((problem.k,), problem.dtype, "meta", CONTIGUOUS)
+    for name in ("bias", "scale", "shift"):
+        if getattr(problem, name):
+            tensors[name] = TORCH.empty((problem.k,), problem.dtype, "meta", CONTIGUOUS)
     for name, (dtype, elements) in plan.solver.parts(plan).items():  # type: ignore[attr-defined]
         tensors[name] = torch.empty(elements, dtype=getattr(torch, dtype), device="meta")
     with ExitStack() as stack:

