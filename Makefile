@@ -85,7 +85,7 @@ codegen: export PYTHONPATH := $(CURDIR)
 codegen: $(STAMP) $(STAMP36)
 	$(BIN)/python tests/codegen/cu_table.py $(ALL)
 	$(BIN)/python -W ignore tests/codegen/table.py $(ALL)
-	for python in $(BIN)/python $(VENV36)/bin/python; do for table in pool_table pool_adaptive_table columns_table narrow_table; do \
+	for python in $(BIN)/python $(VENV36)/bin/python; do for table in pool_table pool_adaptive_table columns_table narrow_table banded_table; do \
 	  $$python -W ignore tests/codegen/$$table.py $(ALL) || exit 1; \
 	done; done
 

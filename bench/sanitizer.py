@@ -47,6 +47,9 @@ def odd_problems(layout: str) -> Iterator[Problem]:
         yield conv_problem((2, 19, 9, 11), (19, 1, 3, 3), kind, layout=layout, padding=1, groups=19)
         yield conv_problem((2, 35, 9, 11), (21, 35, 3, 3), kind, layout=layout, padding=1)
         yield conv_problem((2, 35, 9, 11), (15, 7, 3, 3), kind, layout=layout, padding=1, groups=5)
+    for kind in ("fprop", "dgrad", "transposed"):
+        c = 24 if layout == CHANNELS_LAST else 19  # which come eight at a time
+        yield conv_problem((2, c, 13, 17), (c, 1, 7, 7), kind, layout=layout, padding=3, groups=c)
     for kind in ("fprop", "wgrad"):
         yield conv_problem((2, 3, 17, 19), (13, 3, 3, 3), kind, layout=layout, padding=1)
     yield conv_problem((2, 19, 17, 19), (3, 19, 3, 3), "dgrad", layout=layout, padding=1)

@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = [
     "PRODUCTS", "TENSOR_CORE", "accesses", "conversions", "counts", "hot_loop", "loading_loop", "occupancy",
-    "operations", "round_trips", "stepping_loop",
+    "operations", "products_of", "round_trips", "stepping_loop", "straight",
 ]  # fmt: skip
 
 WATCHED = (
@@ -96,6 +96,35 @@ def stepping_loop(sass: str, stores: bool) -> int:
         found += [(products, len(body))] if products and (not stores or "STG" in body) else []
     most = max((products for products, _ in found), default=0)
     return min((length for products, length in found if 2 * products >= most), default=0)
+
+
+def products_of(sass: str) -> list[tuple[str, str]]:
+    """Return operations, and what is behind them, of the loop with most tensor-core products; none without one.
+
+    Names end where small letters begin: of ``HGMMA.64x128x16.F32`` the shape is behind ``HGMMA.64``.
+    """
+    code = [(int(address, 16), operation, rest) for address, operation, rest in _LINE.findall(sass)]
+    best: tuple[int, int, list[tuple[str, str]]] = (0, 0, [])
+    for address, operation, rest in code:
+        target = re.search(r"0x([0-9a-f]+)", rest) if operation.startswith("BRA") else None
+        if target is not None and int(target[1], 16) < address:
+            body = [(op, behind) for place, op, behind in code if int(target[1], 16) <= place <= address]
+            found = sum(op.split(".")[0] in TENSOR_CORE for op, _ in body)
+            best = max(best, (found, -len(body), body), key=lambda entry: entry[:2])
+    return best[2]
+
+
+def straight(sass: str) -> int:
+    """Return how many instructions, NOP not counted, are in no loop."""
+    code = [(int(address, 16), operation, rest) for address, operation, rest in _LINE.findall(sass)]
+    spans = []
+    for address, operation, rest in code:
+        target = re.search(r"0x([0-9a-f]+)", rest) if operation.startswith("BRA") else None
+        if target is not None and int(target[1], 16) < address:
+            spans.append((int(target[1], 16), address))
+    return sum(
+        operation != "NOP" and not any(low <= address <= high for low, high in spans) for address, operation, _ in code
+    )
 
 
 def loading_loop(sass: str) -> tuple[int, int]:

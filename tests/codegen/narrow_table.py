@@ -7,21 +7,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
-import torch
+from conv_launches import launches_of
 from loops import PRODUCTS, TENSOR_CORE, counts, hot_loop, stepping_loop
-from pool_launches import POINTERS, Launch
+from pool_launches import Launch
 from pool_rows import ROOM_PER_BYTE, PoolTable
 from problems import conv_problem
 
-from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, TORCH
+from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
 from gpuconv.backends.base import Plan
 from gpuconv.backends.triton import conv_collect, conv_march, conv_rows, conv_rows_wgrad, conv_runs, conv_runs_wgrad
-from gpuconv.backends.triton.launch import for_triton
 from gpuconv.backends.triton.march_costs import LaneCosts
 from gpuconv.backends.triton.runs_axes import forward_of
 from gpuconv.backends.triton.runs_costs import RunCosts
@@ -187,33 +184,7 @@ def solver_of(problem: ConvProblem) -> Any:
 
 def launches(plan: Plan) -> list[Launch]:
     """Return the launches of a plan, in order, on tensors without memory."""
-    problem: Any = plan.problem
-    recorded: list[Launch] = []
-
-    def record(
-        _: Any, kernel: Any, grid: tuple[int, ...], pointers: Mapping[str, Any], arguments: Any, config: Any
-    ) -> None:
-        types = {f"{name}_ptr": t if t is None else POINTERS[t.dtype] for name, t in pointers.items()}
-        given, kernel = types | for_triton(arguments), kernel.load()
-        given = {name: given[name] for name in kernel.arg_names}
-        recorded.append(Launch(problem, plan.solver.id, len(recorded), kernel, grid, given, dict(config)))
-
-    shapes = {"x": problem.x_shape, "w": problem.w_shape, "y": problem.y_shape, "residual": problem.result_shape}
-    formats = {"x": problem.x_format, "w": problem.w_format, "y": problem.y_format, "residual": problem.result_format}
-    tensors: dict[str, Any] = {
-        name: TORCH.empty(shape, problem.dtype, "meta", formats[name])
-        for name, shape in shapes.items()
-        if name != "residual" or problem.residual
-    }
-    if problem.bias:
-        tensors["bias"] = TORCH.empty((problem.k,), problem.dtype, "meta", CONTIGUOUS)
-    for name, (dtype, elements) in plan.solver.parts(plan).items():  # type: ignore[attr-defined]
-        tensors[name] = torch.empty(elements, dtype=getattr(torch, dtype), device="meta")
-    with ExitStack() as stack:
-        for module in (conv_march, conv_collect, conv_runs, conv_runs_wgrad, conv_rows, conv_rows_wgrad):
-            stack.enter_context(mock.patch.object(module, "launch_kernel", record))
-        plan.solver.launch(problem, tensors, plan.config)  # type: ignore[attr-defined]
-    return recorded
+    return launches_of(plan, (conv_march, conv_collect, conv_runs, conv_runs_wgrad, conv_rows, conv_rows_wgrad))
 
 
 def entries() -> dict[str, Launch]:

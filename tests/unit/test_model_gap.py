@@ -102,8 +102,16 @@ def test_gpus_differ() -> None:
     assert other.least_us / one.least_us == pytest.approx(4.3 / 3.0)
 
 
+@pytest.mark.parametrize("layout", (CONTIGUOUS, CHANNELS_LAST))
+@pytest.mark.parametrize("kind", ("fprop", "dgrad", "transposed"))
+def test_large_depthwise_windows_are_for_tensor_cores_and_small_ones_are_not(kind: str, layout: str) -> None:
+    for taps, solver, most in ((3, "march", 2), (9, "banded", 4), (13, "banded", 7), (31, "banded", 10)):
+        found = choose(conv(32, 96, 56, 96, kernel=taps, groups=96, kind=kind, formats=layout), H200)
+        assert found.solver == f"triton.conv.depthwise.{solver}" and found.ratio < most, (taps, found)
+
+
 def test_the_longest_part_of_an_estimate_is_named() -> None:
-    depthwise = choose(conv(32, 96, 56, 96, kernel=7, groups=96), H200)
+    depthwise = choose(conv(32, 100, 56, 100, kernel=7, groups=100), H200)
     assert depthwise.term == "pipe" and 2 < depthwise.ratio < 8  # 49 products on the plain cores for 4 bytes
     tiny = choose(conv(1, 16, 4, 16, kernel=1), H200)
     assert tiny.term == "launch"
@@ -120,7 +128,7 @@ def test_the_longest_part_of_an_estimate_is_named() -> None:
 
 GENERAL = {"fprop.implicit_gemm", "dgrad.implicit_gemm", "wgrad.split_k"}
 NARROW = {
-    "depthwise": {"depthwise.march", "depthwise.collect"},
+    "depthwise": {"depthwise.march", "depthwise.banded", "depthwise.collect"},
     "grouped": {"grouped.rows", "grouped.wgrad"},
     "stem": {"fprop.runs", "wgrad.runs"},
     "3-D, few channels": {"fprop.runs", "dgrad.runs", "wgrad.runs"},

@@ -16,6 +16,7 @@ from ...problem import Problem
 from ..base import Backend, Plan, Solver
 from . import (
     columns,
+    conv_banded,
     conv_collect,
     conv_fprop,
     conv_grad,
@@ -45,6 +46,7 @@ _MODULES = (
     conv_fprop,
     conv_grad,
     conv_march,
+    conv_banded,
     conv_rows,
     conv_rows_wgrad,
     conv_runs,
