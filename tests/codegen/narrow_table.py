@@ -23,7 +23,7 @@ from gpuconv.backends.base import Plan
 from gpuconv.backends.triton import conv_collect, conv_march, conv_rows, conv_rows_wgrad, conv_runs, conv_runs_wgrad
 from gpuconv.backends.triton.launch import for_triton
 from gpuconv.backends.triton.march_costs import LaneCosts
-from gpuconv.backends.triton.runs_axes import forward_of
+from gpuconv.backends.triton.runs_axes import forward_of, phases_of
 from gpuconv.backends.triton.runs_costs import RunCosts
 from gpuconv.kernels.tl import common
 from gpuconv.kernels.tl.conv import (
@@ -245,7 +245,8 @@ def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, int]) -> dict[
     if launch.kernel in (rows._conv_rows_kernel, rows_wgrad._conv_rows_wgrad_kernel):
         return {"step": loop[1]}
     if launch.kernel is runs._conv_runs_kernel:
-        costs: Any = RunCosts(forward_of(problem), [launch.config], exact=problem.kind != "fprop")
+        phases = phases_of(problem).count
+        costs: Any = RunCosts(forward_of(problem), [launch.config], exact=problem.kind != "fprop", phases=phases)
     elif launch.number or problem.c != problem.groups or problem.groups == 1:
         return {}
     else:
