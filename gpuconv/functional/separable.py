@@ -12,6 +12,7 @@ from ..arrays import ArrayKind
 from ..normalize.common import integer
 from ..normalize.conv import Extras
 from ..normalize.separable import along_axes, check_depthwise_separable, check_separable, check_separable_epilogue
+from ..ops import operators
 from .compose import explaining, result_of
 from .conv import Array, Ints, Padding, _convolve
 
@@ -103,6 +104,16 @@ def depthwise_separable_conv2d(
     plain = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
     extras = Extras(padding_mode, between, precision=precision, backend=backend)
     last = Extras("zeros", activation, residual, precision=precision, backend=backend)
+    ops = operators(input)
+    if ops is not None:
+        arrays = {
+            "x": input, "w": depthwise_weight, "bias": depthwise_bias, "pointwise": pointwise_weight,
+            "pointwise_bias": pointwise_bias, "residual": residual,
+        }  # fmt: skip
+        of_both = last._replace(padding_mode=padding_mode)
+        result = ops.ops_separable.separable(op, arrays, (stride, padding, dilation), between, of_both)
+        if result is not None:
+            return result
     first = (f"{op} (depthwise)", depthwise_weight, depthwise_bias, geometry, extras)
     return _both(kind, input, first, (f"{op} (pointwise)", pointwise_weight, pointwise_bias, plain, last))
 

@@ -235,7 +235,7 @@ PROBES = (
     Case(2, "channels_last", "float32", "shared stem"),
     Case(3, "channels_last", "float32", "side by side", "dgrad"),
     Case(3, "channels_last", "float32", "phases", "dgrad"),
-    Case(2, "channels_last", "float32", "phases, odd", "dgrad"),
+    Case(2, "channels_last", "float32", "phases, four taps", "dgrad"),
     Case(2, "channels_last", "float32", "phases, epilogue", "transposed"),
 )
 
@@ -291,7 +291,7 @@ def _noticed() -> bool:
             "shared stem",
             "phases",
         ):  # what stands beside a window, and windows of others
-            name = "x" if case.kind == "fprop" else "w"
+            name = "x" if case.kind == "fprop" else "y" if case.branch == "phases" else "w"
             changed = getattr(inputs, name).clone()
             changed[(0, 0, ..., 4, 5) if name == "x" else (0, 0, ..., 1, 0)] = float("inf")
             setattr(inputs, name, changed)

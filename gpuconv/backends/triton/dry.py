@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...arrays import CONTIGUOUS, TORCH
-from ...problem import Call, ConvProblem, PoolProblem, Problem
+from ...problem import Call, ConvProblem, PoolProblem, Problem, SeparableProblem, placed
 from ..base import Plan
 from .columns import columns_shape
 from .launch import listening
@@ -48,6 +48,12 @@ def _conv_arrays(problem: ConvProblem) -> dict[str, Any]:
     return found
 
 
+def _separable_arrays(problem: SeparableProblem) -> dict[str, Any]:
+    first, second = (_conv_arrays(step) for step in problem.steps)
+    named = {"pointwise": second["w"], "pointwise_bias": second["bias"], "residual": second["residual"]}
+    return {name: first[name] for name in ("x", "w", "bias")} | named
+
+
 def _pool_arrays(problem: PoolProblem) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if problem.pool == "fold":
@@ -75,8 +81,11 @@ def launches_of_plan(plan: Plan) -> list[Told]:
     def note(_: Problem, kernel: Any, grid: tuple[int, ...], arguments: Any, options: Any) -> None:
         told.append(Told(kernel, arguments, options))
 
-    problem: Any = replace(plan.problem, device=_META, array="torch")
-    arrays = _conv_arrays(problem) if isinstance(problem, ConvProblem) else _pool_arrays(problem)
+    problem: Any = placed(plan.problem, device=_META, array="torch")
+    if isinstance(problem, SeparableProblem):
+        arrays = _separable_arrays(problem)
+    else:
+        arrays = _conv_arrays(problem) if isinstance(problem, ConvProblem) else _pool_arrays(problem)
     with listening(note):
         replace(plan, problem=problem).run(Call(problem, arrays, TORCH))
     return told

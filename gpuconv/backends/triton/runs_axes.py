@@ -174,10 +174,11 @@ def forward_of(problem: ConvProblem) -> ConvProblem:
         return problem
     axes = [_forward_axis(problem, axis) for axis in range(problem.ndim)]
     names = ("kernel", "dilation", "output_size", "pad_lo", "pad_hi")
+    sizes: dict[str, Any] = {name: tuple(axis[name] for axis in axes) for name in names}
     return replace(
         problem, kind="fprop", c=problem.k, k=phases_of(problem).count * problem.c, input_size=problem.output_size,
         x_format=problem.y_format, y_format=problem.x_format, stride=(1,) * problem.ndim,
-        **{name: tuple(axis[name] for axis in axes) for name in names},
+        **sizes,
     )  # fmt: skip
 
 
