@@ -36,7 +36,8 @@ TUNERS: list[Callable[[Problem], None]] = []
 """Called with each problem that a call meets while tuning is on, before it is planned."""
 
 COMPOSED: dict[str, list[Solver]] = {}
-"""By backend, solvers that run the steps of a problem one after the other, each by a plan of that backend."""
+"""By backend, solvers that run the steps of a problem one after the other, each by a plan of that backend: they are
+asked for problems of several steps alone."""
 
 FORGETTERS: list[Callable[[], None]] = []
 """Called when solvers are added or taken away: what keeps plans puts itself here."""
@@ -53,8 +54,8 @@ _registered: dict[str, list[Solver]] = {name: [] for name in BACKENDS}
 
 
 def solvers_of(name: str) -> tuple[Solver, ...]:
-    """Return the solvers of a backend: its own, those that run steps on it, and those that were registered for it."""
-    return (*backends()[name].solvers(), *COMPOSED.get(name, ()), *_registered[name])
+    """Return the solvers of a backend: its own, and those that were registered for it."""
+    return (*backends()[name].solvers(), *_registered[name])
 
 
 def register_solver(solver: Solver) -> Solver:
@@ -158,9 +159,10 @@ def _ranked(problem: Problem, backend: str | None) -> list[Candidate]:
             refusal: str | None = f"backend {forced_name!r} was forced"
         else:
             refusal = found.why_not(problem, forced_name == name)
-        for solver in solvers_of(name):
+        composed = COMPOSED.get(name, []) if len(steps_of(problem)) > 1 else []
+        for solver in (*solvers_of(name), *composed):
             reason = refusal or solver.why_not(problem)
-            if reason is None and solver not in COMPOSED.get(name, ()):  # which ask for plans of their steps
+            if reason is None and solver not in composed:  # those ask for plans of their steps
                 reason = found.lacks(solver, problem)
             if reason is None and backend is not None and "." in backend and backend != solver.id:
                 reason = f"solver {backend!r} was forced"

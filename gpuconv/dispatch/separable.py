@@ -99,17 +99,13 @@ def _fused(problem: SeparableProblem, backend: str | None) -> bool:
     """Tell whether a kernel computes both: where none does, the call is two problems, as everywhere else."""
     if backend is not None and backend.partition(".")[0] != _BACKEND:
         return False
-    composed, found = COMPOSED[_BACKEND], backends()[_BACKEND]
-    if (
-        backend is not None
-        and "." in backend
-        and all(backend != s.id for s in solvers_of(_BACKEND) if s.serves(problem))
-    ):
+    solvers, found = [solver for solver in solvers_of(_BACKEND) if solver.serves(problem)], backends()[_BACKEND]
+    ids = {solver.id for solver in (*solvers, *COMPOSED[_BACKEND])}
+    if backend is not None and "." in backend and backend not in ids:
         return False
     if found.why_not(problem, backend is not None) is not None:
         return False
-    able = (solver for solver in solvers_of(_BACKEND) if solver.serves(problem) and solver not in composed)
-    return any(solver.why_not(problem) is None and found.lacks(solver, problem) is None for solver in able)
+    return any(solver.why_not(problem) is None and found.lacks(solver, problem) is None for solver in solvers)
 
 
 def separable_call(
