@@ -1,6 +1,7 @@
 """Convolutions in two steps: depthwise and pointwise, or along the columns and along the rows.
 
-Each is the composition of two calls of :func:`gpuconv.conv2d`, whose epilogues hold biases and activations.
+Each is the composition of two calls of :func:`gpuconv.conv2d`, whose epilogues hold biases and activations; the first
+has a kernel of its own as well.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def depthwise_separable_conv2d(
 
     Computes ``conv2d(conv2d(input, depthwise_weight, depthwise_bias, ..., groups=C, activation=between),
     pointwise_weight, pointwise_bias, residual=residual, activation=activation)``, and is equal to it, gradients
-    included. Of a 16-bit type the intermediate image is rounded to that type, as there.
+    included. Of a 16-bit type the intermediate image is rounded to that type, as there. On a GPU, and where nothing is
+    differentiated, traced or transformed, one kernel may compute both: the dispatcher ranks it against the two steps.
 
     Parameters
     ----------
@@ -72,7 +74,8 @@ def depthwise_separable_conv2d(
     residual
         Added before the last activation; of the shape of the result.
     precision, backend
-        Of both, as in :func:`conv2d`. A solver id must solve both: a backend is what to force.
+        Of both, as in :func:`conv2d`. A solver id must solve both: ``triton.conv.separable.fused`` and
+        ``triton.conv.separable.steps`` do, elsewhere a backend is what to force.
 
     Returns
     -------

@@ -23,8 +23,11 @@ from .units import divide_by_eight
 
 __all__ = ["SOLVERS", "FusedSeparable", "separable_arguments"]
 
-_MOST_TAPS = 25
-"""Of a window: the kernel has every tap in its code."""
+_MOST_TAPS = 7
+"""Of a row of a window, which are held in registers."""
+
+_MOST_COLUMNS = 64
+"""Input columns of the windows of neighbouring results: the kernel has each of them in its code."""
 
 _DTYPES = ("float16", "bfloat16", "float32")
 
@@ -84,7 +87,8 @@ def _wide(problem: SeparableProblem, strides: Strides, box: int) -> bool:
     n, c, h, w = first.x_shape
     beside = [pad + step * (box + 256) for pad, step in zip(first.pad_lo, first.stride, strict=True)]
     shapes["x"] = (n + 1, c, h + max(beside[0], first.pad_hi[0]), w + max(beside[1], first.pad_hi[1]))
-    return max(reach(shapes[name], steps) for name, steps in strides.items()) >= 2**31
+    lines = n * first.output_size[0] + box
+    return max(lines, *(reach(shapes[name], steps) for name, steps in strides.items())) >= 2**31
 
 
 _UNITS = {
@@ -119,9 +123,11 @@ class FusedSeparable(Tunable):
             return f"computes {', '.join(_DTYPES)}, not {problem.dtype}"
         if first.padding_mode != "zeros":
             return f"pads with zeros alone, not {first.padding_mode}"
-        taps = first.kernel[0] * first.kernel[1]
-        if taps > _MOST_TAPS:
-            return f"has windows of {_MOST_TAPS} taps at most in its code, not {taps}"
+        if first.kernel[1] > _MOST_TAPS:
+            return f"takes windows of {_MOST_TAPS} columns at most, not {first.kernel[1]}"
+        columns = 3 * first.stride[1] + (first.kernel[1] - 1) * first.dilation[1] + 1
+        if columns > _MOST_COLUMNS:
+            return f"has {_MOST_COLUMNS} input columns at most in its code, not {columns}"
         return None
 
     def default(self, problem: Problem) -> dict[str, Any]:

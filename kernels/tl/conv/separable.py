@@ -171,14 +171,14 @@ def _conv_separable_kernel(
     pid = tl.program_id(0)
     tile_n = pid % tiles_n
     pid = pid // tiles_n
+    if INDEX64:
+        pid = pid.to(tl.int64)
     box = tl.arange(0, BLOCK_M)[:, None]  # [BLOCK_M, 1]
     line = pid // columns * (BLOCK_M // TILE_Q) + box // TILE_Q
     at_q = pid % columns * TILE_Q + box % TILE_Q
     filter_ = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]  # [1, BLOCK_N]
     rows = (line < lines) & (at_q < q)
     if INDEX64:
-        line = line.to(tl.int64)
-        at_q = at_q.to(tl.int64)
         filter_ = filter_.to(tl.int64)
     image = line // p
     at_p = line % p
@@ -186,9 +186,6 @@ def _conv_separable_kernel(
     first_line = pid // columns * (BLOCK_M // TILE_Q) + group // TILE_Q
     first_q = pid % columns * TILE_Q + group % TILE_Q
     reads = (first_line < lines) & (first_q < q)
-    if INDEX64:
-        first_line = first_line.to(tl.int64)
-        first_q = first_q.to(tl.int64)
     h0 = first_line % p * stride_h - pad_h
     w0 = first_q * STRIDE_W - pad_w
     x = x_ptr + (first_line // p * x_stride_n + h0 * x_stride_h + w0 * x_stride_w) * UNIT_X
