@@ -267,7 +267,7 @@ MUTANTS = {
     "spread tap swapped": ("s = e // C\n", "s = S - 1 - e // C\n"),
     "phase of the row before": ("phase_p - OFFSET_P) * (y_stride_p", "phase_p) * (y_stride_p"),
     "columns of a phase shifted": ("column * STEP_Q + phase_q - OFFSET_Q", "column * STEP_Q + phase_q"),
-    "rows before the first result": ("written = written & _in_result(", "written = written | _in_result("),
+    "rows before the first result": ("written = written & in_result(", "written = written | in_result("),
     "bias of another channel": ("        channel = channel % FILTERS\n", ""),
     "direct taps that a phase lacks": ("has_tap(TOP_H - STEP_P * r + phase_p, TAPS_H)", "(r >= 0)"),
     "direct slices of another phase": ("TOP_D - STEP_O * t + phase_o", "TOP_D - STEP_O * t"),

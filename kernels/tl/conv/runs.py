@@ -20,7 +20,7 @@ import triton.language as tl
 from ..common import activate
 from .lanes import within
 from .rows import any_not_finite
-from .runs_spread import has_tap
+from .runs_spread import has_tap, in_result, phases_of
 
 
 def _repr(specialization):
@@ -130,26 +130,13 @@ def _add_rows(
 
 
 @triton.jit
-def _phases(channel, FILTERS: tl.constexpr, STEP_P: tl.constexpr, STEP_Q: tl.constexpr):
-    """Return the phases along D, H and W of columns of a product, which stand (phase, channel of the result)."""
-    phase = channel // FILTERS
-    return phase // (STEP_P * STEP_Q), phase // STEP_Q % STEP_P, phase % STEP_Q
-
-
-@triton.jit
-def _in_result(at, size, STEP: tl.constexpr, OFFSET: tl.constexpr, REST: tl.constexpr):
-    """Tell which positions `at` are there, where `size` steps hold all but OFFSET before the first, REST at the end."""
-    return (at >= 0) & (at < size * STEP - (OFFSET + REST))
-
-
-@triton.jit
 def _row_written(
     keeps, at_p, phase_p, first, steps, p, STEP_P: tl.constexpr, OFFSET_P: tl.constexpr, REST_P: tl.constexpr
 ):
     """Tell which results of the rows that step `at_p` of a program closes are written."""
     written = keeps & (at_p >= first) & (at_p < first + steps) & (at_p < p)
     if OFFSET_P + REST_P > 0:
-        written = written & _in_result(at_p * STEP_P + phase_p - OFFSET_P, p, STEP_P, OFFSET_P, REST_P)
+        written = written & in_result(at_p * STEP_P + phase_p - OFFSET_P, p, STEP_P, OFFSET_P, REST_P)
     return written
 
 
@@ -440,14 +427,14 @@ def _conv_runs_kernel(
     phase_p = phase_o
     phase_q = phase_o
     if PHASES > 1:
-        phase_o, phase_p, phase_q = _phases(channel, FILTERS, STEP_P, STEP_Q)
+        phase_o, phase_p, phase_q = phases_of(channel, FILTERS, STEP_P, STEP_Q)
         channel = channel % FILTERS
         at_o = o_ * STEP_O + phase_o - OFFSET_O  # [BLOCK_M, BLOCK_N]
         at_q = column * STEP_Q + phase_q - OFFSET_Q
         if OFFSET_O + REST_O > 0:
-            keeps = keeps & _in_result(at_o, o, STEP_O, OFFSET_O, REST_O)
+            keeps = keeps & in_result(at_o, o, STEP_O, OFFSET_O, REST_O)
         if OFFSET_Q + REST_Q > 0:
-            keeps = keeps & _in_result(at_q, q, STEP_Q, OFFSET_Q, REST_Q)
+            keeps = keeps & in_result(at_q, q, STEP_Q, OFFSET_Q, REST_Q)
     bias = _of_channels(bias_ptr, channel, bias_stride, k, ACC_DTYPE)
     scale = _of_channels(scale_ptr, channel, scale_stride, k, ACC_DTYPE)
     shift = _of_channels(shift_ptr, channel, shift_stride, k, ACC_DTYPE)

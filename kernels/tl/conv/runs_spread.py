@@ -1,4 +1,4 @@
-"""The weights of convolutions over runs, spread to the order in which runs are read; see ``runs.py``."""
+"""The weights of convolutions over runs, spread to the order in which runs are read, and phases; see ``runs.py``."""
 
 import triton
 import triton.language as tl
@@ -14,6 +14,19 @@ def _spread_repr(specialization):
 def has_tap(tap, TAPS: tl.constexpr):
     """Tell which taps a window of TAPS has."""
     return (tap >= 0) & (tap < TAPS)
+
+
+@triton.jit
+def phases_of(channel, FILTERS: tl.constexpr, STEP_P: tl.constexpr, STEP_Q: tl.constexpr):
+    """Return the phases along D, H and W of columns of a product, which stand (phase, channel of the result)."""
+    phase = channel // FILTERS
+    return phase // (STEP_P * STEP_Q), phase // STEP_Q % STEP_P, phase % STEP_Q
+
+
+@triton.jit
+def in_result(at, size, STEP: tl.constexpr, OFFSET: tl.constexpr, REST: tl.constexpr):
+    """Tell which positions `at` are there, where `size` steps hold all but OFFSET before the first, REST at the end."""
+    return (at >= 0) & (at < size * STEP - (OFFSET + REST))
 
 
 @triton.jit(repr=_spread_repr)
