@@ -28,7 +28,18 @@ from .contenders import settings
 from .parity import thrice
 from .referee import tolerance
 
-__all__ = ["FAMILIES", "PlainCall", "call_problems", "calls", "drawer", "judge_call", "parity_calls", "solvers"]
+__all__ = [
+    "FAMILIES",
+    "FUSED",
+    "PlainCall",
+    "call_problems",
+    "calls",
+    "drawer",
+    "judge_call",
+    "parity_calls",
+    "separable",
+    "solvers",
+]
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -250,6 +261,35 @@ def _fold(key: str, arguments: tuple[Any, ...], draw: Draw) -> PlainCall:
     return PlainCall("fold", key, {"x": columns}, ours, theirs, False, columns.shape[1] // x.shape[1])
 
 
+FUSED = "triton.conv.separable.fused"
+"""Solver of a call that everywhere else is two: it stands beside the families, whose solvers are found by a problem."""
+
+
+def separable() -> Iterator[tuple[str, Build]]:
+    """Yield calls of :data:`FUSED` by their key."""
+    for stride, padding, dilation, filters in ((1, 1, 1, 40), (2, 1, 1, 24), (1, 2, 2, 7)):
+        key = f"depthwise_separable_conv2d s{stride} p{padding} d{dilation} k{filters}"
+        yield key, partial(_separable, key, (stride, padding, dilation), filters)
+
+
+def _separable(key: str, geometry: tuple[int, int, int], filters: int, draw: Draw) -> PlainCall:
+    """Make a call of small integers, which nothing rounds between the steps."""
+    stride, padding, dilation = geometry
+    x = draw(28, 33).round().clamp(-3, 3)
+    of_channels = torch.randint(-2, 3, (x.shape[1], 9 + filters), dtype=x.dtype).to(x.device)
+    w, v = of_channels[:, :9].reshape(-1, 1, 3, 3), of_channels[:, 9:].t()[:, :, None, None].contiguous()
+
+    def ours(tensors: Tensors, backend: str) -> Any:
+        weights, options = (tensors["w"], tensors["v"]), {"padding": padding, "dilation": dilation, "backend": backend}
+        return gpuconv.depthwise_separable_conv2d(tensors["x"], *weights, stride=stride, between="relu", **options)
+
+    def theirs(tensors: Tensors) -> torch.Tensor:
+        x, w = tensors["x"], tensors["w"]
+        return F.conv2d(F.conv2d(x, w, None, stride, padding, dilation, x.shape[1]).relu(), tensors["v"])
+
+    return PlainCall("depthwise_separable", key, {"x": x, "w": w, "v": v}, ours, theirs, False, v.shape[1], ("v",))
+
+
 FAMILIES = (_max_offsets, _lp, _fractional, _unpool, _columns)
 
 _ROUNDS = [
@@ -344,6 +384,12 @@ def parity_calls(device: str, few: bool = False) -> Iterator[tuple[str, Callable
                 yield (
                     f"{solver} | {key} {number} {layout}",
                     partial(_judge, build, device, number, layout, planes, solver),
+                )
+        if not few and number != "float64" and backends()["triton"].missing() is None:
+            for key, build in separable():
+                yield (
+                    f"{FUSED} | {key} {number} {layout}",
+                    partial(_judge, build, device, number, layout, planes, FUSED),
                 )
 
 

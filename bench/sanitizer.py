@@ -66,7 +66,7 @@ def odd_problems(layout: str) -> Iterator[Problem]:
 def small_launches(names: tuple[str, ...] = ("triton", "cupy")) -> Iterator[tuple[str, str, Callable[[], Any]]]:
     """Yield (solver, key, run) of one problem or call for every solver of some backends, then in the other layout."""
     from .cases import problem_key
-    from .parity_calls import FAMILIES, drawer
+    from .parity_calls import FAMILIES, FUSED, drawer, separable
 
     found = [(name, backends()[name]) for name in names]
     for layout in LAYOUTS:
@@ -91,6 +91,9 @@ def small_launches(names: tuple[str, ...] = ("triton", "cupy")) -> Iterator[tupl
             problem = replace(gpuconv.explain(drawn.ours, drawn.tensors, None).problem, device="cuda:0")
             for solver in takers(problem):
                 yield solver, f"{key} {layout}", partial(_call, build, layout, solver)
+        if "triton" in names:
+            key, build = list(separable())[-1]
+            yield FUSED, f"{key} {layout}", partial(_call, build, layout, FUSED)
 
 
 def _launch(problem: Problem, solver: str) -> None:

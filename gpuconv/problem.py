@@ -9,13 +9,24 @@ result is ``x``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import prod
 from typing import Any
 
 from .arrays import ArrayKind
 
-__all__ = ["Call", "ConvProblem", "PoolProblem", "Prepared", "Problem", "itemsize", "offset_dtype"]
+__all__ = [
+    "Call",
+    "ConvProblem",
+    "PoolProblem",
+    "Prepared",
+    "Problem",
+    "SeparableProblem",
+    "itemsize",
+    "offset_dtype",
+    "placed",
+    "steps_of",
+]
 
 _ITEMSIZE = {
     "bool": 1, "uint8": 1, "int8": 1, "int16": 2, "uint16": 2, "float16": 2, "bfloat16": 2, "int32": 4, "uint32": 4,
@@ -294,7 +305,108 @@ class PoolProblem:
         return rows
 
 
-Problem = ConvProblem | PoolProblem
+@dataclass(frozen=True, slots=True)
+class SeparableProblem:
+    """A depthwise and then a pointwise convolution, in one call without gradients.
+
+    `depthwise` and `pointwise` are the problems that the two are by themselves; what the first returns is the ``x`` of
+    the second, and an operand or result of nothing else. Its arrays are ``x``, ``w`` and ``bias`` of the first,
+    ``pointwise`` (the weight), ``pointwise_bias`` and ``residual`` of the second.
+    """
+
+    op: str
+    depthwise: ConvProblem
+    pointwise: ConvProblem
+
+    @property
+    def kind(self) -> str:
+        """The pass, ``"fprop"``."""
+        return "fprop"
+
+    @property
+    def steps(self) -> tuple[ConvProblem, ConvProblem]:
+        """The two problems that compute the same, in order."""
+        return self.depthwise, self.pointwise
+
+    @property
+    def n(self) -> int:
+        """Images of the batch."""
+        return self.depthwise.n
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial dimensions."""
+        return self.depthwise.ndim
+
+    @property
+    def dtype(self) -> str:
+        """Type of every array."""
+        return self.depthwise.dtype
+
+    @property
+    def device(self) -> str:
+        """Device of every array."""
+        return self.depthwise.device
+
+    @property
+    def array(self) -> str:
+        """Library of every array."""
+        return self.depthwise.array
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        """Shape of the result."""
+        return self.pointwise.result_shape
+
+    @property
+    def result_format(self) -> str:
+        """Memory format of the result."""
+        return self.pointwise.result_format
+
+    @property
+    def reduction_length(self) -> int:
+        """Products summed into one element of the result, of the pointwise convolution."""
+        return self.pointwise.reduction_length
+
+    @property
+    def flops(self) -> int:
+        """Those of both."""
+        return self.depthwise.flops + self.pointwise.flops
+
+    @property
+    def min_bytes(self) -> int:
+        """Bytes that must move at least: those of both, but for the image between them."""
+        between = prod(self.depthwise.y_shape) * itemsize(self.dtype)
+        return self.depthwise.min_bytes + self.pointwise.min_bytes - 2 * between
+
+    @property
+    def index64(self) -> bool:
+        """Whether a tensor has more elements than a signed 32-bit index reaches."""
+        return self.depthwise.index64 or self.pointwise.index64
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Return rows (name, text) that say in words what the problem is."""
+        first, second = (dict(step.describe()) for step in self.steps)
+        second = {"between": first["epilogue"], "pointwise w": second["w (K C/G T R S)"], **second}
+        names = ("between", "pointwise w", "y (N K O P Q)", "epilogue", "array")
+        rows = {"operation": f"{self.op} ({self.kind})", **first} | {name: second[name] for name in names}
+        return list(rows.items())
+
+
+Problem = ConvProblem | PoolProblem | SeparableProblem
+
+
+def steps_of(problem: Problem) -> tuple[ConvProblem | PoolProblem, ...]:
+    """Return the problems that compute the same as one that several make up; another alone."""
+    return problem.steps if isinstance(problem, SeparableProblem) else (problem,)
+
+
+def placed(problem: Problem, **where: str) -> Problem:
+    """Return `problem` with another ``device`` or ``array``."""
+    if isinstance(problem, SeparableProblem):
+        first, second = (replace(step, **where) for step in problem.steps)  # type: ignore[arg-type]
+        return SeparableProblem(problem.op, first, second)
+    return replace(problem, **where)  # type: ignore[arg-type]
 
 
 @dataclass(slots=True)

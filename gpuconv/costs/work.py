@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import CHANNELS_LAST
-from ..problem import ConvProblem, PoolProblem, itemsize
+from ..problem import ConvProblem, Problem, SeparableProblem, itemsize
 from ..shapes import ceil_div
 from .constants import PATHS, PIPES, Constants
 from .model import Work
@@ -243,13 +243,17 @@ def conv_work(problem: ConvProblem, configs: Configs, gemm: Gemm | None = None) 
     )
 
 
-def roofline(problem: ConvProblem | PoolProblem, constants: Constants) -> tuple[float, str, str]:
+def roofline(problem: Problem, constants: Constants) -> tuple[float, str, str]:
     """Return the least microseconds of a problem on a GPU, what bounds it, and the constant that this comes from.
 
     The least bytes over the bandwidth of memory, or the FLOPs of a convolution over the rate of what multiplies.
     """
     moved = problem.min_bytes / (constants.values["dram_tb_s"] * 1e6)
-    if isinstance(problem, ConvProblem):
+    if isinstance(problem, SeparableProblem):  # products of the depthwise part come on top, on the plain cores
+        computed, _, rate = roofline(problem.pointwise, constants)
+        if rate != "dram_tb_s" and computed > moved:
+            return computed, "arithmetic", rate
+    elif isinstance(problem, ConvProblem):
         pipe, factor = pipe_of(problem)
         rate = f"{PIPES[pipe]}_tflops"
         computed = problem.flops * factor / (constants.values[rate] * 1e6)
@@ -259,7 +263,7 @@ def roofline(problem: ConvProblem | PoolProblem, constants: Constants) -> tuple[
 
 
 def direct_work(
-    problem: ConvProblem | PoolProblem,
+    problem: Problem,
     instructions: Any,
     programs: Any,
     chain: Any,

@@ -1,5 +1,6 @@
 """From a call to a plan that runs: solvers ranked, plans kept, explained; entered by functional, ops and tuning."""
 
+from . import separable
 from .execution import record_plans, record_problems, run
 from .explainer import explain
 from .explanation import Candidate, Explanation
@@ -16,6 +17,7 @@ __all__ = [
     "register_solver",
     "run",
     "select",
+    "separable",
     "solver_of",
     "unregister_solver",
 ]

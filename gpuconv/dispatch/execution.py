@@ -10,7 +10,7 @@ from typing import Any
 from ..arrays import ArrayKind
 from ..backends.base import Plan
 from ..config import forced_backend, logger
-from ..problem import Call, Problem
+from ..problem import Call, Problem, steps_of
 from .selection import select
 
 __all__ = [
@@ -66,7 +66,8 @@ def run(call: Call) -> Any:
         plan = prepared.plan
     if _recorders:
         for recorder in tuple(_recorders):
-            recorder.setdefault(call.problem)
+            for step in steps_of(call.problem):
+                recorder.setdefault(step)
     recorded = _record.get()
     if recorded is not None:
         recorded.append(plan)

@@ -9,7 +9,7 @@ from ..errors import NoSolverError
 from ..problem import Problem
 from .execution import observed
 from .explanation import Explanation
-from .selection import backends, candidates, planned
+from .selection import COMPOSED, backends, candidates, planned
 
 __all__ = ["explain"]
 
@@ -18,7 +18,9 @@ def _explanation(problem: Problem, backend: str | None) -> Explanation:
     found = candidates(problem, backend)
     try:
         plan = planned(problem, backend)
-        origin = backends()[plan.solver.id.partition(".")[0]].origin(plan)
+        backend_of = plan.solver.id.partition(".")[0]
+        composed = plan.solver in COMPOSED.get(backend_of, ())
+        origin = None if composed else backends()[backend_of].origin(plan)
         return Explanation(problem, tuple(found), plan, origin=origin)
     except NoSolverError as error:
         return Explanation(problem, tuple(found), None, str(error).partition("\n")[0])

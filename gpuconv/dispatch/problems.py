@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from typing import Any
 
-from ..problem import ConvProblem, PoolProblem, Problem
+from ..problem import ConvProblem, PoolProblem, Problem, SeparableProblem
 
 __all__ = ["SCHEMA", "from_json", "problem_from_json", "problem_to_json", "to_json"]
 
@@ -14,10 +14,14 @@ SCHEMA = 1
 
 _TYPES = {"conv": ConvProblem, "pool": PoolProblem}
 _ORIGIN = "problems"
+_STEPS = ("depthwise", "pointwise")
 
 
 def problem_to_json(problem: Problem) -> dict[str, Any]:
     """Return one problem as plain data; fields at their default are left out."""
+    if isinstance(problem, SeparableProblem):
+        steps = {name: problem_to_json(getattr(problem, name)) for name in _STEPS}
+        return {"type": "separable", "op": problem.op, **steps}
     name = "conv" if isinstance(problem, ConvProblem) else "pool"
     found: dict[str, Any] = {"type": name}
     for field in fields(problem):

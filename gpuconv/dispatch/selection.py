@@ -14,10 +14,11 @@ from importlib import import_module
 from ..backends.base import Backend, Plan, Solver
 from ..config import BACKENDS, tuning_mode, workspace_limit
 from ..errors import NoSolverError, WorkspaceWarning
-from ..problem import Problem
+from ..problem import Problem, steps_of
 from .explanation import Candidate, no_solver
 
 __all__ = [
+    "COMPOSED",
     "FORGETTERS",
     "TUNERS",
     "Candidate",
@@ -33,6 +34,10 @@ __all__ = [
 
 TUNERS: list[Callable[[Problem], None]] = []
 """Called with each problem that a call meets while tuning is on, before it is planned."""
+
+COMPOSED: dict[str, list[Solver]] = {}
+"""By backend, solvers that run the steps of a problem one after the other, each by a plan of that backend: they are
+asked for problems of several steps alone."""
 
 FORGETTERS: list[Callable[[], None]] = []
 """Called when solvers are added or taken away: what keeps plans puts itself here."""
@@ -154,8 +159,11 @@ def _ranked(problem: Problem, backend: str | None) -> list[Candidate]:
             refusal: str | None = f"backend {forced_name!r} was forced"
         else:
             refusal = found.why_not(problem, forced_name == name)
-        for solver in solvers_of(name):
-            reason = refusal or solver.why_not(problem) or found.lacks(solver, problem)
+        composed = COMPOSED.get(name, []) if len(steps_of(problem)) > 1 else []
+        for solver in (*solvers_of(name), *composed):
+            reason = refusal or solver.why_not(problem)
+            if reason is None and solver not in composed:  # those ask for plans of their steps
+                reason = found.lacks(solver, problem)
             if reason is None and backend is not None and "." in backend and backend != solver.id:
                 reason = f"solver {backend!r} was forced"
             found_time = None if reason else solver.estimated(problem)
@@ -251,7 +259,8 @@ def select(problem: Problem, backend: str | None = None) -> Plan:
     """
     if tuning_mode() == "on":
         for tune in TUNERS:
-            tune(problem)
+            for step in steps_of(problem):
+                tune(step)
     limit = workspace_limit()
     plan = _plan(problem, backend, limit)
     if plan.workspace > limit:

@@ -1,6 +1,7 @@
 """Convolutions in two steps: depthwise and pointwise, or along the columns and along the rows.
 
-Each is the composition of two calls of :func:`gpuconv.conv2d`, whose epilogues hold biases and activations.
+Each is the composition of two calls of :func:`gpuconv.conv2d`, whose epilogues hold biases and activations; the first
+has a kernel of its own as well.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from ..arrays import ArrayKind
 from ..normalize.common import integer
 from ..normalize.conv import Extras
 from ..normalize.separable import along_axes, check_depthwise_separable, check_separable, check_separable_epilogue
+from ..ops import operators
 from .compose import explaining, result_of
 from .conv import Array, Ints, Padding, _convolve
 
@@ -52,7 +54,8 @@ def depthwise_separable_conv2d(
 
     Computes ``conv2d(conv2d(input, depthwise_weight, depthwise_bias, ..., groups=C, activation=between),
     pointwise_weight, pointwise_bias, residual=residual, activation=activation)``, and is equal to it, gradients
-    included. Of a 16-bit type the intermediate image is rounded to that type, as there.
+    included. Of a 16-bit type the intermediate image is rounded to that type, as there. On a GPU, and where nothing is
+    differentiated, traced or transformed, one kernel may compute both: the dispatcher ranks it against the two steps.
 
     Parameters
     ----------
@@ -71,7 +74,8 @@ def depthwise_separable_conv2d(
     residual
         Added before the last activation; of the shape of the result.
     precision, backend
-        Of both, as in :func:`conv2d`. A solver id must solve both: a backend is what to force.
+        Of both, as in :func:`conv2d`. A solver id must solve both: ``triton.conv.separable.fused`` and
+        ``triton.conv.separable.steps`` do, elsewhere a backend is what to force.
 
     Returns
     -------
@@ -103,6 +107,16 @@ def depthwise_separable_conv2d(
     plain = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
     extras = Extras(padding_mode, between, precision=precision, backend=backend)
     last = Extras("zeros", activation, residual, precision=precision, backend=backend)
+    ops = operators(input)
+    if ops is not None:
+        arrays = {
+            "x": input, "w": depthwise_weight, "bias": depthwise_bias, "pointwise": pointwise_weight,
+            "pointwise_bias": pointwise_bias, "residual": residual,
+        }  # fmt: skip
+        of_both = last._replace(padding_mode=padding_mode)
+        result = ops.ops_separable.separable(op, arrays, (stride, padding, dilation), between, of_both)
+        if result is not None:
+            return result
     first = (f"{op} (depthwise)", depthwise_weight, depthwise_bias, geometry, extras)
     return _both(kind, input, first, (f"{op} (pointwise)", pointwise_weight, pointwise_bias, plain, last))
 

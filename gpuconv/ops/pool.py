@@ -145,6 +145,7 @@ def _is_hollow(call: Call) -> bool:
     torch takes the channels of an adaptive pool for a batch there, which may be empty where gradients are wanted; so
     do operators.
     """
+    assert isinstance(call.problem, PoolProblem)
     channels = call.problem.c
     return call.unbatched and isinstance(channels, int) and channels == 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..backends.base import Plan
@@ -12,7 +12,7 @@ from ..backends.triton.dry import launches_of_plan
 from ..config import workspace_limit
 from ..costs.constants import Gpu, assuming, shipped
 from ..packs.identity import KernelReference, key_of
-from ..problem import Problem
+from ..problem import Problem, placed
 from ..tuning.search import options_of
 
 __all__ = ["Launch", "Variants", "gpus_of", "launches_of", "plans_for"]
@@ -88,7 +88,7 @@ def launches_of(problems: Iterable[Problem], gpu: Gpu, variants: Variants = "fir
     found: dict[str, Launch] = {}
     with assuming(gpu):
         for problem in problems:
-            for plan in plans_for(replace(problem, array="torch"), variants):
+            for plan in plans_for(placed(problem, array="torch"), variants):
                 for told in launches_of_plan(plan):
                     key, arguments = key_of(told.kernel, told.arguments, told.options, aligned=True)
                     launch = Launch(key, told.kernel, plan.solver.id, arguments, dict(told.options))

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..arrays import TORCH
 from ..backends.base import Plan
-from ..problem import Call, ConvProblem, PoolProblem, Prepared, Problem
+from ..problem import Call, ConvProblem, PoolProblem, Prepared, Problem, SeparableProblem
 
 __all__ = ["CudaTimer", "Timer", "Trial", "capturing_or_compiling", "context_lost", "reason_of"]
 
@@ -71,6 +71,7 @@ class Trial:
         self._torch = torch
         self.problem = problem
         self._random = torch.Generator(device=problem.device).manual_seed(0)
+        assert not isinstance(problem, SeparableProblem)  # whose steps are tuned
         self.arrays = self._conv() if isinstance(problem, ConvProblem) else self._pool(problem)
 
     def _integers(self, shape: tuple[int, ...], dtype: str, layout: str, low: int, high: int) -> Any:
@@ -159,6 +160,7 @@ class Trial:
         if isinstance(problem, ConvProblem):
             rounded = problem.activation is not None
         else:
+            assert isinstance(problem, PoolProblem)
             rounded = "max" not in problem.pool
         for ours, theirs in pairs:
             if rounded and ours.is_floating_point():

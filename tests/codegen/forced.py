@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -15,7 +16,7 @@ from gpuconv import shapes
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, TORCH
 from gpuconv.backends.triton import backend as triton_backend
 from gpuconv.backends.triton.columns import columns_shape
-from gpuconv.problem import Call, ConvProblem, PoolProblem, Problem
+from gpuconv.problem import Call, ConvProblem, PoolProblem, Problem, SeparableProblem
 
 __all__ = ["launches", "problems", "solvers"]
 
@@ -117,12 +118,36 @@ def problems() -> Iterator[Problem]:
     for ndim, layout, dtype in product((1, 2, 3), LAYOUTS, ("float16", "bfloat16", "float32", "float64")):
         yield from convolutions(ndim, dtype, layout)
         yield from pools(ndim, dtype, layout)
+        if ndim == 2:
+            yield from separables(dtype, layout)
     for ndim, layout, dtype in product((1, 2, 3), LAYOUTS, ("uint8", "int64")):
         yield from pools(ndim, dtype, layout)
 
 
+def separables(dtype: str, layout: str) -> Iterator[Problem]:
+    """Yield depthwise and pointwise convolutions in one."""
+    for n, c, k, between, options in (
+        (2, 16, 24, "relu6", {"bias": True}),
+        (2, 13, 7, None, {"stride": 2, "padding": 1}),
+        (1, 64, 128, "silu", {"dilation": 2, "padding": 2}),
+        (WIDE, 16, 16, None, {"padding": 1}),
+    ):
+        bias = options.pop("bias", False)
+        first = conv_problem(
+            (n, c, *SIZES[2]), (c, 1, 3, 3), "fprop", dtype, layout, device="meta", groups=c, **options
+        )
+        first = replace(first, bias=bias, activation=between)
+        shape = (n, c, *first.output_size)
+        second = conv_problem(shape, (k, c, 1, 1), "fprop", dtype, layout, device="meta", bias=bias)
+        yield SeparableProblem("depthwise_separable_conv2d", first, replace(second, residual=bias))
+
+
 def arrays(problem: Problem) -> dict[str, Any]:
     """Return what a call of the problem reads, without memory."""
+    if isinstance(problem, SeparableProblem):
+        first, second = map(arrays, problem.steps)
+        named = {"pointwise": second["w"], "pointwise_bias": second["bias"], "residual": second["residual"]}
+        return {name: first[name] for name in ("x", "w", "bias")} | named
     if isinstance(problem, ConvProblem):
         channels = (problem.k if problem.kind == "fprop" else problem.c,)
         known = {name: (getattr(problem, f"{name}_shape"), getattr(problem, f"{name}_format")) for name in "xwy"}

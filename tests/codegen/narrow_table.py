@@ -10,18 +10,30 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from conv_launches import launches_of
 from loops import PRODUCTS, TENSOR_CORE, counts, hot_loop, stepping_loop
-from pool_launches import Launch
+from pool_launches import POINTERS, Launch
 from pool_rows import ROOM_PER_BYTE, PoolTable
 from problems import conv_problem
 
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
 from gpuconv.backends.base import Plan
-from gpuconv.backends.triton import conv_collect, conv_march, conv_rows, conv_rows_wgrad, conv_runs, conv_runs_wgrad
+from gpuconv.backends.triton import (
+    conv_collect,
+    conv_march,
+    conv_rows,
+    conv_rows_wgrad,
+    conv_runs,
+    conv_runs_wgrad,
+    conv_separable,
+)
+from gpuconv.backends.triton.dry import launches_of_plan
+from gpuconv.backends.triton.launch import for_triton
 from gpuconv.backends.triton.march_costs import LaneCosts
-from gpuconv.backends.triton.runs_axes import forward_of
+from gpuconv.backends.triton.runs_axes import forward_of, phases_of
 from gpuconv.backends.triton.runs_costs import RunCosts
+from gpuconv.backends.triton.separable_costs import SeparableCosts
 from gpuconv.kernels.tl import common
 from gpuconv.kernels.tl.conv import (
     collect,
@@ -35,9 +47,10 @@ from gpuconv.kernels.tl.conv import (
     runs,
     runs_spread,
     runs_wgrad,
+    separable,
     splits,
 )
-from gpuconv.problem import ConvProblem, itemsize
+from gpuconv.problem import ConvProblem, SeparableProblem, itemsize
 
 WORDS = """
 A result of the forward pass and of the data gradient is one element, of the weight gradient one element of y, which all
@@ -113,6 +126,23 @@ VOLUMES = {
 }
 """Such layers in which neighbouring columns share a run, channels-last."""
 
+PHASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "volume 16 /2 gradient": ((32, 16, 48, 48, 48), (32, 16, 3, 3, 3), {"padding": 1, "stride": 2}),
+    "volume 2 /2 gradient": ((32, 2, 96, 96, 96), (32, 2, 3, 3, 3), {"padding": 1, "stride": 2}),
+    "volume 16 from 64 /2 gradient": ((32, 16, 48, 48, 48), (64, 16, 3, 3, 3), {"padding": 1, "stride": 2}),
+    "volume 3 4x4/2 gradient": ((32, 3, 64, 64), (64, 3, 4, 4), {"padding": 1, "stride": 2}),
+}
+"""Data gradients that compute the phases of their stride side by side, channels-last."""
+
+SEPARABLE: dict[str, tuple[tuple[int, ...], int, dict[str, Any], str, str]] = {
+    "separable 128 to 128": ((32, 128, 56, 56), 128, {}, "bfloat16", LAST),
+    "separable 96 to 24": ((32, 96, 112, 112), 24, {}, "bfloat16", LAST),
+    "separable 64 to 128 /2": ((32, 64, 112, 112), 128, {"stride": 2}, "float16", LAST),
+    "separable 32 to 64 rows": ((32, 32, 112, 112), 64, {}, "bfloat16", ROWS),
+    "separable 32 to 64 float32": ((32, 32, 112, 112), 64, {}, "float32", LAST),
+}
+"""Depthwise windows of 3 x 3 and pointwise convolutions in one kernel, with biases and relu6 between and after them."""
+
 
 WEIGHTS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], str]] = {
     "stem 7x7/2 weights": ((32, 3, 224, 224), (64, 3, 7, 7), {"padding": 3, "stride": 2}, LAST),
@@ -154,6 +184,29 @@ def grouped() -> Iterator[tuple[str, ConvProblem]]:
         yield name, replace(conv_problem(x, w, dtype="bfloat16", formats=LAST, **options), kind=kind)
 
 
+def separables() -> Iterator[tuple[str, SeparableProblem]]:
+    """Yield the name and problem of each entry of two convolutions in one kernel."""
+    for name, (x, k, options, dtype, layout) in SEPARABLE.items():
+        common: dict[str, Any] = {"dtype": dtype, "formats": layout, "bias": True}
+        first = conv_problem(x, (x[1], 1, 3, 3), groups=x[1], padding=1, **common, **options)
+        second = conv_problem((*x[:2], *first.output_size), (k, x[1], 1, 1), **common)
+        steps = (replace(step, activation="relu6", precision="tf32") for step in (first, second))
+        yield name, SeparableProblem("depthwise_separable_conv2d", *steps)
+
+
+def separable_launch(problem: SeparableProblem, number: int = 0) -> Launch:
+    """Return the one launch of the fused kernel's plan."""
+    solver = conv_separable.SOLVERS[0]
+    plan = solver.plan(problem)
+    (told,) = launches_of_plan(plan)
+    kernel = separable._conv_separable_kernel
+    absent = {name: None for name in kernel.arg_names if name.endswith("_ptr")}
+    there = {f"{name}_ptr" for name in ("x", "w", "pointwise", "y", "bias", "pointwise_bias")}
+    pointers = absent | dict.fromkeys(there, POINTERS[getattr(torch, problem.dtype)])
+    given = {name: {**for_triton(told.arguments), **pointers}[name] for name in kernel.arg_names}
+    return Launch(problem, solver.id, number, kernel, (), given, dict(plan.config))
+
+
 def stems() -> Iterator[tuple[str, ConvProblem]]:
     """Yield the name and problem of each entry of few input channels."""
     for name, (x, w, options) in STEMS.items():
@@ -163,6 +216,8 @@ def stems() -> Iterator[tuple[str, ConvProblem]]:
         problem = conv_problem(x, w, dtype="bfloat16", formats=LAST, padding=1)
         yield f"{name} fprop", replace(problem, bias=True)
         yield f"{name} dgrad", replace(problem, kind="dgrad")
+    for name, (x, w, options) in PHASES.items():
+        yield name, replace(conv_problem(x, w, dtype="bfloat16", formats=LAST, **options), kind="dgrad")
 
 
 def weights() -> Iterator[tuple[str, ConvProblem]]:
@@ -200,11 +255,13 @@ def entries() -> dict[str, Launch]:
             found |= {f"{name}, {one.kernel.__name__}": one for one in ([first] if spread else others)}
         if others and name.startswith("3x3 56 wgrad"):
             (found[f"{name} sum"],) = others
-    return found
+    return found | {name: separable_launch(problem) for name, problem in separables()}
 
 
 def multiplying_loop(sass: str) -> tuple[int, int]:
     """Return the instructions of the loop that multiplies most, not that of the exact path, and those of a step."""
+    if "_conv_separable_kernel" in sass:  # all of a chunk of channels, and in it that of a row of the window
+        return hot_loop(sass, products=TENSOR_CORE), hot_loop(sass, products=("FFMA", "FFMA2"))
     tensor = any(name in counts(sass) for name in TENSOR_CORE)
     step = stepping_loop(sass, stores="_wgrad_kernel" not in sass)
     return hot_loop(sass, products=TENSOR_CORE if tensor else PRODUCTS), step
@@ -213,10 +270,15 @@ def multiplying_loop(sass: str) -> tuple[int, int]:
 def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, int]) -> dict[str, float]:
     """Return what a result costs in the hot loop, and what there is room for: its write, and its share of the read."""
     problem: Any = launch.problem
+    if launch.kernel is separable._conv_separable_kernel:
+        modelled = float(SeparableCosts(problem, [launch.config]).instructions()[0])
+        rows_of_window = problem.depthwise.kernel[0]
+        return {"chunk": loop[0] + (rows_of_window - 1) * loop[1], "modelled_chunk": round(modelled)}
     if launch.kernel in (rows._conv_rows_kernel, rows_wgrad._conv_rows_wgrad_kernel):
         return {"step": loop[1]}
     if launch.kernel is runs._conv_runs_kernel:
-        costs: Any = RunCosts(forward_of(problem), [launch.config], exact=problem.kind != "fprop")
+        phases = phases_of(problem).count
+        costs: Any = RunCosts(forward_of(problem), [launch.config], exact=problem.kind != "fprop", phases=phases)
     elif launch.number or problem.c != problem.groups or problem.groups == 1:
         return {}
     else:
@@ -242,7 +304,7 @@ def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, int]) -> dict[
 TABLE = PoolTable(
     "narrow_table", "Codegen table of the narrow kernels", WORDS, "result", entries(),
     (common, lanes, march_lanes, march, collect_lanes, collect, splits, runs, runs_spread, runs_wgrad, rows,
-     rows_exact, rows_wgrad),
+     rows_exact, rows_wgrad, separable),
     room,
     multiplying_loop,
 )  # fmt: skip

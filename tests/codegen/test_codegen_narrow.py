@@ -35,8 +35,21 @@ TABLE_OF_FORMS = {
     "7x7 56 fprop channels_last": 64.1,
     "7x7 56 fprop contiguous": 57.9,
     "causal 4 fprop channels_last": 11.9,
+    "stem 3x3/2 channels_last": 9.1,
+    "stem 3x3/2 contiguous": 8.2,
+    "volume 1 to 16 channels_last": 10.4,
+    "volume 16 fprop": 35.0,
 }
 """Instructions of the hot loop per result that a search over tiles found for these windows, on sm_90."""
+
+BEYOND = {"3x3 56 fprop channels_last", "7x7 56 fprop contiguous"}
+"""Of those, up to 25 % over it: planned are two columns a lane in place of four, and four in place of eight. Stems of
+7x7/2, patches and volumes of one channel in rows are 33 to 46 % over the search's, of other tiles, and not compared."""
+
+STEPS_OF_FORMS = {
+    "groups of 4": 12.4, "groups of 8": 12.4, "groups of 16": 12.4, "groups of 16 /2": 20.6, "groups of 32": 13.4,
+}  # fmt: skip
+"""The same for the step of a row of products."""
 
 needs_table = pytest.mark.skipif(PART is None, reason=f"not run: the table has no part for triton {VERSION}")
 
@@ -66,11 +79,15 @@ def test_row_is_what_the_compiler_does_today(name, arch):
 PLANNED_OTHERWISE = {
     (80, "stem 7x7/2 channels_last"), (80, "stem 7x7/2 contiguous"), (80, "volume 16 fprop"), (80, "volume 16 dgrad"),
     (80, "volume 16 to 16 weights"), (80, "volume 2 to 2 weights"), (80, "stem 7x7/2 weights"),
-    (80, "3 filters weights"), (100, "3 filters"),
+    (80, "3 filters weights"), (100, "3 filters"), (80, "volume 16 /2 gradient"), (100, "volume 16 /2 gradient"),
+    (80, "volume 2 /2 gradient"), (80, "volume 16 from 64 /2 gradient"),
 }  # fmt: skip
 """Plans of the table are those of sm_90. On sm_80 the library plans fewer filters, filter rows or columns for these
-layers, whose tiles spill, and on sm_100 it bounds the registers of the last, of which ptxas of Triton 3.9 spills
-two."""
+layers, whose tiles spill, bounds the registers of gradients with phases, or leaves them to others; on sm_100 it bounds
+the registers of "3 filters", of which ptxas of Triton 3.9 spills two, and does not merge the rows of the gradient."""
+
+LEFT_TO_OTHERS = {(80, "volume 16 from 64 /2 gradient")}
+"""Of those, what no tile holds there: every warp reads all weights into registers."""
 
 
 @needs_table
@@ -92,7 +109,11 @@ def test_what_is_planned_otherwise_there_does_not_spill(arch, name):
         mock.patch.object(rows_costs, "gpu_of", lambda device: gpu),
         mock.patch.object(runs_wgrad_costs, "gpu_of", lambda device: gpu),
     ):
-        plan = solver.plan(problem)
+        reason = solver.why_not(problem)
+        plan = None if reason else solver.plan(problem)
+    assert (reason is not None) == ((arch, name) in LEFT_TO_OTHERS), reason
+    if plan is None:
+        return
     launch = launches(plan)[0 if problem.kind == "wgrad" else -1]  # weights are spread before, splits added after
     compiled = compile_source(specialise(launch.kernel, launch.arguments), arch, launch.config)
     found = report(compiled, sass_of(compiled.asm["cubin"]))
@@ -144,6 +165,17 @@ def test_the_cost_model_has_the_instructions_of_the_hot_loop():
     assert compared >= 40
 
 
+@needs_table
+def test_the_cost_model_has_the_instructions_of_a_chunk_of_two_convolutions():
+    """Within 20 %: a depthwise tile of all its taps, and its product."""
+    compared = 0
+    for arch, name, row in _rows():
+        if arch == 90 and "chunk" in row:
+            assert 1 / 1.2 <= row["modelled_chunk"] / row["chunk"] <= 1.2, (name, row["chunk"], row["modelled_chunk"])
+            compared += 1
+    assert compared >= 5
+
+
 def _modelled(launch, arch):
     """Return the instructions of a step of a row kernel as the cost model has them on a GPU of an architecture."""
     gpu = Gpu("another GPU", divmod(arch, 10))
@@ -170,10 +202,15 @@ def test_the_cost_model_has_the_instructions_of_a_step_of_rows():
 
 @needs_table
 def test_instructions_per_result_are_those_of_the_best_known_tiles():
-    """Within 25 %: for the sake of its height or its halo the cost model may choose a tile that is not the shortest."""
+    """Within 15 %: for the sake of its height or its halo the cost model may choose a tile that is not the shortest."""
     for name, known in TABLE_OF_FORMS.items():
         found = PART["rows"]["90"][name]["per_result"]
-        assert found <= 1.25 * known, (name, found, known)
+        assert found <= (1.25 if name in BEYOND else 1.15) * known, (name, found, known)
+    for name, known in STEPS_OF_FORMS.items():
+        launch = TABLE.launches[name]
+        costs = rows_costs.RowCosts(launch.problem, [launch.config])
+        found = PART["rows"]["90"][name]["step"] * float(costs.threads[0]) / float(costs.outputs[0])
+        assert found <= 1.15 * known, (name, found, known)
 
 
 @needs_table
@@ -260,6 +297,11 @@ BUDGETS = {
     "patches of 4 channels_last, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "patches of 4 contiguous": Budget(loop=445, warps=8),
     "patches of 4 contiguous, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
+    "separable 128 to 128": Budget(loop=938, warps=8),
+    "separable 32 to 64 float32": Budget(loop=600, warps=8),
+    "separable 32 to 64 rows": Budget(loop=874, warps=8),
+    "separable 64 to 128 /2": Budget(loop=956, warps=8),
+    "separable 96 to 24": Budget(loop=1091, warps=8),
     "stem 3x3/2 channels_last": Budget(loop=283, warps=8),
     "stem 3x3/2 channels_last, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "stem 3x3/2 contiguous": Budget(loop=345, warps=12),
@@ -276,18 +318,26 @@ BUDGETS = {
     "volume 1 to 16 channels_last, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "volume 1 to 16 contiguous": Budget(loop=204, warps=20),
     "volume 1 to 16 contiguous, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
+    "volume 16 /2 gradient": Budget(loop=602, warps=8),
+    "volume 16 /2 gradient, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "volume 16 dgrad": Budget(loop=560, warps=8),
     "volume 16 dgrad, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
+    "volume 16 from 64 /2 gradient": Budget(loop=671, warps=4),
+    "volume 16 from 64 /2 gradient, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "volume 16 fprop": Budget(loop=573, warps=8),
     "volume 16 fprop, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "volume 16 to 16 weights": Budget(loop=312, warps=8),
     "volume 16 to 16 weights, _conv_runs_fold_kernel": Budget(loop=165, warps=32),
+    "volume 2 /2 gradient": Budget(loop=356, warps=12),
+    "volume 2 /2 gradient, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "volume 2 to 2 dgrad": Budget(loop=603, warps=8),
     "volume 2 to 2 dgrad, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "volume 2 to 2 fprop": Budget(loop=624, warps=8),
     "volume 2 to 2 fprop, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "volume 2 to 2 weights": Budget(loop=312, warps=8),
     "volume 2 to 2 weights, _conv_runs_fold_kernel": Budget(loop=182, warps=40),
+    "volume 3 4x4/2 gradient": Budget(loop=366, warps=8),
+    "volume 3 4x4/2 gradient, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "volume 32 to 64 /2 weights": Budget(loop=302, warps=8),
     "volume 32 to 64 /2 weights, _conv_runs_fold_kernel": Budget(loop=65, warps=48),
 }
@@ -297,7 +347,7 @@ _WORDS = ("float16", "float32", "float64", "epilogue", "bias", "64-bit", "57", "
 
 
 def _family(name):
-    if name.startswith(("groups", "3 filters", "stem", "patches", "volume")):
+    if name.startswith(("groups", "3 filters", "stem", "patches", "volume", "separable")):
         return name
     kind = next(kind for kind in ("fprop", "dgrad", "wgrad") if kind in name)
     words = [name.split()[0], kind, "last" if "channels_last" in name else "rows"]

@@ -65,6 +65,33 @@ BRANCHES: dict[str, dict[str, Any]] = {
                         "residual": True},
 }  # fmt: skip
 
+PHASES: dict[str, dict[str, Any]] = {
+    "phases": {"stride": 2, "pads": (1, 1), "c": 8, "k": 6, "kernel": 3, "size": {1: 40, 2: (8, 12), 3: (4, 6, 8)}},
+    "phases, four taps": {"stride": 2, "pads": (1, 1), "k": 3, "kernel": 4, "size": {1: 31, 2: (7, 10), 3: (5, 4, 7)}},
+    "phases, odd": {"stride": 2, "pads": (2, 0), "k": 5, "kernel": 3, "c": 4},
+    "phases, apart": {"stride": {1: 3, 2: (3, 2), 3: (1, 2, 3)}, "pads": (1, 2), "k": 4,
+                      "kernel": {1: 7, 2: (5, 4), 3: (2, 3, 4)}, "size": {1: 40, 2: (11, 9), 3: (3, 5, 8)}},
+    "phases over kernel": {"stride": {1: 4, 2: (4, 3), 3: (2, 3, 2)}, "kernel": 2, "pads": (0, 1), "k": 2},
+    "phases, patches": {"stride": 2, "kernel": 2, "c": 16, "k": 8, "size": {1: 32, 2: (8, 8), 3: (4, 4, 6)}},
+    "phases, epilogue": {"bias": True, "scale": True, "shift": True, "residual": True, "activation": "silu", "k": 3,
+                         "stride": 2, "pads": (1, 0), "kernel": 3},
+    "phases, 64-bit": {"index64": True, "bias": True, "residual": True, "stride": 2, "pads": (1, 1), "k": 4, "c": 4,
+                       "kernel": 3},
+    "phases, many": {"c": 40, "k": 2, "stride": 2, "pads": (1, 1), "kernel": 3, "n": 1,
+                     "size": {1: 24, 2: (5, 6), 3: (3, 4, 4)}},
+    "phases, depth": {"stride": {1: 2, 2: (2, 1), 3: (1, 2, 2)}, "dilation": {1: 1, 2: 1, 3: (2, 1, 1)}, "pads": (1, 1),
+                      "k": 4, "size": {1: 30, 2: (7, 9), 3: (7, 4, 5)}, "kernel": 3},
+    "phases, one": {"k": 1, "stride": 2, "kernel": 3, "pads": (1, 1)},
+    "phases, shared": {"c": 2, "k": 2, "cols": 2, "BLOCK_N": 16, "stride": 2, "pads": (1, 1), "kernel": 3,
+                       "residual": True, "size": {1: 32, 2: (6, 12), 3: (3, 4, 8)}},
+}  # fmt: skip
+"""Of data gradients and transposed convolutions alone; x has channels innermost."""
+
+LAST_RESULT = ("channels_last", "mixed", "contiguous weights")
+
+
+DTYPES_BY_TURNS = ("float16", "float32", "bfloat16", "float32")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -83,7 +110,7 @@ class Case:
 
     def option(self, name: str, default: Any) -> Any:
         """Return what the branch says about `name`; a dict holds one value per number of dimensions."""
-        value = BRANCHES[self.branch].get(name, default)
+        value = (BRANCHES | PHASES)[self.branch].get(name, default)
         return value[self.ndim] if isinstance(value, dict) else value
 
     def axes(self, name: str, default: Any) -> tuple[int, ...]:
@@ -106,6 +133,11 @@ def all_cases() -> list[Case]:
         turned = [name for name in names if set(Case(ndim, layout, dtype, name).axes("stride", 1)) == {1}]
         branch = turned[(number + number // 8) % len(turned)]
         cases.append(Case(ndim, layout, dtype, branch, kind))
+    strided = [*PHASES, "stem", "stride 2", "stride 2, odd", "strides apart", "relu", "shared stem", "64-bit, stem"]
+    for number, (branch, ndim) in enumerate(product(strided, (1, 2, 3))):
+        layouts = LAYOUTS if branch == "phases, one" else LAST_RESULT
+        kind = kinds[number % 2] if branch in PHASES and "residual" not in PHASES[branch] else "transposed"
+        cases.append(Case(ndim, layouts[number % len(layouts)], DTYPES_BY_TURNS[number % 4], branch, kind))
     return list(dict.fromkeys(cases))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from fprop_cases import DTYPES, LAYOUTS
 from mutants import mutant_module
-from runs_cases import BRANCHES, SOLVERS, Case, Inputs, all_cases, check_case, config_of, launch
+from runs_cases import BRANCHES, PHASES, SOLVERS, Case, Inputs, all_cases, check_case, config_of, launch
 
 import gpuconv
 from gpuconv.backends.triton.runs_axes import forward_of, runs_of
@@ -29,7 +29,7 @@ def test_cases_are_distinct_and_cover_everything():
     assert len(set(CASES)) == len(CASES)
     assert sum(case.kind == "fprop" for case in CASES) >= 120
     assert sum(case.kind != "fprop" for case in CASES) >= 80
-    for field, values in (("ndim", (1, 2, 3)), ("layout", LAYOUTS), ("dtype", DTYPES), ("branch", BRANCHES)):
+    for field, values in (("ndim", (1, 2, 3)), ("layout", LAYOUTS), ("dtype", DTYPES), ("branch", BRANCHES | PHASES)):
         assert {getattr(case, field) for case in CASES} == set(values)
     options = [config_of(case, Inputs(case).problem()) for case in CASES if case.kind == "fprop"]
     for name in ("MERGED", "AHEAD", "BLOCK_M", "BLOCK_N", "INDEX64"):
@@ -77,16 +77,26 @@ def test_what_is_not_finite_stays_where_it_is(layout, branch, where, merged):
 
 SHARED = ("side by side", "side by side, odd", "one filter", "far filters", "shared stem")
 GRADIENTS = ("plain", "four channels", "asymmetric", "side by side", "one filter")
+OF_PHASES = ("phases", "phases, four taps", "phases, apart", "phases over kernel", "phases, shared")
 
 
-@pytest.mark.parametrize("layout", ("contiguous", "channels_last", "strided"))
+COLUMNS_AND_GRADIENTS = [
+    (kind, name, layout)
+    for kind, names, layouts in (
+        ("fprop", SHARED, ("contiguous", "channels_last", "strided")),
+        ("dgrad", GRADIENTS, ("contiguous", "channels_last", "strided")),
+        ("dgrad", OF_PHASES, ("channels_last",)),
+    )
+    for name in names
+    for layout in layouts
+]
+
+
 @pytest.mark.parametrize("where", ("given", "w"))
-@pytest.mark.parametrize(
-    ("kind", "branch"), [("fprop", name) for name in SHARED] + [("dgrad", name) for name in GRADIENTS]
-)
+@pytest.mark.parametrize(("kind", "branch", "layout"), COLUMNS_AND_GRADIENTS)
 def test_what_is_not_finite_stays_in_columns_and_gradients(kind, branch, where, layout):
-    """Columns of one run do not see each other's windows, and a gradient has nothing outside of y."""
-    ndim = 3 if branch in ("asymmetric", "far filters") else 2
+    """Columns of one run do not see each other's windows, and a gradient has nothing outside of y or of its phase."""
+    ndim = 3 if branch in ("asymmetric", "far filters", "phases, apart") else 2
     inputs = Inputs(Case(ndim, layout, "float32", branch, kind))
     problem, name = inputs.problem(), where if where == "w" else "x" if kind == "fprop" else "y"
     given = getattr(inputs, name)
@@ -187,9 +197,17 @@ def test_refusals_name_the_reason():
     assert "pads with zeros alone, not reflect" in why(3, 3, padding=1, padding_mode="reflect")
     assert "takes windows of neighbouring rows and columns, not dilation (2, 2)" in why(3, 3, dilation=2)
     assert "has no tile that holds 31 filter rows" in why(3, 31)
-    y, w = torch.randn(1, 3, 20, 20).half(), torch.randn(3, 4, 3, 3).half()
-    strided = str(gpuconv.explain(gpuconv.conv_transpose2d, y, w, stride=(2, 1), backend="triton"))
-    assert "computes data gradients of stride 1 alone, not (2, 1)" in strided
+
+    def gradient(last: bool = True, **options: object) -> str:
+        y, w = torch.randn(1, 3, 20, 20).half(), torch.randn(3, 4, 3, 3).half()
+        y = y.to(memory_format=torch.channels_last) if last else y
+        return str(gpuconv.explain(gpuconv.conv_transpose2d, y, w, backend="triton", **options))
+
+    assert "writes phases side by side: x must be channels_last, not contiguous" in gradient(False, stride=(2, 1))
+    assert "takes no dilation with the stride of a data gradient, but (1, 2) with (1, 3)" in gradient(
+        stride=(1, 3), dilation=(1, 2)
+    )
+    assert "computes up to 16 phases of a data gradient, not 25" in gradient(stride=5)
 
 
 @pytest.mark.parametrize("n", (0, 2))
@@ -216,6 +234,9 @@ PROBES = (
     Case(2, "channels_last", "float32", "side by side, odd"),
     Case(2, "channels_last", "float32", "shared stem"),
     Case(3, "channels_last", "float32", "side by side", "dgrad"),
+    Case(3, "channels_last", "float32", "phases", "dgrad"),
+    Case(2, "channels_last", "float32", "phases, four taps", "dgrad"),
+    Case(2, "channels_last", "float32", "phases, epilogue", "transposed"),
 )
 
 MUTANTS = {
@@ -244,6 +265,14 @@ MUTANTS = {
     "direct window of the first column": ("begins = LEAD + lane // BLOCK_K *", "begins = LEAD + 0 *"),
     "gradient multiplies its padding": ("mask=reads if GRAD else written", "mask=written"),
     "spread tap swapped": ("s = e // C\n", "s = S - 1 - e // C\n"),
+    "phase of the row before": ("phase_p - OFFSET_P) * (y_stride_p", "phase_p) * (y_stride_p"),
+    "columns of a phase shifted": ("column * STEP_Q + phase_q - OFFSET_Q", "column * STEP_Q + phase_q"),
+    "rows before the first result": ("written = written & in_result(", "written = written | in_result("),
+    "bias of another channel": ("        channel = channel % FILTERS\n", ""),
+    "direct taps that a phase lacks": ("has_tap(TOP_H - STEP_P * r + phase_p, TAPS_H)", "(r >= 0)"),
+    "direct slices of another phase": ("TOP_D - STEP_O * t + phase_o", "TOP_D - STEP_O * t"),
+    "phases of a slice alike": ("t = t * STEP_O - phase // (STEP_P * STEP_Q)", "t = t * STEP_O"),
+    "spread tap that a phase lacks": ("has_tap(TOP_W - s, TAPS_W)", "(s < 100)"),
     "spread depth shifted": ("t = b * SLICES + reduced", "t = reduced"),
 }  # fmt: skip
 
@@ -256,8 +285,13 @@ def _noticed() -> bool:
             return True
         inputs = Inputs(case)
         problem = inputs.problem()
-        if case.branch in ("stem", "side by side", "shared stem"):  # what stands beside a window, and windows of others
-            name = "x" if case.kind == "fprop" else "w"
+        if case.branch in (
+            "stem",
+            "side by side",
+            "shared stem",
+            "phases",
+        ):  # what stands beside a window, and windows of others
+            name = "x" if case.kind == "fprop" else "y" if case.branch == "phases" else "w"
             changed = getattr(inputs, name).clone()
             changed[(0, 0, ..., 4, 5) if name == "x" else (0, 0, ..., 1, 0)] = float("inf")
             setattr(inputs, name, changed)

@@ -15,7 +15,7 @@ from gpuconv.backends.cupy import backend as cupy_backend
 from gpuconv.backends.triton import backend as triton_backend
 from gpuconv.dispatch.explanation import Candidate, _time
 from gpuconv.dispatch.problems import problem_from_json
-from gpuconv.problem import ConvProblem, Problem
+from gpuconv.problem import ConvProblem, Problem, SeparableProblem
 
 X, W = np.ones((2, 4, 9, 9), np.float32), np.ones((6, 4, 3, 3), np.float32)
 Y, INDICES = gpuconv.max_pool2d(X, 3, 2, return_indices=True)
@@ -128,6 +128,7 @@ def test_fits_a_screen_and_keeps_to_the_pass(call: str, changes: dict[str, str],
 def test_a_solver_serves_what_it_takes() -> None:
     """`serves` is what `why_not` asks first, and every solver serves some call."""
     problems = [gpuconv.explain(call).problem for call in CALLS.values()]
+    problems.append(SeparableProblem("depthwise_separable_conv2d", problems[0], problems[0]))
     for backend in dispatch.backends().values():
         for solver in backend.solvers():
             served = [problem for problem in problems if solver.serves(problem)]
@@ -136,7 +137,7 @@ def test_a_solver_serves_what_it_takes() -> None:
                 assert solver.serves(problem) or solver.why_not(problem) is not None
                 _, family, kind, *_ = solver.id.split(".")
                 if solver.serves(problem):
-                    assert (family == "conv") == isinstance(problem, ConvProblem)
+                    assert (family == "conv") == isinstance(problem, ConvProblem | SeparableProblem)
                     assert family == "conv" or kind in problem.pool
 
 

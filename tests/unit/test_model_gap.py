@@ -172,6 +172,7 @@ def test_explain_shows_both_with_their_estimates(monkeypatch: pytest.MonkeyPatch
         ("stem", "forward", 2.5),
         ("stem", "weight gradient", 2.5),
         ("3-D, few channels", "forward", 3.5),
+        ("3-D, few channels", "input gradient", 3.8),
         ("3-D, few channels", "weight gradient", 3.5),
     ],
 )

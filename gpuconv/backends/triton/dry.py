@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...arrays import CONTIGUOUS, TORCH
-from ...problem import Call, ConvProblem, PoolProblem, Problem
+from ...problem import Call, ConvProblem, PoolProblem, Problem, SeparableProblem, placed
 from ..base import Plan
 from .columns import columns_shape
 from .launch import listening
@@ -56,6 +56,12 @@ def _conv_arrays(problem: ConvProblem) -> dict[str, Any]:
     return found
 
 
+def _separable_arrays(problem: SeparableProblem) -> dict[str, Any]:
+    first, second = (_conv_arrays(step) for step in problem.steps)
+    named = {"pointwise": second["w"], "pointwise_bias": second["bias"], "residual": second["residual"]}
+    return {name: first[name] for name in ("x", "w", "bias")} | named
+
+
 def _pool_arrays(problem: PoolProblem) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if problem.pool == "fold":
@@ -84,8 +90,11 @@ def launches_of_plan(plan: Plan) -> list[Told]:
         told.append(Told(kernel, arguments, options))
 
     device = plan.problem.device if plan.problem.device.startswith("cuda") else "cuda:0"  # kernels may differ by it
-    problem: Any = replace(plan.problem, device=device, array="torch")
-    arrays = _conv_arrays(problem) if isinstance(problem, ConvProblem) else _pool_arrays(problem)
+    problem: Any = placed(plan.problem, device=device, array="torch")
+    if isinstance(problem, SeparableProblem):
+        arrays = _separable_arrays(problem)
+    else:
+        arrays = _conv_arrays(problem) if isinstance(problem, ConvProblem) else _pool_arrays(problem)
     with listening(note):
         replace(plan, problem=problem).run(Call(problem, arrays, _UNALLOCATED))
     return told

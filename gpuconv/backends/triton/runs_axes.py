@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import gcd
+from math import gcd, prod
 from typing import Any
 
 from ...arrays import CHANNELS_LAST
@@ -15,11 +15,13 @@ from ..axes import three
 from .common import Strides, conv_arguments, index64, power_of_two
 
 __all__ = [
+    "Phases",
     "Runs",
     "forward_of",
     "forward_strides",
     "most_columns",
     "most_slices",
+    "phases_of",
     "runs_arguments",
     "runs_of",
     "spread_arguments",
@@ -94,16 +96,89 @@ def _as_three(size: Sequence[int]) -> tuple[int, int, int]:
     return d, h, w
 
 
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """Along D, H, W: the results of a pass that one element of the result of :func:`forward_of` stands for.
+
+    A data gradient of another stride than 1 has `step` of them, one of each phase: of element q of the forward result,
+    ``step q + phase - offset``. `offset` of them are missing before the first, and `rest` after the last. Result
+    of that phase has tap ``top - step s + phase`` of `taps` where the forward pass has tap s.
+    """
+
+    step: tuple[int, ...] = (1, 1, 1)
+    offset: tuple[int, ...] = (0, 0, 0)
+    rest: tuple[int, ...] = (0, 0, 0)
+    top: tuple[int, ...] = (0, 0, 0)
+    taps: tuple[int, ...] = (1, 1, 1)
+
+    @property
+    def count(self) -> int:
+        """Phases in all."""
+        return prod(self.step)
+
+
+_ONE = Phases()
+
+
+def _taps_of_phases(problem: ConvProblem, axis: int, offset: int) -> tuple[int, int]:
+    """Return the least and the greatest u so that result ``s a + f - offset`` has ``y[a - u]``, for any phase f."""
+    step, pad, taps = problem.stride[axis], problem.pad_lo[axis], problem.kernel[axis]
+    return ceil_div(offset - pad - (step - 1), step), (taps - 1 - pad + offset) // step
+
+
+def _offset(problem: ConvProblem, axis: int) -> int:
+    """Return the results missing before the first step: none, unless all phases then have fewer taps between them."""
+    other = problem.pad_lo[axis] % problem.stride[axis]
+    (low, high), (least, most) = (_taps_of_phases(problem, axis, offset) for offset in (0, other))
+    return other if most - least < high - low else 0
+
+
+@lru_cache(maxsize=4096)
+def phases_of(problem: ConvProblem) -> Phases:
+    """Return the phases of a problem; of a forward pass, or of a gradient of stride 1, there is one."""
+    if problem.kind == "fprop" or all(step == 1 for step in problem.stride):
+        return _ONE
+    offsets = [_offset(problem, axis) for axis in range(problem.ndim)]
+    rests, tops = [], []
+    for axis, (offset, step) in enumerate(zip(offsets, problem.stride, strict=True)):
+        rests.append(-(problem.input_size[axis] + offset) % step)
+        most = _taps_of_phases(problem, axis, offset)[1]
+        tops.append(step * most + problem.pad_lo[axis] - offset)
+    return Phases(
+        three(problem.stride, 1), three(tuple(offsets), 0), three(tuple(rests), 0), three(tuple(tops), 0),
+        three(problem.kernel, 1),
+    )  # fmt: skip
+
+
+def _forward_axis(problem: ConvProblem, axis: int) -> dict[str, int]:
+    """Return what an axis of :func:`forward_of` a data gradient is."""
+    size, taps, step = problem.input_size[axis], problem.kernel[axis], problem.stride[axis]
+    lo, hi, dilation = problem.pad_lo[axis], problem.pad_hi[axis], problem.dilation[axis]
+    if step == 1:
+        reach = dilation * (taps - 1)
+        return {"kernel": taps, "dilation": dilation, "output_size": size, "pad_lo": reach - lo, "pad_hi": reach - hi}
+    offset = _offset(problem, axis)
+    least, most = _taps_of_phases(problem, axis, offset)
+    steps = ceil_div(size + offset, step)
+    after = steps + most - least - problem.output_size[axis] - most
+    return {"kernel": most - least + 1, "dilation": 1, "output_size": steps, "pad_lo": most, "pad_hi": after}
+
+
+@lru_cache(maxsize=4096)
 def forward_of(problem: ConvProblem) -> ConvProblem:
-    """Return the forward problem that a data gradient of stride 1 is: of y, with a window that is turned round."""
+    """Return the forward problem that a data gradient is: of y, with a window that is turned round.
+
+    With another stride than 1 it has the filters of all phases, see :class:`Phases`, and one result for each step.
+    """
     if problem.kind == "fprop":
         return problem
-    reach = [step * (taps - 1) for step, taps in zip(problem.dilation, problem.kernel, strict=True)]
+    axes = [_forward_axis(problem, axis) for axis in range(problem.ndim)]
+    names = ("kernel", "dilation", "output_size", "pad_lo", "pad_hi")
+    sizes: dict[str, Any] = {name: tuple(axis[name] for axis in axes) for name in names}
     return replace(
-        problem, kind="fprop", c=problem.k, k=problem.c, input_size=problem.output_size,
-        output_size=problem.input_size, x_format=problem.y_format, y_format=problem.x_format,
-        pad_lo=tuple(far - pad for far, pad in zip(reach, problem.pad_lo, strict=True)),
-        pad_hi=tuple(far - pad for far, pad in zip(reach, problem.pad_hi, strict=True)),
+        problem, kind="fprop", c=problem.k, k=phases_of(problem).count * problem.c, input_size=problem.output_size,
+        x_format=problem.y_format, y_format=problem.x_format, stride=(1,) * problem.ndim,
+        **sizes,
     )  # fmt: skip
 
 
@@ -112,9 +187,22 @@ def forward_strides(problem: ConvProblem, strides: Strides) -> tuple[Strides, in
     if problem.kind == "fprop":
         return strides, 0
     filters, channels, *taps = strides["w"]
-    last = sum((size - 1) * step for size, step in zip(problem.kernel, taps, strict=True))
+    phases = phases_of(problem)
+    top = phases.top[-problem.ndim :] if phases.count > 1 else [size - 1 for size in problem.kernel]
+    first = sum(tap * step for tap, step in zip(top, taps, strict=True))
     turned = (channels, filters, *(-step for step in taps))
-    return {**strides, "x": strides["y"], "y": strides["x"], "w": turned}, last
+    return {**strides, "x": strides["y"], "y": strides["x"], "w": turned}, first
+
+
+def _reached(strides: Strides, phases: Phases) -> Strides:
+    """Return strides of whole steps, by which the results and taps of all phases are reached."""
+    if phases.count == 1:
+        return strides
+    found = dict(strides)
+    for name in {"w", "y", "residual"} & found.keys():
+        a, b, *rest = found[name]
+        found[name] = (a, b, *(step * by for step, by in zip(rest, phases.step[-len(rest) :], strict=True)))
+    return found
 
 
 def most_columns(problem: ConvProblem) -> int:
@@ -151,10 +239,14 @@ def spread_elements(problem: ConvProblem, config: Mapping[str, Any]) -> int:
     return runs.blocks(slices) * _rows(runs, config) * runs.depth(slices) * columns
 
 
-def _of_both(problem: ConvProblem, config: Mapping[str, Any]) -> dict[str, Any]:
+def _of_both(problem: ConvProblem, config: Mapping[str, Any], phases: Phases) -> dict[str, Any]:
     """Return the constants that both kernels have."""
     runs = runs_of(problem, config["COLS"])
-    return {
+    found: dict[str, Any] = {"FILTERS": problem.k // phases.count}
+    found |= zip(("STEP_O", "STEP_P", "STEP_Q"), phases.step, strict=True)
+    found |= zip(("TOP_D", "TOP_H", "TOP_W"), phases.top, strict=True)
+    found |= zip(("TAPS_D", "TAPS_H", "TAPS_W"), phases.taps, strict=True)
+    return found | {
         "C": problem.c, "T": runs.taps[0], "R": runs.taps[1], "S": runs.taps[2], "PLANES": runs.over_planes,
         "LEAD": runs.lead, "RUN": runs.run, "CHANNELS": runs.planes, "SLICES": config["SLICES"],
         "ROWS": _rows(runs, config), "BLOCK_N": config["BLOCK_N"], "COLS": config["COLS"],
@@ -182,22 +274,25 @@ def _source(problem: ConvProblem, runs: Runs, arguments: dict[str, Any]) -> dict
 
 def _side(problem: ConvProblem, arguments: Mapping[str, Any], tensor: str, config: Mapping[str, Any]) -> bool:
     """Tell whether the columns of a run, with all channels, are neighbouring elements of y or residual."""
-    if config["COLS"] == 1 or config["BLOCK_N"] != config["COLS"] * problem.k:
+    if config["COLS"] == 1 or arguments["phases"] > 1 or config["BLOCK_N"] != config["COLS"] * problem.k:
         return False
     dense = problem.k == 1 or arguments[f"{tensor}_stride_k"] == 1
     return bool(dense and arguments[f"{tensor}_stride_q"] == problem.k)
 
 
-def _result(problem: ConvProblem, arguments: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def _result(
+    problem: ConvProblem, arguments: dict[str, Any], config: Mapping[str, Any], phases: Phases
+) -> dict[str, Any]:
     """Return what describes y and residual: which axis is innermost, and what is in units of theirs."""
     last = arguments["y_stride_k"] == 1 and problem.k > 1
-    sizes = {"n": problem.n, "k": problem.k, "o": arguments["o"], "p": arguments["p"], "q": arguments["q"]}
+    sizes = {"n": problem.n, "k": problem.k}
+    sizes |= {axis: arguments[axis] * step for axis, step in zip("opq", phases.step, strict=True)}
     divided = "nopq" if last else "nkop"
     tensors = ("y", "residual") if problem.residual else ("y",)
     names = {f"{tensor}_stride_{axis}": sizes[axis] for tensor in tensors for axis in divided}
     numbers = {name: arguments[name] if size > 1 else 0 for name, size in names.items()}
     size = "k" if last else "q"
-    numbers[size] = sizes[size]
+    numbers[size] = problem.k if last else arguments["q"]
     unit = 1 if arguments["INDEX64"] else _unit(list(numbers.values()), 8)
     found = {name: number // unit for name, number in numbers.items()} | {"LAST_OUT": last, "RESULT_UNIT": unit}
     return found | {
@@ -215,7 +310,11 @@ _TAKEN = (
 
 
 def runs_arguments(
-    problem: ConvProblem, strides: Strides, config: Mapping[str, Any], grad: bool = False
+    problem: ConvProblem,
+    strides: Strides,
+    config: Mapping[str, Any],
+    grad: bool = False,
+    phases: Phases = _ONE,
 ) -> dict[str, Any]:
     """Return every argument of the kernel over runs but its pointers, by name.
 
@@ -230,26 +329,34 @@ def runs_arguments(
         The tile; ``INDEX64`` in it forces the 64-bit variant.
     grad
         Whether the pass is a data gradient.
+    phases
+        Of a data gradient, see :func:`phases_of`.
     """
     runs = runs_of(problem, config["COLS"])
-    arguments = conv_arguments(problem, strides)
+    arguments = conv_arguments(problem, strides) | {"phases": phases.count}
     rows = problem.n * arguments["o"] * ceil_div(arguments["q"], config["COLS"])
     tiles_m, chunks = ceil_div(rows, config["BLOCK_M"]), ceil_div(arguments["p"], config["steps"])
     numbers = (rows + config["BLOCK_M"]) * config["COLS"], spread_elements(problem, config)
-    wide = index64(problem, strides, max(numbers))
-    found = {name: arguments[name] for name in _TAKEN} | _of_both(problem, config)
+    wide = index64(problem, _reached(strides, phases), max(numbers))
+    found = {name: arguments[name] for name in _TAKEN} | _of_both(problem, config, phases)
+    found |= zip(("OFFSET_O", "OFFSET_P", "OFFSET_Q"), phases.offset, strict=True)
+    found |= zip(("REST_O", "REST_P", "REST_Q"), phases.rest, strict=True)
     found |= {name: config[name] for name in ("steps", "MERGED", "UNROLL", "AHEAD", "BLOCK_M")}
     found |= {
         "k": problem.k, "tiles_m": tiles_m, "tiles_n": _tiles_n(problem, config), "PAD_W": problem.pad_lo[-1],
         "GRAD": grad, "INDEX64": bool(config.get("INDEX64")) or wide,
     }  # fmt: skip
     arguments["INDEX64"] = found["INDEX64"]
-    found |= _source(problem, runs, arguments) | _result(problem, arguments, config)
+    found |= _source(problem, runs, arguments) | _result(problem, arguments, config, phases)
     return found | {"programs": chunks * tiles_m * found["tiles_n"]}
 
 
 def spread_arguments(
-    problem: ConvProblem, strides: Strides, config: Mapping[str, Any], offset: int = 0
+    problem: ConvProblem,
+    strides: Strides,
+    config: Mapping[str, Any],
+    offset: int = 0,
+    phases: Phases = _ONE,
 ) -> dict[str, Any]:
     """Return every argument of the kernel that spreads weights but its pointers, as :func:`runs_arguments`.
 
@@ -259,8 +366,8 @@ def spread_arguments(
     arguments = conv_arguments(problem, strides)
     depth = runs.depth(config["SLICES"])
     block = max(min(depth, _SPREAD_ELEMENTS // config["BLOCK_N"]), 1)
-    found = {f"w_stride_{axis}": arguments[f"w_stride_{axis}"] for axis in "kctrs"} | _of_both(problem, config)
-    wide = index64(problem, strides, spread_elements(problem, config))
+    found = {f"w_stride_{axis}": arguments[f"w_stride_{axis}"] for axis in "kctrs"} | _of_both(problem, config, phases)
+    wide = index64(problem, _reached(strides, phases), spread_elements(problem, config))
     found |= {"k": problem.k, "w_offset": offset, "BLOCK_E": block, "INDEX64": bool(config.get("INDEX64")) or wide}
     return found | {"programs": spread_elements(problem, config) // (block * config["BLOCK_N"])}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,17 @@ _MOST_WEIGHTS = 64 << 10
 other then, with their tiles."""
 
 _MOST_DEPTH = 64
+_MOST_DEPTH_OF_MANY = 128
+"""The latter of more than :data:`_MANY_CHANNELS`, of which a tap alone has as many."""
+
+_MANY_CHANNELS = 16
 _MOST_UNROLLED = 4
 
 _FEED = {8: 0.2, 16: 0.35, 32: 0.6, 64: 0.92}
 """Fraction of the tensor cores' rate that products of that many columns are fed; more get all. Assumed."""
+
+_PER_STORE_OF_PHASES = 12.0
+"""Instructions of a store of one phase of a data gradient: its address, and whether it is inside of the result."""
 
 _ACTIVATIONS = {None: 0, "relu": 2, "relu6": 4, "hardswish": 8, "sigmoid": 12, "silu": 13, "tanh": 14, "gelu": 30}
 """Instructions of an activation. Assumed, but for that of relu."""
@@ -38,10 +46,13 @@ _ACTIVATIONS = {None: 0, "relu": 2, "relu6": 4, "hardswish": 8, "sigmoid": 12, "
 class RunCosts:
     """What threads do per step with each config of a forward problem: arrays over the configs.
 
-    `exact` says that sums are looked at for what is not finite, as they are where columns share a run.
+    `exact` says that sums are looked at for what is not finite, as they are where columns share a run. `phases` are
+    those of a data gradient, see :class:`.runs_axes.Phases`, whose channels are fewer than the filters by so many.
     """
 
-    def __init__(self, problem: ConvProblem, configs: Sequence[Mapping[str, Any]], exact: bool = False) -> None:
+    def __init__(
+        self, problem: ConvProblem, configs: Sequence[Mapping[str, Any]], exact: bool = False, phases: int = 1
+    ) -> None:
         self.problem, self.configs = problem, configs
         self.runs: Runs = runs_of(problem)
         self.item = itemsize(problem.dtype)
@@ -63,6 +74,9 @@ class RunCosts:
         self.vec = np.minimum([float(each.vec) for each in shared], self.m * self.depth / self.threads)
         gpu = gpu_of(problem.device)
         self.old = gpu is not None and gpu.capability < (9, 0)
+        self.newest = gpu is not None and gpu.capability >= (10, 0)
+        # What one store writes: channels of a phase. Those of several are masked and stored apart.
+        self.stores = self.outputs / gcd(problem.k // phases, 16 // self.item) if phases > 1 else 0.0 * self.outputs
 
     def _column(self, name: str) -> np.ndarray:
         return np.array([config[name] for config in self.configs], float)
@@ -77,6 +91,8 @@ class RunCosts:
         if self.old:  # every warp reads all weights into registers, and keeps about half of them there
             weights = self.blocks * self.runs.taps[1] * self.depth * self.n * self.item / 128
             found = found + 0.5 * weights + 0.5 * tile
+        if self.newest:  # products of all filter rows come from tensor memory at once
+            found = found + 40.0 * (self.stores > 0) * self.merged
         return np.asarray(found)
 
     def instructions(self) -> np.ndarray:
@@ -88,7 +104,7 @@ class RunCosts:
         kept = 0.5 * self.ahead * self.elements * self.item / 4
         masked = np.where(self.whole, 0.0, 1.2) * self.elements  # what stands beside the window is taken out
         found = 6 + (1.2 + self.exact) * self.outputs + 3.8 * loads + 16 * self.rows + masked + kept
-        found = found + 7.5 * tensor + 1.1 * moves + added
+        found = found + 7.5 * tensor + 1.1 * moves + added + _PER_STORE_OF_PHASES * self.stores
         problem = self.problem
         fmas = self.products * self.m * self.depth * self.side / self.threads
         if problem.dtype == "float64":  # products of 8 x 8 x 4 on tensor cores, and what reads their operands
@@ -153,7 +169,7 @@ class RunCosts:
         )
 
 
-def _shapes(problem: ConvProblem) -> Iterator[dict[str, Any]]:
+def _shapes(problem: ConvProblem, bound: Mapping[str, int]) -> Iterator[dict[str, Any]]:
     """Yield tiles that shared memory holds, without their heights, whatever registers they take."""
     for cols, slices, (m, warps), n in product((1, 2, 4, 8), (1, 2, 4, 8), ((64, 4), (128, 4)), (8, 16, 32, 64, 128)):
         if cols > most_columns(problem):
@@ -162,7 +178,7 @@ def _shapes(problem: ConvProblem) -> Iterator[dict[str, Any]]:
         depth = runs.depth(slices)
         if (
             slices > most_slices(problem)
-            or not 16 <= depth <= _MOST_DEPTH
+            or not 16 <= depth <= (_MOST_DEPTH_OF_MANY if problem.c > _MANY_CHANNELS else _MOST_DEPTH)
             or n > widest
             or n < cols
             or 4 * n < min(widest, 128)
@@ -174,19 +190,25 @@ def _shapes(problem: ConvProblem) -> Iterator[dict[str, Any]]:
             tile = {"BLOCK_M": m, "BLOCK_N": n, "COLS": cols, "MERGED": merged, "UNROLL": unroll, "SLICES": slices}
             if weight_bytes(problem, tile) <= _MOST_WEIGHTS:
                 choices = (1, 0) if runs.output[1] + runs.open > 2 else (0,)  # there is a row to load ahead
-                yield from ({**tile, "AHEAD": ahead, "num_warps": warps, "num_stages": 1} for ahead in choices)
+                launched = {"num_warps": warps, "num_stages": 1, **bound}
+                yield from ({**tile, "AHEAD": ahead, **launched} for ahead in choices)
 
 
-def run_tiles(problem: ConvProblem, serial: bool = True, exact: bool = False) -> Iterator[dict[str, Any]]:
+def run_tiles(
+    problem: ConvProblem, serial: bool = True, exact: bool = False, phases: int = 1
+) -> Iterator[dict[str, Any]]:
     """Yield the configs of a problem whose registers suffice, each with several heights.
 
     Tiles that load a row when they need it come only where there is no room to load it ahead, or with `serial`: the
-    cost model does not see what they wait. `exact` is that of :class:`RunCosts`.
+    cost model does not see what they wait. `exact` and `phases` are those of :class:`RunCosts`.
     """
-    shapes = list(_shapes(problem))
+    gpu = gpu_of(problem.device)
+    # There ptxas, left to itself, spills masks of phases to fit one more block.
+    crowded = phases > 1 and gpu is not None and gpu.capability < (9, 0)
+    shapes = list(_shapes(problem, {"maxnreg": 255} if crowded else {}))
     if not shapes:
         return
-    found = RunCosts(problem, [{**shape, "steps": 1} for shape in shapes], exact).registers()
+    found = RunCosts(problem, [{**shape, "steps": 1} for shape in shapes], exact, phases).registers()
     fits = {tuple(shape.items()): registers <= _MOST_REGISTERS for shape, registers in zip(shapes, found, strict=True)}
     rows = runs_of(problem).output[1]
     heights = {max(ceil_div(rows, parts), 1) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 32)}

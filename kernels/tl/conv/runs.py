@@ -9,7 +9,9 @@ Neighbouring columns of the result need almost the same run: COLS of them share 
 side, each where its window begins, with zeros beside it. An infinity times such a zero is NaN, so sums that are not
 finite are computed again, each from its own window.
 
-The data gradient of stride 1 is such a convolution, of y with a window that is turned round.
+The data gradient of stride 1 is such a convolution, of y with a window that is turned round. One that moves on by
+more is one as well: neighbouring results, one of each phase of the stride, come from the same elements of y, each with
+taps of its own, and stand side by side as filters do. A tap that a phase does not have is a zero, as beside a window.
 """
 
 import triton
@@ -18,6 +20,7 @@ import triton.language as tl
 from ..common import activate
 from .lanes import within
 from .rows import any_not_finite
+from .runs_spread import has_tap, in_result, phases_of
 
 
 def _repr(specialization):
@@ -127,6 +130,17 @@ def _add_rows(
 
 
 @triton.jit
+def _row_written(
+    keeps, at_p, phase_p, first, steps, p, STEP_P: tl.constexpr, OFFSET_P: tl.constexpr, REST_P: tl.constexpr
+):
+    """Tell which results of the rows that step `at_p` of a program closes are written."""
+    written = keeps & (at_p >= first) & (at_p < first + steps) & (at_p < p)
+    if OFFSET_P + REST_P > 0:
+        written = written & in_result(at_p * STEP_P + phase_p - OFFSET_P, p, STEP_P, OFFSET_P, REST_P)
+    return written
+
+
+@triton.jit
 def _finish(total, bias, scale, shift, residual, offset, written, ACTIVATION: tl.constexpr):
     """Return activation((total + bias) * scale + shift + residual); each may be None.
 
@@ -154,23 +168,26 @@ def _of_channels(ptr, channel, stride, k, ACC_DTYPE: tl.constexpr):
 
 @triton.jit
 def _rows_directly(
-    images, weights, column, z, result, residual, bias, scale, shift, keeps, first, steps, d, h, width, p,
-    x_stride_c, x_stride_d, x_stride_h, x_stride_w, y_stride_p, residual_stride_p, pad_h,
+    images, weights, column, z, result, residual, bias, scale, shift, keeps, phase_o, phase_p, phase_q, first, steps,
+    d, h, width, p, x_stride_c, x_stride_d, x_stride_h, x_stride_w, y_stride_p, residual_stride_p, pad_h,
     C: tl.constexpr, T: tl.constexpr, R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     DILATION_D: tl.constexpr, PAD_W: tl.constexpr, PLANES: tl.constexpr, RUN: tl.constexpr, CHANNELS: tl.constexpr,
-    SLICES: tl.constexpr, ROWS: tl.constexpr, GRAD: tl.constexpr, ACTIVATION: tl.constexpr, ACC_DTYPE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SLICES: tl.constexpr, ROWS: tl.constexpr, GRAD: tl.constexpr, STEP_O: tl.constexpr, STEP_P: tl.constexpr,
+    STEP_Q: tl.constexpr, OFFSET_P: tl.constexpr, REST_P: tl.constexpr, TOP_D: tl.constexpr, TOP_H: tl.constexpr,
+    TOP_W: tl.constexpr, TAPS_D: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, ACTIVATION: tl.constexpr,
+    ACC_DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Compute the rows of a program element by element, each from the elements of its own window alone.
 
     `images` [BLOCK_M, 1] and `weights` [1, BLOCK_N] hold pointers, to images and to where a column's window begins in
     the spread weights; `column` and the result are [BLOCK_M, BLOCK_N].
-    What lies outside of x is a zero that the forward pass multiplies, and nothing to a gradient.
+    What lies outside of x is a zero that the forward pass multiplies, and nothing to a gradient, as a tap is that a
+    phase does not have.
     """
     DEPTH: tl.constexpr = SLICES * CHANNELS * RUN
     none = first >> 30 >> 1  # which the compiler does not know: it would unroll loops over taps
     for at_p in range(first, first + steps):
-        written = keeps & (at_p < p)  # [BLOCK_M, BLOCK_N]
+        written = _row_written(keeps, at_p, phase_p, first, steps, p, STEP_P, OFFSET_P, REST_P)  # [BLOCK_M, BLOCK_N]
         total = tl.zeros([BLOCK_M, BLOCK_N], ACC_DTYPE)
         for tap in range(none, T * R * S):
             t = tap // (R * S)
@@ -180,6 +197,10 @@ def _rows_directly(
             at_h = at_p * STRIDE_H - pad_h + r
             at_w = column * STRIDE_W - PAD_W + s  # [BLOCK_M, BLOCK_N]
             reads = written & within(at_d, d) & within(at_h, h) & within(at_w, width)
+            if STEP_O * STEP_P * STEP_Q > 1:
+                reads = reads & has_tap(TOP_D - STEP_O * t + phase_o, TAPS_D)
+                reads = reads & has_tap(TOP_H - STEP_P * r + phase_p, TAPS_H)
+                reads = reads & has_tap(TOP_W - STEP_Q * s + phase_q, TAPS_W)
             here = images + at_d * x_stride_d + at_h * x_stride_h + at_w * x_stride_w
             filters = weights + (t // SLICES * ROWS + r) * (DEPTH * BLOCK_N) + t % SLICES * (CHANNELS * RUN * BLOCK_N)
             for c in range(none, C):
@@ -195,12 +216,12 @@ def _rows_directly(
 
 
 @triton.jit
-def _across(group, column, channel, lane, stride_q, stride_k, BLOCK_N: tl.constexpr, SIDE: tl.constexpr):
+def _across(at_q, group, channel, lane, stride_q, stride_k, BLOCK_N: tl.constexpr, SIDE: tl.constexpr):
     """Return offsets [BLOCK_M, BLOCK_N] into a row of the result; with SIDE the lanes of a group are one run."""
     if SIDE:
         return group * BLOCK_N + lane
     else:
-        return column * stride_q + channel * stride_k
+        return at_q * stride_q + channel * stride_k
 
 
 @triton.jit(repr=_repr)
@@ -267,6 +288,22 @@ def _conv_runs_kernel(
     SIDE: tl.constexpr,
     RESIDUAL_SIDE: tl.constexpr,
     GRAD: tl.constexpr,
+    FILTERS: tl.constexpr,
+    STEP_O: tl.constexpr,
+    STEP_P: tl.constexpr,
+    STEP_Q: tl.constexpr,
+    OFFSET_O: tl.constexpr,
+    OFFSET_P: tl.constexpr,
+    OFFSET_Q: tl.constexpr,
+    REST_O: tl.constexpr,
+    REST_P: tl.constexpr,
+    REST_Q: tl.constexpr,
+    TOP_D: tl.constexpr,
+    TOP_H: tl.constexpr,
+    TOP_W: tl.constexpr,
+    TAPS_D: tl.constexpr,
+    TAPS_H: tl.constexpr,
+    TAPS_W: tl.constexpr,
     MERGED: tl.constexpr,
     ROWS: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -295,6 +332,10 @@ def _conv_runs_kernel(
     `k`, otherwise that along K and `q`, divided by RESULT_UNIT. EVEN_Q: COLS divides Q. SIDE, RESIDUAL_SIDE: the COLS
     positions of all K = BLOCK_N / COLS channels lie side by side. GRAD: the pass is a data gradient (``x`` is its
     y), in which nothing is multiplied outside of x.
+    Phases: of a gradient that moves on by STEP_O, STEP_P, STEP_Q the filters are (phases, FILTERS channels), one of
+    each of the STEP results of an axis, and O, P, Q count steps. Result ``STEP q + phase - OFFSET`` of an axis has tap
+    ``TOP - STEP s + phase`` of TAPS where the forward pass has tap s; OFFSET results before the first step's and REST
+    after the last's are not there. Strides of y and residual are those of results.
     Grid: (tiles_n * tiles_m * chunks,), with chunks of `steps` rows of the result.
     """
     BLOCKS: tl.constexpr = (T + SLICES - 1) // SLICES
@@ -306,6 +347,7 @@ def _conv_runs_kernel(
     UNIT_Q: tl.constexpr = 1 if LAST_OUT else RESULT_UNIT
     UNIT_K: tl.constexpr = RESULT_UNIT if LAST_OUT else 1
     EXACT: tl.constexpr = COLS > 1 or GRAD
+    PHASES: tl.constexpr = STEP_O * STEP_P * STEP_Q
     row_size = row_size * UNIT
     q = q * UNIT_Q
     k = k * UNIT_K
@@ -374,22 +416,42 @@ def _conv_runs_kernel(
             at_weight = tl.arange(0, DEPTH)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
             weights = weights + (tl.load(spread + ((b * ROWS + r) * (DEPTH * BLOCK_N) + at_weight)),)
 
-    bias = _of_channels(bias_ptr, channel, bias_stride, k, ACC_DTYPE)
-    scale = _of_channels(scale_ptr, channel, scale_stride, k, ACC_DTYPE)
-    shift = _of_channels(shift_ptr, channel, shift_stride, k, ACC_DTYPE)
     keeps = live & (channel < k)
     if SIDE:  # every filter is in the tile
         keeps = live & tl.full([1, BLOCK_N], True, tl.int1)
     if not EVEN_Q:
         keeps = keeps & (column < q)
-    result = y_ptr + (image * y_stride_n + o_ * y_stride_o) * RESULT_UNIT
-    result = result + _across(group, column, channel, lane, y_stride_q * UNIT_K, y_stride_k * UNIT_Q, BLOCK_N, SIDE)
+    at_o = o_
+    at_q = column
+    phase_o = lane * 0  # [1, BLOCK_N]
+    phase_p = phase_o
+    phase_q = phase_o
+    if PHASES > 1:
+        phase_o, phase_p, phase_q = phases_of(channel, FILTERS, STEP_P, STEP_Q)
+        channel = channel % FILTERS
+        at_o = o_ * STEP_O + phase_o - OFFSET_O  # [BLOCK_M, BLOCK_N]
+        at_q = column * STEP_Q + phase_q - OFFSET_Q
+        if OFFSET_O + REST_O > 0:
+            keeps = keeps & in_result(at_o, o, STEP_O, OFFSET_O, REST_O)
+        if OFFSET_Q + REST_Q > 0:
+            keeps = keeps & in_result(at_q, q, STEP_Q, OFFSET_Q, REST_Q)
+    bias = _of_channels(bias_ptr, channel, bias_stride, k, ACC_DTYPE)
+    scale = _of_channels(scale_ptr, channel, scale_stride, k, ACC_DTYPE)
+    shift = _of_channels(shift_ptr, channel, shift_stride, k, ACC_DTYPE)
+    result = y_ptr + (image * y_stride_n + at_o * y_stride_o) * RESULT_UNIT
+    result = result + _across(at_q, group, channel, lane, y_stride_q * UNIT_K, y_stride_k * UNIT_Q, BLOCK_N, SIDE)
     residual = residual_ptr
     if residual_ptr is not None:
-        residual = residual_ptr + (image * residual_stride_n + o_ * residual_stride_o) * RESULT_UNIT
+        residual = residual_ptr + (image * residual_stride_n + at_o * residual_stride_o) * RESULT_UNIT
         residual = residual + _across(
-            group, column, channel, lane, residual_stride_q * UNIT_K, residual_stride_k * UNIT_Q, BLOCK_N, RESIDUAL_SIDE
+            at_q, group, channel, lane, residual_stride_q * UNIT_K, residual_stride_k * UNIT_Q, BLOCK_N, RESIDUAL_SIDE
         )
+    step_y = y_stride_p * (RESULT_UNIT * STEP_P)
+    step_residual = residual_stride_p * (RESULT_UNIT * STEP_P)
+    if PHASES > 1:
+        result = result + (phase_p - OFFSET_P) * (y_stride_p * RESULT_UNIT)
+        if residual_ptr is not None:
+            residual = residual + (phase_p - OFFSET_P) * (residual_stride_p * RESULT_UNIT)
 
     still_open = ()
     for _ in tl.static_range(OPEN - 1):
@@ -417,19 +479,19 @@ def _conv_runs_kernel(
             if EXACT:
                 zeros += sums[0] * 0.0  # NaN from now on where a sum is not finite
             at_p = step - (OPEN - 1)
-            written = keeps & (at_p >= first) & (at_p < first + steps) & (at_p < p)
-            of_residual = at_p * residual_stride_p * RESULT_UNIT
-            value = _finish(sums[0], bias, scale, shift, residual, of_residual, written, ACTIVATION)
-            tl.store(result + at_p * y_stride_p * RESULT_UNIT, value.to(y_ptr.dtype.element_ty), mask=written)
+            written = _row_written(keeps, at_p, phase_p, first, steps, p, STEP_P, OFFSET_P, REST_P)
+            value = _finish(sums[0], bias, scale, shift, residual, at_p * step_residual, written, ACTIVATION)
+            tl.store(result + at_p * step_y, value.to(y_ptr.dtype.element_ty), mask=written)
             still_open = sums[1:]
     if EXACT:
         if any_not_finite(zeros):
             begins = LEAD + lane // BLOCK_K * (STRIDE_W if PLANES else STRIDE_W * C)
             _rows_directly(
                 x_ptr + image * x_stride_n * UNIT, spread + begins * BLOCK_N + lane, column + lane * 0, z, result,
-                residual, bias, scale, shift, keeps, first, steps, d, h, row_size if PLANES else row_size // C, p,
-                x_stride_c * (UNIT if PLANES else 1), x_stride_d * UNIT, x_stride_h * UNIT, x_stride_w,
-                y_stride_p * RESULT_UNIT, residual_stride_p * RESULT_UNIT, pad_h,
+                residual, bias, scale, shift, keeps, phase_o, phase_p, phase_q, first, steps,
+                d, h, row_size if PLANES else row_size // C, p, x_stride_c * (UNIT if PLANES else 1),
+                x_stride_d * UNIT, x_stride_h * UNIT, x_stride_w, step_y, step_residual, pad_h,
                 C, T, R, S, STRIDE_H, STRIDE_W, DILATION_D, PAD_W, PLANES, RUN, CHANNELS, SLICES, ROWS, GRAD,
+                STEP_O, STEP_P, STEP_Q, OFFSET_P, REST_P, TOP_D, TOP_H, TOP_W, TAPS_D, TAPS_H, TAPS_W,
                 ACTIVATION, ACC_DTYPE, BLOCK_M, BLOCK_N,
             )  # fmt: skip

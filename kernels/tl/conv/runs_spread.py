@@ -1,4 +1,4 @@
-"""The weights of convolutions over runs, spread to the order in which runs are read; see ``runs.py``."""
+"""The weights of convolutions over runs, spread to the order in which runs are read, and phases; see ``runs.py``."""
 
 import triton
 import triton.language as tl
@@ -8,6 +8,25 @@ def _spread_repr(specialization):
     """Name the compiled kernel after what it is specialised for, so that a profiler shows it."""
     c = specialization.constants
     return f"_conv_runs_spread_kernel_c{c['C']}_{c['T']}x{c['R']}x{c['S']}_i{64 if c['INDEX64'] else 32}"
+
+
+@triton.jit
+def has_tap(tap, TAPS: tl.constexpr):
+    """Tell which taps a window of TAPS has."""
+    return (tap >= 0) & (tap < TAPS)
+
+
+@triton.jit
+def phases_of(channel, FILTERS: tl.constexpr, STEP_P: tl.constexpr, STEP_Q: tl.constexpr):
+    """Return the phases along D, H and W of columns of a product, which stand (phase, channel of the result)."""
+    phase = channel // FILTERS
+    return phase // (STEP_P * STEP_Q), phase // STEP_Q % STEP_P, phase % STEP_Q
+
+
+@triton.jit
+def in_result(at, size, STEP: tl.constexpr, OFFSET: tl.constexpr, REST: tl.constexpr):
+    """Tell which positions `at` are there, where `size` steps hold all but OFFSET before the first, REST at the end."""
+    return (at >= 0) & (at < size * STEP - (OFFSET + REST))
 
 
 @triton.jit(repr=_spread_repr)
@@ -33,6 +52,16 @@ def _conv_runs_spread_kernel(
     STRIDE_W: tl.constexpr,
     COLS: tl.constexpr,
     ROWS: tl.constexpr,
+    FILTERS: tl.constexpr,
+    STEP_O: tl.constexpr,
+    STEP_P: tl.constexpr,
+    STEP_Q: tl.constexpr,
+    TOP_D: tl.constexpr,
+    TOP_H: tl.constexpr,
+    TOP_W: tl.constexpr,
+    TAPS_D: tl.constexpr,
+    TAPS_H: tl.constexpr,
+    TAPS_W: tl.constexpr,
     INDEX64: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -40,7 +69,8 @@ def _conv_runs_spread_kernel(
     """Spread w to the order of `_conv_runs_kernel`, zero where a run has elements beside the window.
 
     Tensors: w [K, C, T, R, S] by strides in elements, which may be negative, from `w_offset`; spread [tiles of K,
-    blocks of slices, ROWS, (t, c, e), BLOCK_N], contiguous, of the same type.
+    blocks of slices, ROWS, (t, c, e), BLOCK_N], contiguous, of the same type. With phases the filters are (phases,
+    FILTERS), and zeros stand for taps that a phase does not have; strides along T, R, S go from tap TOP down.
     Grid: (tiles of K * blocks * ROWS * DEPTH / BLOCK_E,). A program writes BLOCK_E rows of COLS times the same filters.
     """
     DEPTH: tl.constexpr = SLICES * CHANNELS * RUN
@@ -70,5 +100,12 @@ def _conv_runs_spread_kernel(
         c = e % C
         s = e // C
     taken = (e >= 0) & (s < S) & (c < C) & (t < T) & (r < R) & (filter_ < k)
+    if STEP_O * STEP_P * STEP_Q > 1:
+        phase = filter_ // FILTERS
+        filter_ = filter_ % FILTERS
+        t = t * STEP_O - phase // (STEP_P * STEP_Q)
+        r = r * STEP_P - phase // STEP_Q % STEP_P
+        s = s * STEP_Q - phase % STEP_Q
+        taken = taken & has_tap(TOP_D - t, TAPS_D) & has_tap(TOP_H - r, TAPS_H) & has_tap(TOP_W - s, TAPS_W)
     w = w_ptr + w_offset + filter_ * w_stride_k + (c * w_stride_c + t * w_stride_t + r * w_stride_r + s * w_stride_s)
     tl.store(to, tl.load(w, mask=taken, other=0.0))

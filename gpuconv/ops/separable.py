@@ -1,0 +1,35 @@
+"""Depthwise and pointwise convolution of torch tensors in one call, where nothing asks for more than its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..arrays import TORCH
+from ..dispatch.execution import run
+from ..dispatch.separable import separable_call
+from ..normalize.conv import Extras
+from .tiers import DIRECT, autocasts, repeated, tier_of
+
+__all__ = ["separable"]
+
+
+def separable(
+    op: str, arrays: Mapping[str, Any], geometry: tuple[Any, ...], between: str | None, extras: Extras
+) -> Any | None:
+    """Run both as one problem, or return None: gradients, transforms, traces and autocast are of two calls.
+
+    Arguments: see :func:`gpuconv.dispatch.separable.separable_call`.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    given = tuple(arrays.values())
+    result, key = repeated(op, given, (*geometry, between), extras)
+    if result is not None:
+        return result
+    if autocasts(arrays["x"]) or tier_of(*given) != DIRECT:
+        return None
+    call = separable_call(op, TORCH, arrays, geometry, between, extras, key)
+    return None if call is None else run(call)
