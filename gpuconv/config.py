@@ -217,10 +217,18 @@ def cache_directory() -> Path:
     return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "gpuconv"
 
 
+@lru_cache(maxsize=8)
+def _absolute(folders: str) -> tuple[str, ...]:
+    """Return folders of a list as in ``PATH``, seen from the current one at the first look: later it may be another."""
+    try:
+        return tuple(os.path.abspath(os.path.expanduser(name)) for name in folders.split(os.pathsep) if name)
+    except OSError:  # there is no current folder any more
+        return tuple(name for name in folders.split(os.pathsep) if os.path.isabs(name))
+
+
 def pack_folders() -> tuple[tuple[str, ...], bool]:
     """Return the folders of ``GPUCONV_PACKS``, absolute, and whether packs that others may write are taken."""
-    named = [os.path.abspath(os.path.expanduser(n)) for n in os.environ.get("GPUCONV_PACKS", "").split(os.pathsep) if n]
-    return tuple(named), os.environ.get("GPUCONV_PACKS_TRUST", "0") == "1"
+    return _absolute(os.environ.get("GPUCONV_PACKS", "")), os.environ.get("GPUCONV_PACKS_TRUST", "0") == "1"
 
 
 def packs_only() -> bool:
