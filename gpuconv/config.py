@@ -226,14 +226,22 @@ def _absolute(folders: str) -> tuple[str, ...]:
         return tuple(name for name in folders.split(os.pathsep) if os.path.isabs(name))
 
 
+def _switch(name: str) -> bool:
+    """Return whether a variable that is 0 or 1 is 1."""
+    value = os.environ.get(name) or "0"
+    if value not in ("0", "1"):
+        raise ValueError(f"environment variable {name} must be 0 or 1, but got {value!r}")
+    return value == "1"
+
+
 def pack_folders() -> tuple[tuple[str, ...], bool]:
     """Return the folders of ``GPUCONV_PACKS``, absolute, and whether packs that others may write are taken."""
-    return _absolute(os.environ.get("GPUCONV_PACKS", "")), os.environ.get("GPUCONV_PACKS_TRUST", "0") == "1"
+    return _absolute(os.environ.get("GPUCONV_PACKS", "")), _switch("GPUCONV_PACKS_TRUST")
 
 
 def packs_only() -> bool:
     """Tell whether nothing may be compiled for a GPU (``GPUCONV_PACKS_ONLY=1``)."""
-    return os.environ.get("GPUCONV_PACKS_ONLY", "0") == "1"
+    return _switch("GPUCONV_PACKS_ONLY")
 
 
 @lru_cache(maxsize=1)

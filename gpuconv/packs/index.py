@@ -467,6 +467,8 @@ def write_pack(folder: Path, index: Index, cubins: Mapping[str, bytes]) -> int:
     ------
     OSError
         If the folder cannot be written.
+    PackError
+        If :func:`read_index` would refuse what it has; the pack that is there stays.
     """
     claim(folder)
     with _one_writer(folder):
@@ -484,6 +486,8 @@ def _write(folder: Path, index: Index, cubins: Mapping[str, bytes]) -> int:
         _replace(_bundle_path(folder, bundle), lzma.compress(content, preset=6 | lzma.PRESET_EXTREME))
     written = replace(index, cubins=places).to_json()
     text = json.dumps(written, indent=0, sort_keys=True, separators=(",", ":")) + "\n"
+    parse_index(json.loads(text))  # what is written can be read
+    _require(len(text) <= _MOST_INDEX, f"{INDEX} would have {len(text):,} bytes, {_MOST_INDEX:,} are the most")
     _replace(folder / INDEX, text.encode())
     used = {_bundle_path(folder, place.bundle) for place in places.values()}
     for path in (*folder.glob(f".{INDEX}.*"), *target.iterdir()):

@@ -79,10 +79,14 @@ def _installed() -> list[tuple[Path, str]]:
     found = []
     for point in entry_points(group=GROUP):
         name = point.value.partition(":")[0]
-        if not name.startswith("gpuconv_pack_"):
+        if not (name.startswith("gpuconv_pack_") and name.isidentifier()):  # of a module in a package code would run
             warn_once(f"{GROUP} {name}", "ignored pack %s: a module of a pack is named gpuconv_pack_...", name)
             continue
-        spec = find_spec(name)
+        try:
+            spec = find_spec(name)
+        except (ImportError, ValueError) as error:
+            warn_once(f"{GROUP} {name}", "ignored pack %s: %s", name, error)
+            continue
         for place in (spec.submodule_search_locations or ()) if spec is not None else ():
             found.append((Path(place), f"{_INSTALLED} {name}"))
     return found

@@ -17,6 +17,8 @@ pytest.importorskip("typer", reason="the command line needs typer")
 
 from test_packs import HASH, PLACE, cuda_entry, entry, nothing_found, run  # noqa: F401  (the last but one: a fixture)
 
+from gpuconv.backends.cupy.backend import BACKEND as CUPY
+from gpuconv.config import pack_folders, packs_only
 from gpuconv.packing import build as packs_build
 from gpuconv.packing import build_pack
 from gpuconv.packs import index as packs_index
@@ -96,7 +98,52 @@ def test_of_two_architectures_the_nearer_is_asked_first(tmp_path, monkeypatch):
         assert [each.entry.arch for each in found] == [f"sm_{number}" for number in expected]
 
 
+def test_what_cannot_be_read_is_not_written(tmp_path, monkeypatch):
+    write_pack(tmp_path, *_content(1))
+    index, cubins = _content(2)
+    for wrong in (replace(index.entries[0], name="a b"), replace(index.entries[0], warps=5)):
+        with pytest.raises(PackError, match="entry 0"):
+            write_pack(tmp_path, replace(index, entries=(wrong,)), cubins)
+    monkeypatch.setattr("gpuconv.packs.index._MOST_INDEX", 500)
+    with pytest.raises(PackError, match="500 are the most"):
+        write_pack(tmp_path, index, cubins)
+    monkeypatch.undo()
+    assert _whole(tmp_path) == "1"
+
+
+def test_every_kernel_of_cuda_can_stand_in_an_index():
+    for solver in CUPY.solvers():
+        for source, kernel in solver.instantiations():
+            data = Index("0" * 64, {}, {HASH: PLACE}, (), (cuda_entry(source=source, kernel=kernel),)).to_json()
+            assert parse_index(json.loads(json.dumps(data))).cuda[0].kernel == kernel
+
+
 # folders
+
+
+def test_no_code_of_an_installed_pack_runs(tmp_path, monkeypatch, caplog):
+    """To find a module in a package is to import the package; one that is not there raises."""
+    package = tmp_path / "gpuconv_pack_outer"
+    write_pack(package / "inner", *_content(1))
+    (package / "__init__.py").write_text("raise SystemExit('it ran')")
+    info = tmp_path / "gpuconv_pack_outer-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gpuconv-pack-outer\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(
+        "[gpuconv.packs]\none = gpuconv_pack_outer.inner\ntwo = gpuconv_pack_missing.inner\nthree = gpuconv_pack_none\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert search.packs() == ()
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("name", ["GPUCONV_PACKS_ONLY", "GPUCONV_PACKS_TRUST"])
+@pytest.mark.parametrize("value", ["true", "yes", "2", " 1"])
+def test_a_switch_is_0_or_1(monkeypatch, name, value):
+    """Who writes "true" means it, and would wait for a compiler."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"environment variable {name} must be 0 or 1, but got {value!r}"):
+        packs_only() if name == "GPUCONV_PACKS_ONLY" else pack_folders()
 
 
 def test_links_that_lead_nowhere_are_no_packs(tmp_path, monkeypatch):
