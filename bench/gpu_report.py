@@ -193,7 +193,9 @@ def take_pack(folder: Path) -> None:
     os.environ |= {"GPUCONV_PACKS": str(folder), "GPUCONV_PACKS_ONLY": "1", "GPUCONV_PACKS_TRUST": "1"}
     from gpuconv.packs.search import packs
 
-    found = next(pack for pack in packs() if pack.folder == folder)
+    found = next((pack for pack in packs() if pack.folder == folder), None)
+    if found is None:
+        sys.exit(f"--pack {folder}: a path with {os.pathsep!r} cannot stand in GPUCONV_PACKS")
     if found.reason is not None:
         sys.exit(f"--pack {folder}: {found.reason}")
     print(f"{len(found.entries)} launches and kernels come from {folder}")

@@ -23,6 +23,8 @@ from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
 from gpuconv.dispatch import backends
 from gpuconv.problem import Problem
 
+from .worker import NOT_PACKED
+
 __all__ = ["LAYOUTS", "PLANES", "odd_problems", "sanitizer_items", "small_launches", "watch"]
 
 Item = tuple[str, Callable[[], dict[str, Any]]]
@@ -167,6 +169,9 @@ def sanitize(tool: str, command: list[str], limit: float) -> dict[str, Any]:
     packed = re.search(r"^(\d+) of (\d+) launches from packs$", text, re.MULTILINE)
     if packed is not None:
         fields["launches"] = {"from_packs": int(packed[1]), "of": int(packed[2])}
+    lacking = text.count(NOT_PACKED)
+    if lacking:
+        fields["not_packed"] = lacking
     reported = [line for line in text.splitlines() if line.startswith("=========") and _is_error(line)]
     if status is None and not reported:
         return fields | {
@@ -175,6 +180,8 @@ def sanitize(tool: str, command: list[str], limit: float) -> dict[str, Any]:
         }
     if status == 0 and launched:
         return fields | {"status": "ok"}
+    if status == 0 and lacking and not reported:
+        return fields | {"status": "not run", "why": f"{NOT_PACKED}, of all {lacking}"}
     why = reported[0].strip("= ") if reported else f"exit status {status}, {launched} launches"
     return fields | {"status": "wrong", "why": why}
 

@@ -17,6 +17,7 @@ from gpuconv.problem import ConvProblem, Problem
 from .cases import all_cases, everything, problem_key
 from .items import Context
 from .store import write_atomically
+from .worker import NOT_PACKED
 
 __all__ = ["fit_items", "samples_of", "tuning_items"]
 
@@ -75,9 +76,12 @@ def _tune(problem: Problem, context: Context) -> dict[str, Any]:
         (record,) = tune([problem], budget_s=budget, **dry)
     best = record.best
     usual = [timing.microseconds for timing in record.timings if timing.default and timing.microseconds is not None]
-    found = {"problem": problem_key(problem), "tuning": record.to_json()}
+    found: dict[str, Any] = {"problem": problem_key(problem), "tuning": record.to_json()}
+    lacking = [timing.reason for timing in record.timings if NOT_PACKED in (timing.reason or "")]
+    if lacking:
+        found["not_packed"] = len(lacking)
     if best is None:
-        return found | {"status": "not run", "why": "no config could be timed"}
+        return found | {"status": "not run", "why": lacking[0] if lacking else "no config could be timed"}
     gain = min(usual) / best.microseconds if usual else None
     return found | {"status": "ok", "best_us": best.microseconds, "default_us": min(usual, default=None), "gain": gain}
 

@@ -95,9 +95,12 @@ class Worker:
         if self.options.only == "failed":
             return not self.store.failed_before(stage, key)
         found = self.store.find(stage, key)
-        if found is None or (found.get("session") != self.options.session and NOT_PACKED in found.get("why", "")):
+        if found is None or found.get("session") == self.options.session:
+            return found is not None
+        in_part = self.options.pack is None and found.get("not_packed", 0) > 0
+        if in_part or NOT_PACKED in found.get("why", ""):
             return False
-        return found.get("session") == self.options.session or item.stands is None or item.stands(found)
+        return item.stands is None or bool(item.stands(found))
 
     def _stage(self, stage: Any) -> None:
         from bench.progress import Progress

@@ -217,15 +217,31 @@ def cache_directory() -> Path:
     return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "gpuconv"
 
 
+@lru_cache(maxsize=8)
+def _absolute(folders: str) -> tuple[str, ...]:
+    """Return folders of a list as in ``PATH``, seen from the current one at the first look: later it may be another."""
+    try:
+        return tuple(os.path.abspath(os.path.expanduser(name)) for name in folders.split(os.pathsep) if name)
+    except OSError:  # there is no current folder any more
+        return tuple(name for name in folders.split(os.pathsep) if os.path.isabs(name))
+
+
+def _switch(name: str) -> bool:
+    """Return whether a variable that is 0 or 1 is 1."""
+    value = os.environ.get(name) or "0"
+    if value not in ("0", "1"):
+        raise ValueError(f"environment variable {name} must be 0 or 1, but got {value!r}")
+    return value == "1"
+
+
 def pack_folders() -> tuple[tuple[str, ...], bool]:
     """Return the folders of ``GPUCONV_PACKS``, absolute, and whether packs that others may write are taken."""
-    named = [os.path.abspath(os.path.expanduser(n)) for n in os.environ.get("GPUCONV_PACKS", "").split(os.pathsep) if n]
-    return tuple(named), os.environ.get("GPUCONV_PACKS_TRUST", "0") == "1"
+    return _absolute(os.environ.get("GPUCONV_PACKS", "")), _switch("GPUCONV_PACKS_TRUST")
 
 
 def packs_only() -> bool:
     """Tell whether nothing may be compiled for a GPU (``GPUCONV_PACKS_ONLY=1``)."""
-    return os.environ.get("GPUCONV_PACKS_ONLY", "0") == "1"
+    return _switch("GPUCONV_PACKS_ONLY")
 
 
 @lru_cache(maxsize=1)

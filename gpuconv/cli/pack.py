@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -43,7 +44,9 @@ def _json(path: Path) -> Any:
 
 def _list(folder: Path) -> None:
     index = read_index(folder)
-    table = Table("architecture", "solver", "launches", "cubins", "registers", title=str(folder), title_justify="left")
+    table = Table(
+        "architecture", "solver", "launches", "cubins", "registers", title=escape(str(folder)), title_justify="left"
+    )
     listed: list[tuple[str, str, Entry | CudaEntry]] = [(each.arch, each.solver, each) for each in index.entries]
     listed += [(kernel.arch, f"cupy, {kernel.source}.cu", kernel) for kernel in index.cuda]
     groups = Counter((arch, solver) for arch, solver, _ in listed)
@@ -54,7 +57,7 @@ def _list(folder: Path) -> None:
     console = new_console()
     console.print(table)
     console.print(f"{len(listed)} launches, {len(index.cubins)} cubins, kernels {index.sources[:12]}")
-    console.print(", ".join(f"{name} {version}" for name, version in sorted(index.versions.items())))
+    console.print(", ".join(f"{name} {version}" for name, version in sorted(index.versions.items())), markup=False)
     spilling = [entry for *_, entry in listed if entry.stack]
     console.print(f"{len(spilling)} use local memory" if spilling else "none uses local memory")
 
@@ -113,10 +116,13 @@ def pack_command(
     cupy: Annotated[
         bool, typer.Option("--cupy", help="Also every kernel of the CuPy backend, compiled by NVRTC.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder of the pack; what it has already is kept.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the pack; compiled is what it lacks, and what is not asked for is taken away."),
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Processes that compile at the same time.", min=1)] = 1,
     list_: Annotated[Path | None, typer.Option("--list", help="Say what a pack has.")] = None,
-    verify: Annotated[Path | None, typer.Option(help="Check every hash of a pack, and that its cubins parse.")] = None,
+    verify: Annotated[Path | None, typer.Option(help="Check the index, and every cubin by its hash.")] = None,
 ) -> None:
     """Compile the kernels of problems ahead of time, for GPUs that need not be here.
 

@@ -13,7 +13,7 @@ from ..backends.cupy.backend import BACKEND as CUPY
 from ..backends.cupy.common import OPTIONS
 from ..kernels import cu
 from ..packs.identity import cuda_key_of, sources_hash
-from ..packs.index import CudaEntry, Entry, Index, PackError, read_cubin, read_index, write_pack
+from ..packs.index import CudaEntry, Entry, Index, PackError, claim, read_cubin, read_index, write_pack
 from ..problem import Problem
 from . import nvrtc
 from .compile import compile_entries, compiler_versions, prepare
@@ -121,8 +121,8 @@ def _compiled(tasks: list[_Task], jobs: int) -> Iterator[tuple[_Task, Any]]:
             for future in as_completed(running):
                 try:
                     yield running[future], future.result()
-                except RuntimeError as error:
-                    yield running[future], error
+                except Exception as error:  # of one launch: the others are worth their time
+                    yield running[future], error if isinstance(error, RuntimeError) else RuntimeError(repr(error))
 
 
 def build_pack(
@@ -143,7 +143,8 @@ def build_pack(
     archs
         Architectures, such as ``["sm_80", "sm_90"]``.
     folder
-        Where the pack goes. What it has already, of the same kernels and compilers, is kept.
+        Where the pack goes. What it has already of this, from the same kernels and compilers, is not compiled again;
+        what else it has is taken away.
     jobs
         Processes that compile at the same time.
     progress
@@ -169,6 +170,7 @@ def build_pack(
         tasks, versions = tasks + more, versions | release
     if not tasks:
         raise ValueError("no Triton kernel is launched for these problems")
+    claim(folder)
     known, cubins = _known(folder, versions)
     todo = [task for task in tasks if not known.keys() >= set(task.places)]
     entries = {place: known[place] for task in tasks for place in task.places if place in known}

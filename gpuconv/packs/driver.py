@@ -22,6 +22,9 @@ _SHARED_BY_DEFAULT = 48 << 10
 _MAX_DYNAMIC_SHARED = 8
 """``CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES``."""
 
+_PREFER_SHARED = 1
+"""``CU_FUNC_CACHE_PREFER_SHARED``."""
+
 _NON_PORTABLE_CLUSTER = 14
 """``CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED``: asked for clusters of more than 8 blocks."""
 
@@ -71,6 +74,11 @@ def _driver() -> Any:
     library.cuModuleLoadData.argtypes = [ctypes.POINTER(pointer), ctypes.c_char_p]
     library.cuModuleGetFunction.argtypes = [ctypes.POINTER(pointer), pointer, ctypes.c_char_p]
     library.cuFuncSetAttribute.argtypes = [pointer, ctypes.c_int, ctypes.c_int]
+    library.cuFuncSetCacheConfig.argtypes = [pointer, ctypes.c_int]
+    library.cuCtxGetCurrent.argtypes = [ctypes.POINTER(pointer)]
+    library.cuCtxSetCurrent.argtypes = [pointer]
+    library.cuDeviceGet.argtypes = [ctypes.POINTER(ctypes.c_int), ctypes.c_int]
+    library.cuDevicePrimaryCtxRetain.argtypes = [ctypes.POINTER(pointer), ctypes.c_int]
     library.cuGetErrorString.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)]
     library.cuLaunchKernel.argtypes = [pointer, *[number] * 7, pointer, ctypes.POINTER(pointer), pointer]
     library.cuLaunchKernelEx.argtypes = [ctypes.POINTER(_Config), pointer, ctypes.POINTER(pointer), pointer]
@@ -84,8 +92,21 @@ def _check(code: int, what: str) -> None:
         raise DriverError(f"{what}: CUDA error {code}: {(text.value or b'unknown').decode()}")
 
 
+def _ensure_context(device: int) -> None:
+    """Give a thread that has no context that of a device.
+
+    A new thread has none, and no guard and no allocation that is served from a cache makes one.
+    """
+    driver, context, number = _driver(), ctypes.c_void_p(), ctypes.c_int()
+    _check(driver.cuCtxGetCurrent(ctypes.byref(context)), "the context of this thread")
+    if context.value is None:
+        _check(driver.cuDeviceGet(ctypes.byref(number), device), f"device {device}")
+        _check(driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), number), f"context of device {device}")
+        _check(driver.cuCtxSetCurrent(context), f"context of device {device}")
+
+
 def _launch(
-    function: int, grid: Sequence[int], block: int, shared: int, stream: int, values: Sequence[bytes],
+    device: int, function: int, grid: Sequence[int], block: int, shared: int, stream: int, values: Sequence[bytes],
     cluster: tuple[int, int, int], what: str,
 ) -> None:  # fmt: skip
     """Launch a function on blocks of `grid`, of clusters if there are any, with the bytes of every parameter."""
@@ -94,6 +115,7 @@ def _launch(
     x, y, z = (*grid, 1, 1)[:3]
     if not x * y * z:
         return
+    _ensure_context(device)
     if cluster == (1, 1, 1):
         code = _driver().cuLaunchKernel(function, x, y, z, block, 1, 1, shared, stream, places, None)
     else:
@@ -115,8 +137,8 @@ class PackedKernel:
     It has what a recording asks of one: `function`, `metadata` and `layout`.
     """
 
-    def __init__(self, entry: Entry, function: int) -> None:
-        self.entry, self.function = entry, function
+    def __init__(self, entry: Entry, function: int, device: int) -> None:
+        self.entry, self.function, self.device = entry, function, device
         self.layout: Layout = entry.layout
         self.metadata = SimpleNamespace(
             name=entry.name, num_warps=entry.warps, shared=entry.shared, num_ctas=prod(entry.cluster)
@@ -143,14 +165,15 @@ class PackedKernel:
             If the driver refuses the launch.
         """
         entry, values = self.entry, (*parameters, *[bytes(8)] * _SCRATCH)
-        _launch(self.function, grid, 32 * entry.warps, entry.shared, stream, values, entry.cluster, entry.name)
+        block, told = 32 * entry.warps, (entry.cluster, entry.name)
+        _launch(self.device, self.function, grid, block, entry.shared, stream, values, *told)
 
 
 class PackedCuda:
     """A function of a loaded cubin that NVRTC made of CUDA C++."""
 
-    def __init__(self, entry: CudaEntry, function: int) -> None:
-        self.entry, self.function = entry, function
+    def __init__(self, entry: CudaEntry, function: int, device: int) -> None:
+        self.entry, self.function, self.device = entry, function, device
 
     def launch(self, grid: int, block: int, stream: int, parameters: Sequence[bytes]) -> None:
         """Launch `grid` blocks of `block` threads with the bytes of every parameter, in the current context.
@@ -160,12 +183,14 @@ class PackedCuda:
         DriverError
             If the driver refuses the launch.
         """
-        _launch(self.function, (grid,), block, 0, stream, parameters, (1, 1, 1), self.entry.name)
+        _launch(self.device, self.function, (grid,), block, 0, stream, parameters, (1, 1, 1), self.entry.name)
 
 
 Loaded = PackedKernel | PackedCuda
 
-_loaded: dict[tuple[int, str, str], Loaded | DriverError] = {}
+_loaded: dict[tuple[Any, ...], Loaded | DriverError] = {}
+"""By device, and by entry: several may share a cubin and differ in what they call its parameters."""
+
 _modules: dict[tuple[int, str], int] = {}
 _lock = threading.Lock()
 
@@ -192,7 +217,7 @@ def load(found: Found, device: int, guard: Callable[[], Any]) -> Any:
         If the cubin is missing or damaged.
     """
     entry = found.entry
-    place = (device, entry.cubin, entry.name)
+    place = (device, type(entry), found.pack.folder, entry.arch, entry.key, entry.cubin)
     known = _loaded.get(place)
     if known is None:
         with _lock:
@@ -201,7 +226,8 @@ def load(found: Found, device: int, guard: Callable[[], Any]) -> Any:
                 try:
                     with guard():
                         function = _function(found, device)
-                    known = PackedKernel(entry, function) if isinstance(entry, Entry) else PackedCuda(entry, function)
+                    kind = PackedKernel if isinstance(entry, Entry) else PackedCuda
+                    known = kind(entry, function, device)  # type: ignore[arg-type]
                 except DriverError as error:
                     known = error
                 _loaded[place] = known
@@ -218,6 +244,7 @@ def _function(found: Found, device: int) -> int:
     if launched is not None and launched.tensor_maps:
         raise DriverError(f"{entry.name} needs tensor maps, which are not made from packs yet")
     driver, module = _driver(), ctypes.c_void_p(_modules.get((device, entry.cubin)))
+    _ensure_context(device)
     if not module.value:
         image = read_cubin(found.pack.folder, index, entry.cubin)
         _check(driver.cuModuleLoadData(ctypes.byref(module), image), f"cubin of {entry.name} for {entry.arch}")
@@ -231,6 +258,7 @@ def _function(found: Found, device: int) -> int:
     if launched is not None and launched.shared > _SHARED_BY_DEFAULT:
         code = driver.cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, launched.shared)
         _check(code, f"{launched.shared:,} bytes of shared memory for {entry.name}")
+        _check(driver.cuFuncSetCacheConfig(function, _PREFER_SHARED), f"shared memory for {entry.name}")  # as Triton
     return function.value or 0
 
 

@@ -16,7 +16,17 @@ from importlib import import_module
 from importlib.resources import files
 from typing import Any
 
-__all__ = ["ALIGNMENT", "KernelReference", "TypeName", "cuda_key_of", "described", "key_of", "sources_hash"]
+__all__ = [
+    "ALIGNMENT",
+    "CONSTANT",
+    "TYPES",
+    "KernelReference",
+    "TypeName",
+    "cuda_key_of",
+    "described",
+    "key_of",
+    "sources_hash",
+]
 
 ALIGNMENT = 16
 """What the compiler is told to divide a number or an address, or not."""
@@ -27,6 +37,9 @@ _POINTERS = {
 }  # fmt: skip
 
 CONSTANT = "constexpr"
+
+TYPES = frozenset({"i32", "i64", "u64", "fp32", *_POINTERS.values()})
+"""The types of what is no constant, as :func:`described` names them."""
 
 
 class TypeName(str):

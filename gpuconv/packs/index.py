@@ -19,12 +19,15 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 from ..launcher.layout import Layout, Parameter
+from .identity import CONSTANT, TYPES
 
 __all__ = [
     "SCHEMA",
@@ -33,6 +36,7 @@ __all__ = [
     "Index",
     "PackError",
     "Place",
+    "claim",
     "parse_index",
     "read_cubin",
     "read_index",
@@ -52,7 +56,7 @@ _MOST_ENTRIES = 200_000
 _HASH = re.compile(r"[0-9a-f]{64}")
 _ARCH = re.compile(r"sm_(\d{2,3})(a?)")
 _SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_TYPE = re.compile(r"\*?[a-z]{1,4}\d{1,2}")
+_WARPS = (1, 2, 4, 8, 16, 32)
 
 
 class PackError(ValueError):
@@ -123,6 +127,13 @@ class Entry:
         """Tell whether a GPU of that compute capability takes the cubin."""
         return _runs_on(self.arch, capability)
 
+    def fits(self, told: Mapping[str, Sequence[Any]]) -> bool:
+        """Tell whether it has the constants and parameters of a launch that :func:`.identity.key_of` describes."""
+        taken = {name: [type_, aligned] for name, type_, aligned in self.parameters}
+        taken |= {name: [CONSTANT, value] for name, value in self.constants.items()}
+        asked = {name: [type_, known if type_[0] in "*c" else False] for name, (type_, known) in told.items()}
+        return json.dumps(taken, sort_keys=True) == json.dumps(asked, sort_keys=True)
+
 
 @dataclass(frozen=True, slots=True)
 class CudaEntry:
@@ -158,15 +169,18 @@ class CudaEntry:
         return _runs_on(self.arch, capability)
 
 
+def arch_number(arch: str) -> int:
+    """Return 90 for ``sm_90a``."""
+    return int(arch.removeprefix("sm_").rstrip("a"))
+
+
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
     """Tell whether a GPU takes a binary.
 
     They are compatible within a major version, upwards (CUDA C++ Programming Guide, 3.1.2); specific ones not.
     """
-    found = _ARCH.fullmatch(arch)
-    assert found is not None
-    major, minor = divmod(int(found[1]), 10)
-    return capability == (major, minor) if found[2] else capability[0] == major and capability[1] >= minor
+    major, minor = divmod(arch_number(arch), 10)
+    return capability == (major, minor) if arch[-1] == "a" else capability[0] == major and capability[1] >= minor
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,18 +271,24 @@ def _parse_entry(data: Any, place: int, cubins: Mapping[str, Place]) -> Entry:
         _require(isinstance(parameter, list) and len(parameter) == 3, f"{at}: a parameter is {parameter!r:.80}")
         name, type_, aligned = parameter
         _require(type(aligned) is bool, f"{at}: a parameter is {parameter!r:.80}")
-        found.append((_text(name, _SYMBOL, f"{at}: a name"), _text(type_, _TYPE, f"{at}: a type"), aligned))
+        _require(isinstance(type_, str) and type_ in TYPES, f"{at}: a type is {type_!r:.80}")
+        found.append((_text(name, _SYMBOL, f"{at}: a name"), type_, aligned))
+    names = [*data["constants"], *(name for name, *_ in found)]
+    _require(len(set(names)) == len(names), f"{at}: a name is there twice")
     cluster, maps = data["cluster"], data["tensor_maps"]
     _require(isinstance(cluster, list) and len(cluster) == 3, f"{at}: cluster is {cluster!r:.80}")
     _require(isinstance(maps, list), f"{at}: tensor_maps is no list")
     cubin = _cubin_of(data, cubins, at)
     x, y, z = (_count(size, 16, f"{at}: cluster") for size in cluster)
+    _require(x * y * z > 0, f"{at}: cluster is {cluster!r:.80}")
+    warps = _count(data["warps"], 32, f"{at}: warps")
+    _require(warps in _WARPS, f"{at}: warps are {warps}")
     return Entry(
         key=_text(data["key"], _HASH, f"{at}: key"), arch=_text(data["arch"], _ARCH, f"{at}: arch"),
         kernel=_text(data["kernel"], re.compile(r"[\w.]+:\w+"), f"{at}: kernel"),
         solver=_text(data["solver"], re.compile(r"[\w.]+"), f"{at}: solver"),
         name=_text(data["name"], _SYMBOL, f"{at}: name"), constants=data["constants"], parameters=tuple(found),
-        warps=_count(data["warps"], 32, f"{at}: warps"), shared=_count(data["shared"], 1 << 20, f"{at}: shared"),
+        warps=warps, shared=_count(data["shared"], 1 << 20, f"{at}: shared"),
         cluster=(x, y, z), tensor_maps=tuple(maps), registers=_count(data["registers"], 255, f"{at}: registers"),
         stack=_count(data["stack"], 1 << 20, f"{at}: stack"), cubin=cubin,
     )  # fmt: skip
@@ -292,6 +312,8 @@ def parse_index(data: Any) -> Index:
     cubins = {_text(hash, _HASH, "a cubin"): _parse_place(place) for hash, place in listed.items()}
     found = tuple(_parse_entry(entry, place, cubins) for place, entry in enumerate(entries))
     found_cuda = tuple(_parse_cuda(entry, place, cubins) for place, entry in enumerate(cuda))
+    for some in (found, found_cuda):
+        _require(len({(entry.arch, entry.key) for entry in some}) == len(some), "an entry is there twice")
     return Index(_text(data.get("sources"), _HASH, "sources"), versions, cubins, found, found_cuda)
 
 
@@ -305,13 +327,16 @@ def _read(path: Path, most: int) -> bytes:
     """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        try:
+            about = os.fstat(handle)
+            _require(stat.S_ISREG(about.st_mode), f"{path.name} is no file")
+            _require(about.st_size <= most, f"{path.name} has {about.st_size:,} bytes, {most:,} are the most")
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                return file.read(most + 1)
+        finally:
+            os.close(handle)
     except OSError as error:
         raise PackError(f"{path.name} cannot be read: {error.strerror}") from None
-    with os.fdopen(handle, "rb") as file:
-        about = os.fstat(file.fileno())
-        _require(stat.S_ISREG(about.st_mode), f"{path.name} is no file")
-        _require(about.st_size <= most, f"{path.name} has {about.st_size:,} bytes, {most:,} are the most")
-        return file.read(most + 1)
 
 
 def read_index(folder: Path) -> Index:
@@ -392,8 +417,42 @@ def _bundles(index: Index, cubins: Mapping[str, bytes]) -> Iterator[list[str]]:
         yield found
 
 
+def claim(folder: Path) -> None:
+    """Make the folder of a pack, and see that it can be written.
+
+    Raises
+    ------
+    OSError
+        If it cannot.
+    """
+    (folder / CUBINS).mkdir(parents=True, exist_ok=True)
+    for place in (folder, folder / CUBINS):
+        with TemporaryFile(dir=place):
+            pass
+
+
+@contextmanager
+def _one_writer(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes the pack; the system frees the lock of one that ends, however it ends."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def write_pack(folder: Path, index: Index, cubins: Mapping[str, bytes]) -> int:
-    """Write a pack, the index last, and return its bytes; what was there before is taken away.
+    """Write a pack and return its bytes; what was there before is taken away.
+
+    The new bundles come first, then the index, and then what it does not name is taken away: whenever this is killed,
+    the folder is the old pack or the new one, whole.
 
     Parameters
     ----------
@@ -408,10 +467,16 @@ def write_pack(folder: Path, index: Index, cubins: Mapping[str, bytes]) -> int:
     ------
     OSError
         If the folder cannot be written.
+    PackError
+        If :func:`read_index` would refuse what it has; the pack that is there stays.
     """
-    target = folder / CUBINS
-    target.mkdir(parents=True, exist_ok=True)
-    places = dict(index.cubins)
+    claim(folder)
+    with _one_writer(folder):
+        return _write(folder, index, cubins)
+
+
+def _write(folder: Path, index: Index, cubins: Mapping[str, bytes]) -> int:
+    target, places = folder / CUBINS, dict(index.cubins)
     for hashes in _bundles(index, cubins):
         content = b"".join(cubins[hash] for hash in hashes)
         bundle, offset = hashlib.sha256(content).hexdigest(), 0
@@ -419,13 +484,15 @@ def write_pack(folder: Path, index: Index, cubins: Mapping[str, bytes]) -> int:
             places[hash] = Place(bundle, offset, len(cubins[hash]), len(content))
             offset += len(cubins[hash])
         _replace(_bundle_path(folder, bundle), lzma.compress(content, preset=6 | lzma.PRESET_EXTREME))
-    used = {place.bundle for place in places.values()}
-    for path in target.iterdir():
-        if path.name.removesuffix(".xz") not in used:
-            path.unlink()
     written = replace(index, cubins=places).to_json()
     text = json.dumps(written, indent=0, sort_keys=True, separators=(",", ":")) + "\n"
+    parse_index(json.loads(text))  # what is written can be read
+    _require(len(text) <= _MOST_INDEX, f"{INDEX} would have {len(text):,} bytes, {_MOST_INDEX:,} are the most")
     _replace(folder / INDEX, text.encode())
+    used = {_bundle_path(folder, place.bundle) for place in places.values()}
+    for path in (*folder.glob(f".{INDEX}.*"), *target.iterdir()):
+        if path not in used:
+            path.unlink()
     return sum(path.stat().st_size for path in (folder / INDEX, *target.iterdir()))
 
 

@@ -26,7 +26,7 @@ from typing import Any
 from ..config import pack_folders
 from ..costs.files import warn_once
 from .identity import KernelReference, cuda_key_of, key_of, sources_hash
-from .index import CudaEntry, Entry, Index, PackError, read_index
+from .index import CudaEntry, Entry, Index, PackError, arch_number, read_index
 
 __all__ = ["Found", "Pack", "any_packs", "forget", "look_up", "look_up_cuda", "packs"]
 
@@ -69,7 +69,7 @@ class _Library:
 
     def __post_init__(self) -> None:
         for pack in self.packs:
-            for entry in pack.entries:
+            for entry in sorted(pack.entries, key=lambda entry: -arch_number(entry.arch)):
                 self.by_key[entry.key].append(Found(pack, entry))
                 self.samples.setdefault((type(entry), entry.arch), entry)
 
@@ -79,10 +79,14 @@ def _installed() -> list[tuple[Path, str]]:
     found = []
     for point in entry_points(group=GROUP):
         name = point.value.partition(":")[0]
-        if not name.startswith("gpuconv_pack_"):
+        if not (name.startswith("gpuconv_pack_") and name.isidentifier()):  # of a module in a package code would run
             warn_once(f"{GROUP} {name}", "ignored pack %s: a module of a pack is named gpuconv_pack_...", name)
             continue
-        spec = find_spec(name)
+        try:
+            spec = find_spec(name)
+        except (ImportError, ValueError) as error:
+            warn_once(f"{GROUP} {name}", "ignored pack %s: %s", name, error)
+            continue
         for place in (spec.submodule_search_locations or ()) if spec is not None else ():
             found.append((Path(place), f"{_INSTALLED} {name}"))
     return found
@@ -90,21 +94,20 @@ def _installed() -> list[tuple[Path, str]]:
 
 def _user_packs() -> list[tuple[Path, str]]:
     data = os.environ.get("XDG_DATA_HOME", "")
-    root = Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share"
-    folder = root / "gpuconv" / "packs"
     try:
+        root = Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share"
+        folder = root / "gpuconv" / "packs"
         return [(path, "user's data folder") for path in sorted(folder.iterdir()) if path.is_dir()]
-    except OSError:
+    except (OSError, RuntimeError):  # there is none, or nobody knows this user's home folder
         return []
 
 
 def _distrust(folder: Path, installed: bool) -> str | None:
-    """Return why the content of a folder may be somebody else's, or None.
+    """Return why the content of a folder, of which no part is a link, may be somebody else's, or None.
 
     Who writes a folder above it can put another one in its place, unless the sticky bit keeps that to owners. Above an
     installed pack lies code that this process runs anyway.
     """
-    folder = folder.resolve()
     for path in (folder, folder / "cubins", folder / "index.json", *(() if installed else folder.parents)):
         about = path.stat()
         kept = path in folder.parents and about.st_mode & stat.S_ISVTX
@@ -117,10 +120,11 @@ def _distrust(folder: Path, installed: bool) -> str | None:
 
 def _open(folder: Path, origin: str, trust: bool) -> Pack:
     try:
-        reason = None if trust else _distrust(folder, origin.startswith(_INSTALLED))
+        real = Path(os.path.realpath(folder))  # of a loop of links it makes what cannot be read, where resolve() raises
+        reason = None if trust else _distrust(real, origin.startswith(_INSTALLED))
         if reason is not None:
             return Pack(folder, origin, None, f"{reason}; GPUCONV_PACKS_TRUST=1 takes it all the same")
-        index = read_index(folder)
+        index = read_index(real)
     except PackError as error:
         return Pack(folder, origin, None, str(error))
     except OSError as error:
@@ -167,8 +171,17 @@ def look_up(
     library = _current()
     if not library.by_key:
         return []
-    key, _ = key_of(kernel, arguments, options, aligned)
-    return [found for found in library.by_key.get(key, ()) if found.entry.runs_on(capability)]
+    key, told = key_of(kernel, arguments, options, aligned)
+    some = [found for found in library.by_key.get(key, ()) if found.entry.runs_on(capability)]
+    return [found for found in some if isinstance(found.entry, Entry) and _fits(found, told)]
+
+
+def _fits(found: Found, told: Mapping[str, Any]) -> bool:
+    assert isinstance(found.entry, Entry)
+    fits, pack, name = found.entry.fits(told), found.pack.folder, found.entry.name
+    if not fits:
+        warn_once(f"{pack} {found.entry.key}", "pack %s: the parameters of %s are not those of its key", pack, name)
+    return fits
 
 
 def look_up_cuda(text: str, kernel: str, options: Sequence[str], capability: tuple[int, int]) -> list[Found]:
@@ -177,7 +190,7 @@ def look_up_cuda(text: str, kernel: str, options: Sequence[str], capability: tup
     Arguments are those of :func:`.identity.cuda_key_of`.
     """
     found = _current().by_key.get(cuda_key_of(text, kernel, options), ())
-    return [each for each in found if each.entry.runs_on(capability)]
+    return [each for each in found if isinstance(each.entry, CudaEntry) and each.entry.runs_on(capability)]
 
 
 def forget() -> None:

@@ -18,7 +18,7 @@ from ...costs.files import warn_once
 from ...packs.driver import DriverError, PackedCuda, load
 from ...packs.index import CudaEntry, PackError
 from ...packs.origins import note, refuse_to_compile
-from ...packs.search import Found, any_packs, look_up_cuda
+from ...packs.search import Found, any_packs, look_up_cuda, packs
 from ...problem import Call, Problem, itemsize
 from ..base import Plan, Solver
 
@@ -81,7 +81,8 @@ class _Kernel:
         self.source, self.kernel = source, kernel
         self._lock = Lock()
         self._compiled: Any = None
-        self._packed: dict[int, PackedCuda | None] = {}
+        self._packed: tuple[Any, dict[int, PackedCuda | None]] = (None, {})
+        """The packs that were asked, and what they have for each device."""
 
     def __call__(self, grid: tuple[int], block: tuple[int], arguments: Sequence[Any]) -> None:
         packed = self._from_pack() if any_packs(kind=CudaEntry) else None
@@ -99,12 +100,15 @@ class _Kernel:
         import cupy
 
         device = cupy.cuda.Device()
-        if device.id not in self._packed:
+        asked, known = self._packed
+        if asked is not packs():
+            self._packed = (packs(), known := {})
+        if device.id not in known:
             from ...kernels.cu import source as text_of
 
             found = look_up_cuda(text_of(self.source), self.kernel, OPTIONS, divmod(int(device.compute_capability), 10))
-            self._packed[device.id] = next(self._loaded(found, device), None)
-        return self._packed[device.id]
+            known[device.id] = next(self._loaded(found, device), None)
+        return known[device.id]
 
     def _loaded(self, found: Sequence[Found], device: Any) -> Iterator[PackedCuda]:
         for each in found:
