@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 
 import gpuconv
-from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
+from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, TORCH
 from gpuconv.dispatch import backends
+from gpuconv.dispatch.separable import separable_problem
+from gpuconv.normalize.conv import Extras
 from gpuconv.ops.pool_fake import AS_INPUT, Form
 from gpuconv.ops.pool_library import launch
-from gpuconv.problem import Problem
+from gpuconv.problem import Problem, placed
 
 from .calls import in_format
 from .contenders import settings
@@ -267,9 +269,25 @@ FUSED = "triton.conv.separable.fused"
 
 def separable() -> Iterator[tuple[str, Build]]:
     """Yield calls of :data:`FUSED` by their key."""
-    for stride, padding, dilation, filters in ((1, 1, 1, 40), (2, 1, 1, 24), (1, 2, 2, 7)):
+    for (stride, padding, dilation), filters in _SEPARABLE:
         key = f"depthwise_separable_conv2d s{stride} p{padding} d{dilation} k{filters}"
         yield key, partial(_separable, key, (stride, padding, dilation), filters)
+
+
+_SEPARABLE = (((1, 1, 1), 40), ((2, 1, 1), 24), ((1, 2, 2), 7))
+"""Stride, padding and dilation, and filters."""
+
+
+def separable_problems(planes: tuple[int, int], rounds: Sequence[tuple[str, str]]) -> Iterator[Problem]:
+    """Yield the problems of the calls of :data:`FUSED` on a GPU."""
+    for number, layout in rounds:
+        for (geometry, _), (_, build) in zip(_SEPARABLE, separable(), strict=True):
+            tensors = build(drawer("cpu", number, layout, planes)).tensors
+            arrays = {"x": tensors["x"], "w": tensors["w"], "pointwise": tensors["v"]}
+            arrays |= dict.fromkeys(("bias", "pointwise_bias", "residual"))
+            problem, _ = separable_problem("depthwise_separable_conv2d", TORCH, arrays, geometry, "relu", Extras())
+            if problem is not None:
+                yield placed(problem, device="cuda:0")
 
 
 def _separable(key: str, geometry: tuple[int, int, int], filters: int, draw: Draw) -> PlainCall:
@@ -277,7 +295,7 @@ def _separable(key: str, geometry: tuple[int, int, int], filters: int, draw: Dra
     stride, padding, dilation = geometry
     x = draw(28, 33).round().clamp(-3, 3)
     of_channels = torch.randint(-2, 3, (x.shape[1], 9 + filters), dtype=x.dtype).to(x.device)
-    w, v = of_channels[:, :9].reshape(-1, 1, 3, 3), of_channels[:, 9:].t()[:, :, None, None].contiguous()
+    w, v = of_channels[:, :9].contiguous().reshape(-1, 1, 3, 3), of_channels[:, 9:].t()[:, :, None, None].contiguous()
 
     def ours(tensors: Tensors, backend: str) -> Any:
         weights, options = (tensors["w"], tensors["v"]), {"padding": padding, "dilation": dilation, "backend": backend}
@@ -350,11 +368,13 @@ def problem_of(call: PlainCall, device: str, batch: int) -> Problem:
 
 def call_problems(planes: tuple[int, int] = _PLANES, rounds: Sequence[tuple[str, str]] | None = None) -> list[Problem]:
     """Return the problems of the calls on a GPU, in every round of number format and memory format or in `rounds`."""
-    return [
+    rounds = _ROUNDS if rounds is None else rounds
+    found = [
         problem_of(call, "cuda:0", planes[0])
-        for number, layout in (_ROUNDS if rounds is None else rounds)
+        for number, layout in rounds
         for call in calls("cpu", number, layout, (1, planes[1]))
     ]
+    return [*found, *separable_problems(planes, rounds)]
 
 
 def solvers(call: PlainCall, device: str, batch: int) -> list[str]:

@@ -17,7 +17,7 @@ from .execution import explaining, run
 from .plan_cache import CACHE, prepared
 from .selection import COMPOSED, backends, planned, solvers_of
 
-__all__ = ["separable_call"]
+__all__ = ["separable_call", "separable_problem"]
 
 _BACKEND = "triton"
 """Whose kernels compute both; elsewhere the two calls are two problems."""
@@ -134,7 +134,7 @@ def separable_call(
     entry = CACHE.find(key) if key is not None else None
     if entry is None:
         backend = forced_backend(extras.backend)
-        problem, unbatched = _problem(op, kind, arrays, geometry, between, extras)
+        problem, unbatched = separable_problem(op, kind, arrays, geometry, between, extras)
         fused = problem if problem is not None and _fused(problem, backend) else None
         entry = Prepared(fused, kind, unbatched, backend or "auto")  # type: ignore[arg-type]
         if key is not None and not explaining():
@@ -147,9 +147,13 @@ def separable_call(
     return Call(entry.problem, given, kind, entry.unbatched, entry.backend, prepared=entry if key is not None else None)
 
 
-def _problem(
+def separable_problem(
     op: str, kind: ArrayKind, arrays: Mapping[str, Any], geometry: tuple[Any, ...], between: str | None, extras: Extras
 ) -> tuple[SeparableProblem | None, bool]:
+    """Return the problem of both steps, None where they do not fit together, and whether the arrays have no batch.
+
+    Arguments are those of :func:`separable_call`.
+    """
     stride, padding, dilation = geometry
     named = f"{op} (depthwise)"
     first = normalize_conv.conv_call(

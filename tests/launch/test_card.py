@@ -96,6 +96,12 @@ def test_calls_launch_what_was_packed(gpu: StubGpu, monkeypatch: pytest.MonkeyPa
                     launched |= found
                     if not found <= packed:
                         unplanned.append(f"{solver}: {call.key}")
+        for key, build in parity_calls.separable():
+            call = build(parity_calls.drawer("cpu", "float16", layout))
+            found = keys_of(lambda call=call: call.ours(call.tensors, parity_calls.FUSED))
+            launched |= found
+            if not found or not found <= packed:
+                unplanned.append(key)
     assert not unplanned, "\n".join(unplanned)
     assert len(launched) >= 20
 
