@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["depends_on", "files_of", "snapshot", "tree"]
+__all__ = ["closure", "depends_on", "files_of", "snapshot", "tree"]
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -79,7 +79,8 @@ def _imports(module: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def _closure(module: str) -> set[str]:
+def closure(module: str) -> set[str]:
+    """Return the modules of gpuconv that a module of it consists of: itself, what it imports, and what these do."""
     found, left = set(), [module]
     while left:
         name = left.pop()
@@ -107,9 +108,9 @@ def files_of(solver: str) -> frozenset[Path]:
     from gpuconv.dispatch import solver_of
 
     found = solver_of(solver)
-    modules = set().union(*(_closure(kind.__module__) for kind in type(found).__mro__ if _ours(kind.__module__)))
+    modules = set().union(*(closure(kind.__module__) for kind in type(found).__mro__ if _ours(kind.__module__)))
     if solver.startswith("triton."):
-        modules |= _closure("gpuconv.launcher.record")
+        modules |= closure("gpuconv.launcher.record")
     files = {path for path in map(_file, modules) if path is not None}
     if solver.startswith("triton."):
         files |= {REPO / "gpuconv" / "launcher" / "_launch.c", *(REPO / "gpuconv" / "costs").rglob("*.json")}

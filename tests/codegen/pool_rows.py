@@ -19,6 +19,8 @@ from loops import accesses, conversions, loading_loop, occupancy, operations, ro
 from pool_launches import Launch
 from rows import load, markdown, moves, slashed, write
 
+from bench.sources import closure
+
 ARCHITECTURES = (80, 90, 100)
 VERSION = triton.__version__
 
@@ -87,8 +89,19 @@ class PoolTable:
         texts = [Path(str(module.__file__)).read_bytes() for module in self.modules]
         return hashlib.sha256(b"".join(texts)).hexdigest()[:16]
 
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """A hash of the source of each module, by its name."""
+        return {
+            module.__name__: hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()[:16]
+            for module in self.modules
+        }
+
     def load(self) -> dict[str, Any]:
-        """Return the committed table: version -> {"source": hash, "rows": {architecture: {name: row}}}."""
+        """Return the committed table: version -> {"source": hash, "sources": hashes of modules, "rows": rows}.
+
+        Rows are by architecture and name.
+        """
         return load(self.file)
 
     def stale(self, table: Mapping[str, Any]) -> list[str]:
@@ -163,7 +176,16 @@ class PoolTable:
         """
         table = self.load()
         old = table.get(VERSION, {"source": "", "rows": {}})
-        kept = {} if everything or old["source"] != self.source else old["rows"]
+        before = self.sources if old["source"] == self.source else old.get("sources", {})
+        changed = {name for name, hash in self.sources.items() if everything or before.get(name) != hash}
+        kept = {
+            arch: {
+                name: row
+                for name, row in of.items()
+                if name in self.launches and not changed & closure(self.launches[name].kernel.fn.__module__)
+            }
+            for arch, of in old["rows"].items()
+        }
         plans = {name: planned(launch) for name, launch in self.launches.items()}
         rows = {
             str(arch): {
@@ -173,7 +195,7 @@ class PoolTable:
             }
             for arch in ARCHITECTURES
         }
-        table[VERSION] = {"source": self.source, "rows": rows}
+        table[VERSION] = {"source": self.source, "sources": self.sources, "rows": rows}
         jobs = [(name, arch) for arch in (90, 80, 100) for name in self.launches if name not in rows[str(arch)]]
         kept_rows = sum(map(len, rows.values()))
         print(f"{self.name}, triton {VERSION}: {kept_rows} rows kept, {len(jobs)} to compile", flush=True)
