@@ -63,11 +63,14 @@ def _list(folder: Path) -> None:
 
 
 def _verify(folder: Path) -> None:
+    from ..packs.driver import check_parameters
     from ..packs.identity import sources_hash
 
     index = read_index(folder)
     for hash in index.cubins:
         read_cubin(folder, index, hash)
+    for entry in index.entries:
+        check_parameters(entry, read_cubin(folder, index, entry.cubin))
     same = index.sources == sources_hash()
     console = new_console()
     launches = len(index.entries) + len(index.cuda)
@@ -122,7 +125,9 @@ def pack_command(
     ] = None,
     jobs: Annotated[int, typer.Option(help="Processes that compile at the same time.", min=1)] = 1,
     list_: Annotated[Path | None, typer.Option("--list", help="Say what a pack has.")] = None,
-    verify: Annotated[Path | None, typer.Option(help="Check the index, and every cubin by its hash.")] = None,
+    verify: Annotated[
+        Path | None, typer.Option(help="Check the index, every cubin by its hash, and what kernels take.")
+    ] = None,
 ) -> None:
     """Compile the kernels of problems ahead of time, for GPUs that need not be here.
 

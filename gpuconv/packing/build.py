@@ -157,7 +157,7 @@ def build_pack(
     ValueError
         If an architecture is none, or there is nothing to launch.
     RuntimeError
-        If NVRTC is needed and not installed.
+        If NVRTC is needed and not installed, or nothing at all could be compiled; the folder stays as it was.
     OSError
         If the folder cannot be written.
     """
@@ -184,6 +184,9 @@ def build_pack(
             cubins[found[0].cubin] = cubin
         if progress is not None:
             progress(count, len(tasks))
+    if not entries:
+        first = f"the first of {len(failures)} errors: {min(failures)}"
+        raise RuntimeError(f"nothing could be compiled, {folder} stays as it was; {first}")
     used = {entry.cubin for entry in entries.values()}
     launches = tuple(entry for entry in entries.values() if isinstance(entry, Entry))
     kernels = tuple(entry for entry in entries.values() if isinstance(entry, CudaEntry))

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..launcher.layout import Layout, pack
-from .index import CudaEntry, Entry, read_cubin
+from .elf import parameter_sizes
+from .index import CudaEntry, Entry, PackError, read_cubin
 from .search import Found
 
 __all__ = ["DriverError", "PackedCuda", "PackedKernel", "load"]
@@ -31,7 +32,7 @@ _NON_PORTABLE_CLUSTER = 14
 _PORTABLE_CLUSTER = 8
 """Blocks of a cluster that every GPU with clusters takes (CUDA C++ Programming Guide, 5.2.1)."""
 
-_SCRATCH = 2
+_SCRATCH = (bytes(8), bytes(8))
 """Pointers to scratch memory behind the parameters of Triton's kernels, null for those here."""
 
 
@@ -164,7 +165,7 @@ class PackedKernel:
         DriverError
             If the driver refuses the launch.
         """
-        entry, values = self.entry, (*parameters, *[bytes(8)] * _SCRATCH)
+        entry, values = self.entry, (*parameters, *_SCRATCH)
         block, told = 32 * entry.warps, (entry.cluster, entry.name)
         _launch(self.device, self.function, grid, block, entry.shared, stream, values, *told)
 
@@ -214,7 +215,7 @@ def load(found: Found, device: int, guard: Callable[[], Any]) -> Any:
     DriverError
         If the driver refuses the cubin, now or at an earlier call.
     PackError
-        If the cubin is missing or damaged.
+        If the cubin is missing or damaged, or takes other parameters than the entry has.
     """
     entry = found.entry
     place = (device, type(entry), found.pack.folder, entry.arch, entry.key, entry.cubin)
@@ -236,6 +237,22 @@ def load(found: Found, device: int, guard: Callable[[], Any]) -> Any:
     return known
 
 
+def check_parameters(entry: Entry, cubin: bytes) -> None:
+    """See that a cubin, as far as it says so, takes what a launch of the entry would hand to it.
+
+    Raises
+    ------
+    PackError
+        If it does not: the driver would read beyond what it is given.
+    """
+    sizes, taken = [*(parameter.size for parameter in entry.layout.parameters)], parameter_sizes(cubin, entry.name)
+    sizes += map(len, _SCRATCH)
+    if taken is not None and taken != sizes:
+        raise PackError(
+            f"{entry.name} takes {len(taken)} parameters of {sum(taken)} bytes, not {len(sizes)} of {sum(sizes)}"
+        )
+
+
 def _function(found: Found, device: int) -> int:
     """Load the module of a cubin, unless it is, and return the address of a function of it."""
     entry, index = found.entry, found.pack.index
@@ -245,8 +262,10 @@ def _function(found: Found, device: int) -> int:
         raise DriverError(f"{entry.name} needs tensor maps, which are not made from packs yet")
     driver, module = _driver(), ctypes.c_void_p(_modules.get((device, entry.cubin)))
     _ensure_context(device)
+    image = read_cubin(found.pack.folder, index, entry.cubin)
+    if launched is not None:
+        check_parameters(launched, image)
     if not module.value:
-        image = read_cubin(found.pack.folder, index, entry.cubin)
         _check(driver.cuModuleLoadData(ctypes.byref(module), image), f"cubin of {entry.name} for {entry.arch}")
         _modules[device, entry.cubin] = module.value or 0
     function = ctypes.c_void_p()

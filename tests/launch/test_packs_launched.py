@@ -25,7 +25,8 @@ from gpuconv.backends.triton import common
 from gpuconv.dispatch.plan_cache import CACHE
 from gpuconv.packing import build_pack
 from gpuconv.packs import driver, search
-from gpuconv.packs.index import read_cubin, read_index, write_pack
+from gpuconv.packs.elf import parameter_sizes
+from gpuconv.packs.index import PackError, read_cubin, read_index, write_pack
 
 use_packs, cuda_pack = test_packs.use_packs, test_packs.cuda_pack
 
@@ -224,6 +225,39 @@ def test_launches_that_share_a_cubin_keep_their_own_names(
     five, seven = (number.to_bytes(4, "little") for number in (5, 7))
     assert [sent[one.key][place] for place in places] == [five, seven]
     assert [sent[other.key][place] for place in places] == [seven, five]
+
+
+def test_a_cubin_says_what_its_kernel_takes(
+    gpu: StubGpu, pack: Path, use_packs: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Were the cubin of another launch of that kernel named, the driver would read beyond what it is given."""
+    index = read_index(pack)
+    for entry in index.entries:
+        sizes = [parameter.size for parameter in entry.layout.parameters] + [8, 8]
+        assert parameter_sizes(read_cubin(pack, index, entry.cubin), entry.name) == sizes
+    one = index.entries[0]
+    few = replace(one, parameters=one.parameters[:-1], constants={**one.constants, one.parameters[-1][0]: 1})
+    cubin = read_cubin(pack, index, one.cubin)
+    write_pack(tmp_path / "pack", replace(index, cubins={}, entries=(few,)), {one.cubin: cubin})
+    use_packs(tmp_path / "pack")
+    (found,) = search.packs()
+    with pytest.raises(PackError, match=rf"{one.name} takes {len(one.parameters) + 2} parameters of \d+ bytes, not"):
+        driver.load(search.Found(found, few), 0, gpu.on_device)
+    for damaged in (b"", cubin[:100], b"\x7fELF" + bytes(60), b"\x7fELF" + b"\xff" * 100):
+        assert parameter_sizes(damaged, one.name) is None
+
+
+def test_the_command_verifies_what_kernels_take(pack: Path, tmp_path: Path) -> None:
+    pytest.importorskip("typer", reason="the command line needs typer")
+    from typer.testing import CliRunner
+
+    from gpuconv.cli.main import app
+
+    copy = _copy(pack, tmp_path)
+    _change_entries(copy, _fewer)
+    done = CliRunner().invoke(app, ["pack", "--verify", str(copy)])
+    assert done.exit_code == 2 and " parameters of " in done.output
+    assert CliRunner().invoke(app, ["pack", "--verify", str(pack)]).exit_code == 0
 
 
 # CUDA C++

@@ -304,6 +304,15 @@ def test_a_launch_that_fails_in_any_way_does_not_take_the_others_along(tmp_path,
     assert len(read_index(tmp_path / "pack").entries) == 1
 
 
+def test_a_build_of_which_nothing_succeeds_leaves_the_pack_alone(tmp_path, monkeypatch):
+    write_pack(tmp_path / "pack", *_content(1))
+    failing = packs_build._Task((("sm_99", "cd" * 32),), divmod, (1, 0), None)
+    monkeypatch.setattr(packs_build, "_of_problems", lambda wanted, archs: ([failing], {}))
+    with pytest.raises(RuntimeError, match=r"nothing could be compiled, .* stays as it was; .*ZeroDivisionError"):
+        build_pack({"first": []}, ["sm_99"], tmp_path / "pack")
+    assert _whole(tmp_path / "pack") == "1"
+
+
 # the command
 
 
