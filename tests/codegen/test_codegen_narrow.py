@@ -337,7 +337,7 @@ BUDGETS = {
     "volume 2 to 2 weights": Budget(loop=312, warps=8),
     "volume 2 to 2 weights, _conv_runs_fold_kernel": Budget(loop=182, warps=40),
     "volume 3 4x4/2 gradient": Budget(loop=366, warps=8),
-    "volume 3 4x4/2 gradient, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
+    "volume 3 4x4/2 gradient, _conv_runs_spread_kernel": Budget(loop=0, warps=40),
     "volume 32 to 64 /2 weights": Budget(loop=302, warps=8),
     "volume 32 to 64 /2 weights, _conv_runs_fold_kernel": Budget(loop=65, warps=48),
 }
