@@ -50,6 +50,7 @@ help:
 	@echo "make test       set up both environments and run every lane"
 	@echo "make test-full  the same lanes with GPUCONV_TEST_FULL=1, and those of other stacks: $(MORE_LANES)"
 	@echo "                (of the codegen tables one architecture of each launch: make codegen ALL=--all is everything)"
+	@echo "                (long lists are interpreted one half on either Triton: GPUCONV_TEST_BOTH=1 is everything)"
 	@echo "make lint       ruff, import contracts, mypy"
 	@echo "make format     apply ruff's fixes and formatting"
 	@echo "make codegen    recompile what changed for the tables and pages of tests/codegen (ALL=--all: everything)"
