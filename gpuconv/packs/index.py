@@ -30,18 +30,9 @@ from ..launcher.layout import Layout, Parameter
 from .identity import CONSTANT, TYPES
 
 __all__ = [
-    "SCHEMA",
-    "CudaEntry",
-    "Entry",
-    "Index",
-    "PackError",
-    "Place",
-    "claim",
-    "parse_index",
-    "read_cubin",
-    "read_index",
-    "write_pack",
-]
+    "SCHEMA", "CudaEntry", "Entry", "Index", "PackError", "Place", "arch_number", "claim", "parse_index", "read_cubin",
+    "read_index", "write_pack",
+]  # fmt: skip
 
 SCHEMA = 2
 INDEX = "index.json"
