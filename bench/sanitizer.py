@@ -21,9 +21,8 @@ from typing import Any
 import gpuconv
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
 from gpuconv.dispatch import backends
+from gpuconv.packs.origins import NOT_PACKED
 from gpuconv.problem import Problem
-
-from .worker import NOT_PACKED
 
 __all__ = ["LAYOUTS", "PLANES", "odd_problems", "sanitizer_items", "small_launches", "watch"]
 

@@ -12,12 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gpuconv.packs.origins import NOT_PACKED
 from gpuconv.problem import ConvProblem, Problem
 
 from .cases import all_cases, everything, problem_key
 from .items import Context
 from .store import write_atomically
-from .worker import NOT_PACKED
 
 __all__ = ["fit_items", "samples_of", "tuning_items"]
 

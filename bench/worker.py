@@ -18,9 +18,6 @@ from typing import Any
 
 __all__ = ["CONTEXT_LOST", "Worker", "in_hand"]
 
-NOT_PACKED = "no pack has this launch"
-"""In the reason of what was not run for want of a kernel: another command may have it."""
-
 CONTEXT_LOST = 75
 """Exit status of a worker whose CUDA context is of no use any more."""
 
@@ -94,6 +91,8 @@ class Worker:
         """Tell whether nothing is to be done for a record: it is there and holds, or it is not among the failed."""
         if self.options.only == "failed":
             return not self.store.failed_before(stage, key)
+        from gpuconv.packs.origins import NOT_PACKED
+
         found = self.store.find(stage, key)
         if found is None or found.get("session") == self.options.session:
             return found is not None

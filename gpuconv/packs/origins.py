@@ -8,7 +8,10 @@ from contextvars import ContextVar
 
 from ..config import packs_only
 
-__all__ = ["NotPackedError", "note", "origins", "refuse_to_compile"]
+__all__ = ["NOT_PACKED", "NotPackedError", "note", "origins", "refuse_to_compile"]
+
+NOT_PACKED = "no pack has this launch"
+"""What the message of :class:`NotPackedError` says."""
 
 _noted: ContextVar[list[bool] | None] = ContextVar("gpuconv_launch_origins", default=None)
 
@@ -26,7 +29,7 @@ def refuse_to_compile(what: str) -> None:
         If nothing may be compiled; the message begins with `what`.
     """
     if packs_only():
-        raise NotPackedError(f"{what}: no pack has this launch, and GPUCONV_PACKS_ONLY=1 forbids to compile it")
+        raise NotPackedError(f"{what}: {NOT_PACKED}, and GPUCONV_PACKS_ONLY=1 forbids to compile it")
 
 
 @contextmanager

@@ -15,11 +15,10 @@ from bench.items import Context
 from bench.stages import STAGES
 from bench.summary import report_text
 from bench.supervise import worker_command
-from bench.worker import NOT_PACKED
 from gpuconv.packs import search
 from gpuconv.packs.identity import sources_hash
 from gpuconv.packs.index import Index, write_pack
-from gpuconv.packs.origins import NotPackedError, note, refuse_to_compile
+from gpuconv.packs.origins import NOT_PACKED, NotPackedError, note, refuse_to_compile
 from gpuconv.tuning.search import Record, Timing
 
 
