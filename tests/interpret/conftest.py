@@ -35,7 +35,7 @@ PARTS = {
     "test_gradcheck_of_padding_modes": 15,
     "test_gradcheck_in_full": 15,
     "test_dgrad_multiplies_only_the_taps_of_each_phase": 4,
-    "test_opinfo": 8,
+    "test_opinfo": 6,
     "test_what_is_not_finite_stays_where_it_is": 20,
     "test_what_is_not_finite_stays_in_columns_and_gradients": 20,
     "test_repeated_calls_of_our_kernels": 13,
