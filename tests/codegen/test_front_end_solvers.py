@@ -18,6 +18,8 @@ import triton
 from forced import launches, problems, solvers
 from specialisations import KERNELS, refusal
 
+from gpuconv.problem import steps_of
+
 pytestmark = pytest.mark.codegen
 
 FULL = os.environ.get("GPUCONV_TEST_FULL") == "1"
@@ -42,7 +44,7 @@ def classes() -> dict[tuple[str, ...], list[str]]:
                 for launch in launches(problem, solver):
                     if launch not in seen:
                         seen.add(launch)
-                        found[solver.id, problem.x_format, *flags(launch)].append(launch)
+                        found[solver.id, steps_of(problem)[0].x_format, *flags(launch)].append(launch)
     return found
 
 
