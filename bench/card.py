@@ -24,7 +24,7 @@ from bench.parity_calls import call_problems  # noqa: E402
 from bench.plan import plan_text  # noqa: E402
 from bench.progress import Progress  # noqa: E402
 from bench.sanitizer import LAYOUTS, PLANES, odd_problems  # noqa: E402
-from gpuconv.packing import Variants, build_pack  # noqa: E402
+from gpuconv.packing import Variants, build_pack, gpus_of  # noqa: E402
 from gpuconv.problem import ConvProblem, Problem  # noqa: E402
 
 LIMIT_BYTES = 60 << 20
@@ -78,6 +78,13 @@ def main() -> int:
     parser.add_argument("--tuned", type=int, default=12, help="convolutions among them that can be tuned")
     parser.add_argument("--plan", action="store_true", help="print the plan, build nothing")
     options = parser.parse_args()
+    for name in ("jobs", "cases", "tuned"):
+        if getattr(options, name) < 1:
+            parser.error(f"argument --{name}: must be 1 or more, but got {getattr(options, name)}")
+    try:
+        gpus_of(options.arch)
+    except ValueError as error:
+        parser.error(f"argument --arch: {error}")
     if options.plan:
         print(plan(options.out))
         return 0

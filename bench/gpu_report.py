@@ -43,7 +43,7 @@ STARTED = time.time()
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from bench.supervise import Budget, supervise  # noqa: E402
+from bench.supervise import Budget, supervise, workers_on  # noqa: E402
 from bench.worker import Worker  # noqa: E402
 
 STAGE_NAMES = ("ceilings", "parity", "compile", "benchmark", "micro", "host", "sanitizer", "tune", "fit")
@@ -96,7 +96,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         options.pack = options.pack.resolve()
         options.stage.pop("compile", None)
     if options.workers is None:
-        options.workers = 1 if options.dry_run else max(1, min(15, (os.cpu_count() or 1) - 1))
+        options.workers = 1 if options.dry_run else workers_on(os.cpu_count() or 1)
     return options
 
 

@@ -23,7 +23,7 @@ from .cases import all_cases
 from .parity import parity_problems
 from .parity_calls import call_problems
 from .stages import STAGES, allotted
-from .supervise import Budget, phases
+from .supervise import Budget, phases, workers_on
 
 __all__ = ["ASSUMED", "Planned", "measured_seconds", "plan_text", "planned", "stage_items"]
 
@@ -113,7 +113,7 @@ def planned(options: argparse.Namespace, measured: Mapping[str, float] | None = 
     measured = measured_seconds() if measured is None else measured
     items, budget = stage_items(options), Budget(0.0, options.budget)
     stages = [stage for name, stage in STAGES.items() if name in options.stage]
-    workers, now = max(1, min(15, PROCESSORS - 1)), 0.0
+    workers, now = workers_on(PROCESSORS), 0.0
     for phase in phases(stages):
         for place, stage in enumerate(phase):
             given = allotted(stages, options.stage, budget.work_ends - now)

@@ -19,7 +19,7 @@ from typing import Any
 
 from .worker import CONTEXT_LOST, in_hand
 
-__all__ = ["GRACE", "MOST_WORKERS", "Budget", "Slot", "phases", "supervise", "worker_command"]
+__all__ = ["GRACE", "MOST_WORKERS", "Budget", "Slot", "phases", "supervise", "worker_command", "workers_on"]
 
 MOST_WORKERS = 30
 
@@ -31,6 +31,12 @@ SUMMARY = 10.0
 
 _LEAST = 5.0
 """Seconds that a phase must have: less would go into the start of its process."""
+
+
+def workers_on(processors: int) -> int:
+    """Return how many processes stages that time nothing get on so many processors: one is left for the supervisor."""
+    return max(1, min(15, processors - 1))
+
 
 _SCRIPT = Path(__file__).with_name("gpu_report.py")
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["five", "reach", "three"]
+__all__ = ["five", "reach", "three", "two"]
+
+
+def two(values: Sequence[int], fill: int) -> tuple[int, int]:
+    """Put a leading axis in front, so that 1-D looks like 2-D."""
+    first, second = (fill,) * (2 - len(values)) + tuple(values)
+    return first, second
 
 
 def three(values: Sequence[int], fill: int) -> tuple[int, ...]:

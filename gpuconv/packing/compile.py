@@ -9,7 +9,7 @@ import subprocess
 from typing import Any
 
 from ..packs.identity import ALIGNMENT, CONSTANT
-from ..packs.index import Entry
+from ..packs.index import Entry, arch_number
 from .plans import Launch
 
 __all__ = ["compile_entries", "compiler_versions", "prepare"]
@@ -73,7 +73,7 @@ def compile_entries(launch: Launch, arch: str) -> tuple[list[Entry], bytes]:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    number = int(arch.removeprefix("sm_"))
+    number = arch_number(arch)
     source = _source(launch)
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", number, 32), options=dict(launch.options))
@@ -106,6 +106,6 @@ def compiler_versions(arch: str) -> dict[str, str]:
     import triton
     from triton import knobs
 
-    number = int(arch.removeprefix("sm_"))
+    number = arch_number(arch)
     name = "ptxas_blackwell" if number >= 100 and hasattr(knobs.nvidia, "ptxas_blackwell") else "ptxas"
     return {"triton": triton.__version__, f"ptxas {arch}": getattr(knobs.nvidia, name).version}

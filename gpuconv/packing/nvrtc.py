@@ -22,7 +22,7 @@ from pathlib import Path
 from ..backends.cupy.common import OPTIONS
 from ..kernels import cu
 from ..packs.identity import cuda_key_of
-from ..packs.index import CudaEntry
+from ..packs.index import CudaEntry, arch_number
 
 __all__ = ["RELEASES", "CompileError", "Compiled", "compile_entries", "compile_source", "library", "version"]
 
@@ -155,7 +155,7 @@ def compile_entries(source: str, kernels: Sequence[str], arch: str, release: int
     CompileError
         As :func:`compile_source`.
     """
-    compiled = compile_source(source, kernels, int(arch.removeprefix("sm_")), release, more=("--ptxas-options=-v",))
+    compiled = compile_source(source, kernels, arch_number(arch), release, more=("--ptxas-options=-v",))
     usage = {name: (int(registers), int(stack)) for name, stack, registers in _USAGE.findall(compiled.log)}
     cubin = hashlib.sha256(compiled.cubin).hexdigest()
     text = cu.source(source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..backends.base import Plan
 from ..backends.triton.backend import BACKEND
@@ -57,7 +57,14 @@ def plans_for(problem: Problem, variants: Variants = "first") -> list[Plan]:
     """Return plans of the Triton backend for the GPU that is assumed, that of the dispatcher first.
 
     The dispatcher takes the lowest estimate of those that fit the limit on workspaces.
+
+    Raises
+    ------
+    ValueError
+        If `variants` is none of :data:`Variants`.
     """
+    if variants not in get_args(Variants):
+        raise ValueError(f"variants must be one of {', '.join(get_args(Variants))}, but got {variants!r}")
     found: list[tuple[float, int, Plan]] = []
     for place, solver in enumerate(BACKEND.solvers()):
         if solver.why_not(problem) is None:

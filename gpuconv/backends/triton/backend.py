@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from ...config import interpreting
+from ...config import interpreting, packs_only
 from ...packs.identity import KernelReference
 from ...packs.search import any_packs, look_up
 from ...problem import Problem
@@ -40,6 +40,8 @@ from .launch import capability_of
 __all__ = ["BACKEND"]
 
 _OLDEST = (3, 6)
+
+_COMPILED = ": Triton compiles them at the first call"
 
 _MODULES = (
     columns,
@@ -131,7 +133,8 @@ class TritonBackend(Backend):
         found = [look_up(t.kernel, t.arguments, t.options, capability, aligned=True) for t in told]
         folders = sorted({str(each[0].pack.folder) for each in found if each})
         if not folders:
-            return "no pack has them: Triton compiles them at the first call"
+            forbidden = packs_only()
+            return f"no pack has them{', and GPUCONV_PACKS_ONLY=1 forbids to compile them' if forbidden else _COMPILED}"
         some = "" if all(found) else f"{sum(map(bool, found))} of {len(found)} "
         return f"{some}from {', '.join(folders)}"
 

@@ -11,7 +11,7 @@ from typing import Any
 from ...arrays import CHANNELS_LAST
 from ...problem import ConvProblem
 from ...shapes import ceil_div
-from ..axes import reach
+from ..axes import reach, two
 from .common import VECTORS, Strides
 from .runs_axes import forward_of
 
@@ -91,19 +91,14 @@ class Band:
         return TOGETHER * self.lines * self.pitch
 
 
-def _two(values: Sequence[int], otherwise: int) -> tuple[int, int]:
-    first, second = (otherwise,) * (2 - len(values)) + tuple(values)
-    return first, second
-
-
 @lru_cache(maxsize=1024)
 def banded_of(problem: ConvProblem) -> Banded:
     """Return what a depthwise problem of stride 1, 1-D or 2-D, is to the banded kernels."""
     forward = forward_of(problem)
     last = problem.x_format == problem.y_format == CHANNELS_LAST and problem.c > 1
     return Banded(
-        problem.kind != "fprop", last, problem.n, problem.c, _two(forward.input_size, 1),
-        _two(forward.output_size, 1), _two(problem.kernel, 1), _two(forward.pad_lo, 0),
+        problem.kind != "fprop", last, problem.n, problem.c, two(forward.input_size, 1),
+        two(forward.output_size, 1), two(problem.kernel, 1), two(forward.pad_lo, 0),
     )  # fmt: skip
 
 
@@ -125,7 +120,7 @@ def packed_elements(banded: Banded, config: Mapping[str, Any]) -> int:
 
 def _four(strides: Sequence[int]) -> tuple[int, ...]:
     """Return strides of batch, channel, rows and columns; a row of a 1-D problem has none."""
-    return (*strides[:2], *_two(strides[2:], 0))
+    return (*strides[:2], *two(strides[2:], 0))
 
 
 def _wide(problem: ConvProblem, strides: Strides, config: Mapping[str, Any]) -> bool:

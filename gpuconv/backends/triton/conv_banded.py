@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ...config import workspace_limit
-from ...costs import constants
-from ...costs import model as cost_model
 from ...costs.model import Work
 from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
@@ -52,10 +48,6 @@ class BandedDepthwise(TritonConv):
             )
         needed, limit = self.bind(problem, config).workspace, workspace_limit()
         return f"packs weights into {needed} bytes, over the limit of {limit}" if needed > limit else None
-
-    def default(self, problem: Problem) -> dict[str, Any]:
-        assert isinstance(problem, ConvProblem)
-        return dict(_default(problem, constants.constants_of(problem.device)))
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)
@@ -117,15 +109,6 @@ def refusal(problem: ConvProblem) -> str | None:
     if banded_of(problem).over_channels and problem.c % TOGETHER:
         return f"reads {TOGETHER} channels at a time where they are innermost, which do not divide {problem.c}"
     return None
-
-
-def _default(problem: ConvProblem, known: constants.Constants) -> dict[str, Any]:
-    """Return the config that the cost model likes best; nothing where there is none."""
-    configs = list(banded_tiles(problem))
-    if not configs:
-        return {}
-    times = cost_model.estimate(BandedCosts(problem, configs).work(), known)
-    return configs[int(np.argmin(times))]
 
 
 SOLVERS: tuple[Solver, ...] = (BandedDepthwise(),)

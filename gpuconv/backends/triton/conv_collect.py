@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 
 from ...config import workspace_limit
-from ...costs import constants
-from ...costs import model as cost_model
 from ...costs.model import Work
 from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
@@ -112,12 +110,6 @@ class CollectDepthwise(TritonConv):
         if not _fitting(problem, workspace_limit()):
             return f"has no tile that keeps {taps} sums and a window of rows in registers"
         return None
-
-    def default(self, problem: Problem) -> dict[str, Any]:
-        assert isinstance(problem, ConvProblem)
-        configs = _fitting(problem, workspace_limit())
-        times = cost_model.estimate(LaneCosts(problem, configs).work(), constants.constants_of(problem.device))
-        return configs[int(np.argmin(times))]
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)

@@ -7,10 +7,6 @@ from functools import lru_cache
 from math import gcd
 from typing import Any
 
-import numpy as np
-
-from ...costs import constants
-from ...costs import model as cost_model
 from ...costs.model import Work
 from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
@@ -66,10 +62,6 @@ class MarchDepthwise(TritonConv):
             return f"has no tile that keeps {march.taps} weights and {march.rows.open} open rows in registers"
         return None
 
-    def default(self, problem: Problem) -> dict[str, Any]:
-        assert isinstance(problem, ConvProblem)
-        return dict(_default(problem, constants.constants_of(problem.device)))
-
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)
         yield from _fitting(problem)
@@ -114,15 +106,6 @@ def _fitting(problem: ConvProblem) -> list[dict[str, Any]]:
     return [
         {**tile, "steps": height} for tile, fits in zip(tiles, found, strict=True) if fits for height in sorted(heights)
     ]
-
-
-def _default(problem: ConvProblem, known: constants.Constants) -> dict[str, Any]:
-    """Return the config that the cost model likes best; nothing where none fits."""
-    configs = _fitting(problem)
-    if not configs:
-        return {}
-    times = cost_model.estimate(LaneCosts(problem, configs).work(), known)
-    return configs[int(np.argmin(times))]
 
 
 SOLVERS: tuple[Solver, ...] = (MarchDepthwise(),)

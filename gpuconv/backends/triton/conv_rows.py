@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ...config import workspace_limit
-from ...costs import constants
-from ...costs import model as cost_model
 from ...costs.model import Work
 from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
@@ -39,16 +35,12 @@ class RowProducts(TritonConv):
         reason = refusal(problem)
         if reason is not None:
             return reason
-        config = _default(problem, constants.constants_of(problem.device))
+        config = self.default(problem)
         if not config:
             rows = rows_of(problem)
             return f"has no tile for {rows.inside} to {rows.outside} channels and a window of {rows.kernel}"
         needed, most = self.bind(problem, config).workspace, workspace_limit()
         return f"packs weights into {needed} bytes, over the limit of {most}" if needed > most else None
-
-    def default(self, problem: Problem) -> dict[str, Any]:
-        assert isinstance(problem, ConvProblem)
-        return dict(_default(problem, constants.constants_of(problem.device)))
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)
@@ -94,15 +86,6 @@ def _configs(problem: ConvProblem) -> list[dict[str, Any]]:
     heights = {max(ceil_div(steps, parts), 1) for parts in (1, 2, 3, 4, 6, 8, 12, 16)}
     heights = {steps, *(height for height in heights if height >= min(steps, 4))}
     return [{**tile, "steps": height} for tile in row_tiles(problem) for height in sorted(heights)]
-
-
-def _default(problem: ConvProblem, known: constants.Constants) -> dict[str, Any]:
-    """Return the config that the cost model likes best; nothing where there is none."""
-    configs = _configs(problem)
-    if not configs:
-        return {}
-    times = cost_model.estimate(RowCosts(problem, configs).work(), known)
-    return configs[int(np.argmin(times))]
 
 
 SOLVERS: tuple[Solver, ...] = (RowProducts(),)

@@ -6,11 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
-import numpy as np
-
 from ...config import workspace_limit
-from ...costs import constants
-from ...costs import model as cost_model
 from ...costs.model import Work
 from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem
@@ -85,14 +81,6 @@ class RowGradient(TritonConv):
             rows = rows_of(problem)
             return f"has no tile for {rows.inside} to {rows.outside} channels and a window of {rows.kernel}"
         return None
-
-    def default(self, problem: Problem) -> dict[str, Any]:
-        assert isinstance(problem, ConvProblem)
-        configs = _configs(problem)
-        times = cost_model.estimate(
-            GradientCosts(problem, configs).work(), constants.constants_of(problem.device)
-        )  # fmt: skip
-        return configs[int(np.argmin(times))]
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)

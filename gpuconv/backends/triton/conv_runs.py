@@ -6,12 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
-import numpy as np
-
 from ...arrays import CHANNELS_LAST
 from ...config import workspace_limit
-from ...costs import constants
-from ...costs import model as cost_model
 from ...costs.model import Work
 from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
@@ -87,11 +83,7 @@ class ForwardRuns(TritonConv):
 
     def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, ConvProblem)
-        configs = list(run_tiles(forward_of(problem), serial=False, **_costs_of(problem)))
-        if not configs:
-            return {}
-        times = cost_model.estimate(self.work(problem, configs), constants.constants_of(problem.device))
-        return configs[int(np.argmin(times))]
+        return self.cheapest(problem, run_tiles(forward_of(problem), serial=False, **_costs_of(problem)))
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)

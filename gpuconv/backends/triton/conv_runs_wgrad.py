@@ -6,11 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
-import numpy as np
-
 from ...config import workspace_limit
-from ...costs import constants
-from ...costs import model as cost_model
 from ...costs.model import Work
 from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem
@@ -57,12 +53,6 @@ class GradientOfRuns(TritonConv):
         if not run_configs(problem, workspace_limit()):
             return f"has no tile for a window of {problem.kernel} and {problem.c} to {problem.k} channels"
         return None
-
-    def default(self, problem: Problem) -> dict[str, Any]:
-        assert isinstance(problem, ConvProblem)
-        configs = run_configs(problem, workspace_limit())
-        times = cost_model.estimate(GradientCosts(problem, configs).work(), constants.constants_of(problem.device))
-        return configs[int(np.argmin(times))]
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)

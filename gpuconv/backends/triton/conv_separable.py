@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from ...costs import constants
-from ...costs import model as cost_model
 from ...costs.model import Work
 from ...packs.identity import KernelReference
 from ...problem import Call, Problem, SeparableProblem
-from ...shapes import ceil_div
+from ...shapes import ceil_div, effective_kernel
 from ..axes import reach
 from ..base import Estimate, Plan, Solver
 from .common import as_tensor, recorded_at_first, stream_of
@@ -125,14 +121,10 @@ class FusedSeparable(Tunable):
             return f"pads with zeros alone, not {first.padding_mode}"
         if first.kernel[1] > _MOST_TAPS:
             return f"takes windows of {_MOST_TAPS} columns at most, not {first.kernel[1]}"
-        columns = 3 * first.stride[1] + (first.kernel[1] - 1) * first.dilation[1] + 1
+        columns = 3 * first.stride[1] + effective_kernel(first.kernel[1], first.dilation[1])
         if columns > _MOST_COLUMNS:
             return f"has {_MOST_COLUMNS} input columns at most in its code, not {columns}"
         return None
-
-    def default(self, problem: Problem) -> dict[str, Any]:
-        assert isinstance(problem, SeparableProblem)
-        return dict(_default(problem, constants.constants_of(problem.device)))
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, SeparableProblem)
@@ -177,13 +169,6 @@ class FusedSeparable(Tunable):
         grid = (arguments.pop("programs"),)
         names = ("x", "w", "pointwise", "y", "bias", "pointwise_bias", "residual")
         launch_kernel(problem, kernel, grid, {name: tensors.get(name) for name in names}, arguments, config)
-
-
-def _default(problem: SeparableProblem, known: constants.Constants) -> dict[str, Any]:
-    """Return the config that the cost model likes best."""
-    configs = list(separable_tiles(problem))
-    times = cost_model.estimate(SeparableCosts(problem, configs).work(), known)
-    return configs[int(np.argmin(times))]
 
 
 SOLVERS: tuple[Solver, ...] = (FusedSeparable(),)

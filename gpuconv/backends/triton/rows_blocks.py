@@ -11,7 +11,7 @@ from typing import Any
 from ...arrays import CHANNELS_LAST
 from ...problem import ConvProblem
 from ...shapes import ceil_div
-from ..axes import reach
+from ..axes import reach, two
 from .common import VECTORS, Strides, power_of_two
 from .march_axes import MarchAxis, forward_axis, gradient_axis
 from .units import in_units
@@ -76,12 +76,6 @@ class Rows:
 def rows_of(problem: ConvProblem) -> Rows:
     """Return what a 1-D or 2-D problem is to the row kernels."""
     grad = problem.kind in ("dgrad", "transposed")
-    missing = 2 - problem.ndim
-
-    def two(values: tuple[int, ...], otherwise: int) -> tuple[int, int]:
-        first, second = (otherwise,) * missing + values
-        return first, second
-
     kernel, stride, dilation = two(problem.kernel, 1), two(problem.stride, 1), two(problem.dilation, 1)
     pad = two(problem.pad_lo, 0)
     source, result = two(problem.input_size, 1), two(problem.output_size, 1)

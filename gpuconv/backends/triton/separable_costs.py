@@ -13,6 +13,7 @@ from ...costs.constants import PATHS, PIPES, gpu_of
 from ...costs.model import Work
 from ...costs.work import pipe_of
 from ...problem import ConvProblem, SeparableProblem, itemsize
+from ...shapes import effective_kernel
 from .common import power_of_two
 from .march_costs import epilogue_instructions
 
@@ -102,7 +103,7 @@ class SeparableCosts:
         resident = np.minimum(65536 / (used * self.threads), (227 << 10) / (shared + 1024))
         resident = np.clip(np.floor(np.minimum(resident, 64 / self.warps)), 1, 32)
         spans = [
-            (count - 1) * step + dilation * (taps - 1) + 1
+            (count - 1) * step + effective_kernel(taps, dilation)
             for count, step, dilation, taps in zip(
                 (self.lines, self.q), first.stride, first.dilation, first.kernel, strict=True
             )

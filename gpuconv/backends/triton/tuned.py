@@ -32,9 +32,14 @@ _FREE = 64
 class Tunable(Solver):
     """A solver whose plans have a config: its own default, or one that was timed and found faster."""
 
-    @abstractmethod
     def default(self, problem: Problem) -> dict[str, Any]:
-        """Return the config of an untuned plan."""
+        """Return the config of an untuned plan: of the variants that which the cost model likes best."""
+        return self.cheapest(problem, self.variants(problem))
+
+    def cheapest(self, problem: Problem, configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the config that the cost model likes best; nothing where there is none."""
+        listed = list(configs)
+        return dict(listed[int(np.argmin(self.modelled(problem, listed)))]) if listed else {}
 
     @abstractmethod
     def variants(self, problem: Problem) -> Iterable[dict[str, Any]]:
