@@ -47,9 +47,9 @@ lanes_need = $(if $(filter-out %-triton36 $(MORE_LANES),$(LANES)),$(STAMP)) \
 
 help:
 	@echo "make demo       set up $(VENV) and run the demonstration; the picture goes to $(DEMO)"
-	@echo "make test       set up both environments and run every lane"
+	@echo "make test       set up both environments and run every lane, of long lists a part, on either Triton another one"
 	@echo "make test-full  the same lanes with GPUCONV_TEST_FULL=1, and those of other stacks: $(MORE_LANES)"
-	@echo "                (of the codegen tables one architecture of each launch: make codegen ALL=--all is everything)"
+	@echo "                (of the codegen tables one architecture of each launch, on one Triton: make codegen ALL=--all is everything)"
 	@echo "                (long lists are interpreted one half on either Triton: GPUCONV_TEST_BOTH=1 is everything)"
 	@echo "make lint       ruff, import contracts, mypy"
 	@echo "make format     apply ruff's fixes and formatting"
@@ -121,9 +121,9 @@ python:
 
 $(STAMP): pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[torch,cli,bench,dev]'
-	$(BIN)/python -m pip install --no-deps 'triton==$(TRITON_LATEST)'
-	$(BIN)/python -m pip install --no-deps --upgrade --target $(VENV)/nvrtc $(NVRTC)
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[torch,cli,bench,dev]'
+	$(BIN)/python -m pip install --no-compile --no-deps 'triton==$(TRITON_LATEST)'
+	$(BIN)/python -m pip install --no-compile --no-deps --upgrade --target $(VENV)/nvrtc $(NVRTC)
 	@touch $@
 
 # Without a stamp where they cannot be had: the next run tries again.
@@ -135,6 +135,6 @@ $(VENV_NUMPY)/.stamp: Makefile | python
 
 $(STAMP36): pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv $(VENV36)
-	$(VENV36)/bin/python -m pip install -c constraints.txt torch 'numpy>=1.26' pytest pytest-xdist hypothesis expecttest transformers
-	$(VENV36)/bin/python -m pip install --no-deps 'triton==$(TRITON_OLDEST)'
+	$(VENV36)/bin/python -m pip install --no-compile -c constraints.txt torch 'numpy>=1.26' pytest pytest-xdist hypothesis expecttest transformers
+	$(VENV36)/bin/python -m pip install --no-compile --no-deps 'triton==$(TRITON_OLDEST)'
 	@touch $@

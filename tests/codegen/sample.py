@@ -1,4 +1,4 @@
-"""Which rows of a codegen table a run recompiles: a few in the gate, in full one architecture of each launch."""
+"""Which rows of a codegen table a run recompiles: a few in the gate, in full one architecture of every launch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OLDEST = triton.__version__.startswith("3.6.")
 def chosen(jobs: Sequence[tuple[str, int]], few: int) -> list[tuple[str, int]]:
     """Return the (launch, architecture) pairs to recompile and compare; `few` of them in the gate.
 
-    The full run takes one architecture of each launch in turn, and on the oldest Triton another one of every second:
+    The full run takes one architecture in turn of half of the launches, and of the others on the oldest Triton:
     ``make codegen ALL=--all`` compiles everything, which takes hours.
     """
     if not FULL:
@@ -26,6 +26,6 @@ def chosen(jobs: Sequence[tuple[str, int]], few: int) -> list[tuple[str, int]]:
     found = []
     for place, name in enumerate(names):
         archs = [arch for other, arch in jobs if other == name]
-        if not OLDEST or place % 2 == 0:
-            found.append((name, archs[(place + OLDEST) % len(archs)]))
+        if place % 2 == OLDEST:
+            found.append((name, archs[place // 2 % len(archs)]))
     return found

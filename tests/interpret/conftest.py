@@ -1,17 +1,17 @@
 """The interpret lane runs in a process of its own with TRITON_INTERPRET=1; elsewhere it collects nothing.
 
-The gate runs a part of the long lists of cases and mutants, another one for each release of Triton, and everything
-else. ``GPUCONV_TEST_FULL=1`` (``make test-full``) runs all of them, of the long lists one half on either Triton;
-``GPUCONV_TEST_BOTH=1`` beside it runs everything on both.
+The gate runs each case on one of the two releases of Triton, and of the long lists of cases and mutants a part alone;
+OpInfo's convolutions it runs on both. ``GPUCONV_TEST_FULL=1`` (``make test-full``) runs all of them on both, of the
+long lists one half on either Triton; ``GPUCONV_TEST_BOTH=1`` beside it runs everything on both.
 """
 
 import json
 import os
-import zlib
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from gate import shares
 
 from gpuconv import dispatch
 from gpuconv.dispatch.plan_cache import CACHE
@@ -28,27 +28,31 @@ else:
         write_launches(InterpretedFunction, Path(os.environ[FOLDER]))
 
 PARTS = {
-    "test_matches_reference": 32,
+    "test_matches_reference": 48,
     "test_keys_match_the_reference": 25,
-    "test_mutant_is_noticed": 20,
+    "test_mutant_is_noticed": 30,
     "test_gradcheck": 15,
     "test_gradcheck_of_padding_modes": 15,
     "test_gradcheck_in_full": 15,
     "test_dgrad_multiplies_only_the_taps_of_each_phase": 4,
     "test_opinfo": 6,
-    "test_what_is_not_finite_stays_where_it_is": 20,
-    "test_what_is_not_finite_stays_in_columns_and_gradients": 20,
+    "test_what_is_not_finite_stays_where_it_is": 40,
+    "test_what_is_not_finite_stays_in_columns_and_gradients": 40,
     "test_repeated_calls_of_our_kernels": 13,
-    "test_probes_pass_on_the_real_kernels": 4,
-    "test_small_integers_are_exact": 4,
+    "test_probes_pass_on_the_real_kernels": 8,
+    "test_small_integers_are_exact": 6,
     "test_wgrad_states_and_bounds_its_workspace": 4,
     "test_matches_the_two_steps": 12,
     "test_what_is_not_finite_is_as_in_the_two_steps": 9,
-    "test_conv_depthwise::test_matches_reference": 48,
+    "test_conv_depthwise::test_matches_reference": 64,
     "test_conv_depthwise::test_what_is_not_finite_stays_where_it_is": 40,
     "test_depthwise_mutations::test_probes_pass_on_the_real_kernels": 17,
 }
-"""Into how many parts a list of cases is cut, of which the gate runs one; of one file where it is named."""
+"""Into how many parts a list of cases is cut, of which either Triton runs a half in the gate; of one file where it is
+named."""
+
+ON_BOTH = {"test_conv_opinfo_triton"}
+"""Files that the gate runs on either Triton: their launches together are held against the list of kernels."""
 
 HALVES = PARTS.keys() | {"test_layout"}
 """Lists of which the full run takes one half on either Triton."""
@@ -71,18 +75,20 @@ def pytest_collection_modifyitems(config, items):
     oldest, full = triton.__version__.startswith(OLDEST), os.environ.get("GPUCONV_TEST_FULL") == "1"
     if full and os.environ.get("GPUCONV_TEST_BOTH") == "1":
         return
-    release = int(oldest) if full else zlib.crc32(triton.__version__.encode())
-    kept, left_out = [], []
-    for item in items:
-        usual = PARTS.get(item.originalname, 1)
-        parts = PARTS.get(f"{item.path.stem}::{item.originalname}", usual)
-        parts = (2 if item.originalname in HALVES else 1) if full else parts
-        in_part = zlib.crc32(item.nodeid.rpartition("/")[2].encode()) % parts == release % parts
+    left_out = set()
+    for item, place, number in shares(items):
+        parts = 2 if full and item.originalname in HALVES else 1
+        if not full:
+            usual = PARTS.get(item.originalname, 1)
+            parts = min(PARTS.get(f"{item.path.stem}::{item.originalname}", usual), number)
+            parts = parts if item.path.stem in ON_BOTH else 2 * parts
+        in_part = place % parts == oldest % parts
         if not full and item.originalname in ON_OLDEST_ALONE | IN_FULL_ALONE:
             in_part = oldest and item.originalname not in IN_FULL_ALONE
-        (kept if in_part else left_out).append(item)
-    items[:] = kept
-    config.hook.pytest_deselected(items=left_out)
+        if not in_part:
+            left_out.add(item)
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))
 
 
 def pytest_configure(config):

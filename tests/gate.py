@@ -1,0 +1,100 @@
+"""What the gate (``make test``) runs of each list of cases: a part that is always the same, so that it stays short.
+
+``GPUCONV_TEST_FULL=1`` (``make test-full``) runs all of it. Which cases a part has is told by their names alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+
+import pytest
+
+__all__ = ["PARTS", "left_out", "shares"]
+
+PARTS: Mapping[str, int] = {
+    # tests/parity and tests/unit
+    "test_conv_workspace::test_workspace_is_what_the_plan_states": 3,
+    "test_conv_epilogue::test_epilogue": 4,
+    "test_conv_numpy::test_forward": 3,
+    "test_conv_numpy::test_gradients": 3,
+    "test_conv_numpy::test_transposed": 3,
+    "test_conv_opinfo::test_samples": 2,
+    "test_conv_gradients::test_opinfo_gradients": 2,
+    "test_causal_conv1d::test_gradcheck": 3,
+    "test_conv_pieces::test_one_channel_per_group_runs_on_what_does_fewer_calls": 3,
+    "test_pool_autograd::test_lp_gradients": 2,
+    "test_pool_numpy::test_avg": 2,
+    "test_pool_numpy::test_max": 2,
+    "test_shapes::test_output_size_is_torchs": 3,
+    "test_cost_model::test_a_fit_to_noisy_timings_ranks_held_out_problems": 3,
+    "test_model_gap::test_narrow_layers_are_near_the_roofline": 3,
+    # tests/compile: Dynamo and Inductor take seconds for each case
+    "test_compile::test_inductor": 4,
+    "test_compile::test_every_function": 2,
+    "test_compile::test_five_new_shapes_compile_nothing_new": 2,
+    "test_composed_compile::test_new_sizes_compile_nothing_new": 2,
+    "test_pool_compile::test_inductor": 2,
+    "test_pool_compile::test_every_function": 2,
+    "test_pool_compile::test_new_shapes_compile_nothing_new": 2,
+    "test_pool_compile::test_reloaded_in_a_fresh_process": 2,
+    "test_pool_operators::test_opcheck": 3,
+    "test_operators::test_opcheck": 3,
+    "test_composed_compile::test_compile_in_one_graph": 3,
+    "test_composed_compile::test_export": 2,
+    "test_export::test_export": 2,
+    "test_pool_compile::test_export": 2,
+    "test_func::test_compiled_transforms": 2,
+    # tests/cuda_on_cpu
+    "test_pool_windows::test_matches_reference": 3,
+    "test_conv_dgrad::test_dgrad": 2,
+    "test_conv_mutations::test_mutants_are_noticed": 2,
+    "test_conv_mutations::test_address_sanitizer": 3,
+    "test_pool_mutations::test_mutants_of_windows_are_noticed": 2,
+    "test_pool_mutations::test_thread_sanitizer": 2,
+    "test_pool_mutations::test_address_sanitizer": 3,
+    # tests/launch
+    "test_packs::test_the_driver_is_asked_what_triton_asks": 3,
+}
+"""Into how many parts the list of cases of a test is cut, of which the gate runs one."""
+
+SHARED = {"codegen", "launch"}
+"""Folders of tests that run on two releases of Triton, of which either has a half in the gate."""
+
+WHOLE = {"test_nvrtc", "test_packs", "test_packs_launched", "test_front_end_solvers", "test_parity_launches"}
+"""Files of those that run on one release alone, or that have a sample of their own for either."""
+
+
+def parts_of(item: pytest.Item) -> int:
+    """Return in how many parts the list of cases is that an item is of."""
+    return PARTS.get(f"{item.path.stem}::{getattr(item, 'originalname', None)}", 1)
+
+
+def shares(items: Iterable[pytest.Item]) -> Iterator[tuple[pytest.Item, int, int]]:
+    """Yield each item, its place in a shuffled list of the cases of its test, and their number.
+
+    The first place of a test is any number: where each has one case alone, some tests have it at an even place.
+    """
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0].rpartition("/")[2], []).append(item)
+    for test, cases in tests.items():
+        shuffled = sorted(cases, key=lambda item: (zlib.crc32(item.name.encode()), item.name))
+        for place, item in enumerate(shuffled, zlib.crc32(test.encode()) % 2):
+            yield item, place, len(cases)
+
+
+def left_out(items: Iterable[pytest.Item]) -> set[pytest.Item]:
+    """Return the items that the gate does not run; the interpret lane has parts of its own."""
+    found = set()
+    for item, place, number in shares(items):
+        parts = min(parts_of(item), number)
+        if item.path.parent.name in SHARED and item.path.stem not in WHOLE:
+            import triton
+
+            kept = place % (2 * parts) == int(triton.__version__.startswith("3.6."))
+        else:
+            kept = place % parts == parts - 1
+        if not kept:
+            found.add(item)
+    return found
