@@ -51,6 +51,9 @@ def odd_problems(layout: str) -> Iterator[Problem]:
     for kind in ("fprop", "dgrad", "transposed"):
         c = 24 if layout == CHANNELS_LAST else 19  # which come eight at a time
         yield conv_problem((2, c, 13, 17), (c, 1, 7, 7), kind, layout=layout, padding=3, groups=c)
+    if layout == CHANNELS_LAST:  # 16 channels at a time are multiplied by weights in shared memory
+        yield conv_problem((2, 48, 9, 11), (21, 48, 3, 3), "fprop", layout=layout, padding=1)
+        yield conv_problem((2, 21, 9, 11), (48, 21, 3, 3), "dgrad", layout=layout, padding=1)
     for kind in ("fprop", "wgrad"):
         yield conv_problem((2, 3, 17, 19), (13, 3, 3, 3), kind, layout=layout, padding=1)
     yield conv_problem((2, 19, 17, 19), (3, 19, 3, 3), "dgrad", layout=layout, padding=1)
