@@ -50,7 +50,7 @@ def test_lines_hold_every_result_once(dilation: int, steps: int) -> None:
     ],
 )
 def test_it_goes_down_the_axis_of_most_taps(size: Any, taps: Any, stride: Any, order: tuple[int, ...]) -> None:
-    problem = problem_of(*size, taps=taps, stride=stride, padding=1)
+    problem = problem_of(*size, c=16, taps=taps, stride=stride, padding=1)
     found = rolled(problem)
     assert found.order == order
     axis = order[1] - (3 - len(size))
