@@ -54,8 +54,8 @@ named."""
 ON_BOTH = {"test_conv_opinfo_triton"}
 """Files that the gate runs on either Triton: their launches together are held against the list of kernels."""
 
-HALVES = PARTS.keys() | {"test_layout"}
-"""Lists of which the full run takes one half on either Triton."""
+SHARES = dict.fromkeys(PARTS, 2) | {"test_layout": 4}
+"""Into how many parts lists are cut of which the full run takes one on either Triton, not the same."""
 
 OLDEST = "3.6."
 ON_OLDEST_ALONE = {"test_probes_pass_on_the_real_kernel"}
@@ -77,7 +77,7 @@ def pytest_collection_modifyitems(config, items):
         return
     left_out = set()
     for item, place, number in shares(items):
-        parts = 2 if full and item.originalname in HALVES else 1
+        parts = SHARES.get(item.originalname, 1) if full else 1
         if not full:
             usual = PARTS.get(item.originalname, 1)
             parts = min(PARTS.get(f"{item.path.stem}::{item.originalname}", usual), number)

@@ -8,12 +8,14 @@ samples, with these operators.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import triton
 from opinfo import noncontiguous_like, op_db
 from triton.runtime import interpreter
 
@@ -48,8 +50,9 @@ def samples(name: str, dtype: torch.dtype, full: bool) -> list[Sample]:
             assert op.reference_inputs_func is None
             found += [((s.input, *s.args), s.kwargs) for s in op.sample_inputs("cpu", dtype, requires_grad=True)]
     assert len(found) >= 5
-    if full:
-        return found
+    if full:  # of long lists one half on either Triton
+        both = len(found) <= 400 or os.environ.get("GPUCONV_TEST_BOTH") == "1"
+        return found if both else found[triton.__version__.startswith("3.6.") :: 2]
     small = [sample for sample in found if 0 < sample[0][0].numel() <= LARGEST]
     return small[:: max(len(small) // FEW, 1)][:FEW]
 
