@@ -1,7 +1,7 @@
 """The interpret lane runs in a process of its own with TRITON_INTERPRET=1; elsewhere it collects nothing.
 
-The gate runs each case on one of the two releases of Triton, and of the long lists of cases and mutants a part alone;
-OpInfo's convolutions it runs on both. ``GPUCONV_TEST_FULL=1`` (``make test-full``) runs all of them on both, of the
+The gate runs each case on one of the two releases of Triton, and of the long lists of cases and mutants a part alone.
+``GPUCONV_TEST_FULL=1`` (``make test-full``) runs all of them on both, of the
 long lists one half on either Triton; ``GPUCONV_TEST_BOTH=1`` beside it runs everything on both.
 """
 
@@ -28,38 +28,39 @@ else:
         write_launches(InterpretedFunction, Path(os.environ[FOLDER]))
 
 PARTS = {
-    "test_matches_reference": 48,
+    "test_matches_reference": 64,
     "test_keys_match_the_reference": 25,
-    "test_mutant_is_noticed": 30,
+    "test_mutant_is_noticed": 40,
     "test_gradcheck": 15,
     "test_gradcheck_of_padding_modes": 15,
     "test_gradcheck_in_full": 15,
     "test_dgrad_multiplies_only_the_taps_of_each_phase": 4,
     "test_opinfo": 6,
-    "test_what_is_not_finite_stays_where_it_is": 40,
+    "test_what_is_not_finite_stays_where_it_is": 60,
     "test_what_is_not_finite_stays_in_columns_and_gradients": 40,
     "test_repeated_calls_of_our_kernels": 13,
-    "test_probes_pass_on_the_real_kernels": 8,
+    "test_probes_pass_on_the_real_kernels": 12,
     "test_small_integers_are_exact": 6,
     "test_wgrad_states_and_bounds_its_workspace": 4,
     "test_matches_the_two_steps": 12,
     "test_what_is_not_finite_is_as_in_the_two_steps": 9,
     "test_conv_depthwise::test_matches_reference": 64,
-    "test_conv_depthwise::test_what_is_not_finite_stays_where_it_is": 40,
+    "test_conv_depthwise::test_what_is_not_finite_stays_where_it_is": 96,
     "test_depthwise_mutations::test_probes_pass_on_the_real_kernels": 17,
 }
 """Into how many parts a list of cases is cut, of which either Triton runs a half in the gate; of one file where it is
 named."""
 
-ON_BOTH = {"test_conv_opinfo_triton"}
-"""Files that the gate runs on either Triton: their launches together are held against the list of kernels."""
 
 SHARES = dict.fromkeys(PARTS, 2) | {"test_layout": 4}
 """Into how many parts lists are cut of which the full run takes one on either Triton, not the same."""
 
 OLDEST = "3.6."
-ON_OLDEST_ALONE = {"test_probes_pass_on_the_real_kernel"}
-"""What the gate runs on the oldest Triton alone, which is the one that comes with the oldest torch."""
+ON_OLDEST_ALONE = {"test_probes_pass_on_the_real_kernel", "test_conv_opinfo_triton"}
+"""Tests and files that the gate runs on the oldest Triton alone, which is the one that comes with the oldest torch.
+
+The launches of OpInfo's convolutions together are held against the list of kernels, so one Triton runs all of them.
+"""
 
 IN_FULL_ALONE = {"test_killed_and_resumed"}
 """What takes the gate too long: three reports, one after the other."""
@@ -81,9 +82,9 @@ def pytest_collection_modifyitems(config, items):
         if not full:
             usual = PARTS.get(item.originalname, 1)
             parts = min(PARTS.get(f"{item.path.stem}::{item.originalname}", usual), number)
-            parts = parts if item.path.stem in ON_BOTH else 2 * parts
+            parts *= 2
         in_part = place % parts == oldest % parts
-        if not full and item.originalname in ON_OLDEST_ALONE | IN_FULL_ALONE:
+        if not full and {item.originalname, item.path.stem} & (ON_OLDEST_ALONE | IN_FULL_ALONE):
             in_part = oldest and item.originalname not in IN_FULL_ALONE
         if not in_part:
             left_out.add(item)
