@@ -14,7 +14,7 @@ from pool_rows import ARCHITECTURES, VERSION
 from problems import conv_problem
 from sample import chosen
 
-from gpuconv.arrays import CONTIGUOUS
+from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
 from gpuconv.costs.constants import Gpu, assuming
 
 pytestmark = pytest.mark.codegen
@@ -84,6 +84,19 @@ def test_a_whole_epilogue_of_results_one_by_one_does_not_spill(arch):
     with assuming(Gpu("another GPU", divmod(arch, 10))):
         _, launch = launches(replace(problem, **every))
     compiled = compile_source(specialise(launch.kernel, launch.arguments), arch, launch.config)
+    found = report(compiled, sass_of(compiled.asm["cubin"]))
+    assert found.stack == 0 and not found.counts.keys() & {"LDL", "STL"}, launch.config
+
+
+@pytest.mark.parametrize(("size", "taps"), (((4096,), 31), ((56, 56), 13)), ids=("1-D", "2-D"))
+@pytest.mark.parametrize("last", ("x", "y"))
+def test_columns_with_channels_between_them_do_not_spill(last, size, taps):
+    """One side channels-last: each of its elements has a pointer of its own."""
+    shape, filters = (8, 768, *size), (768, 1, *(taps,) * len(size))
+    problem = conv_problem(shape, filters, dtype="bfloat16", formats=CONTIGUOUS, groups=768, padding=taps // 2)
+    with assuming(Gpu("another GPU", (9, 0))):
+        _, launch = launches(replace(problem, **{f"{last}_format": CHANNELS_LAST}))
+    compiled = compile_source(specialise(launch.kernel, launch.arguments), 90, launch.config)
     found = report(compiled, sass_of(compiled.asm["cubin"]))
     assert found.stack == 0 and not found.counts.keys() & {"LDL", "STL"}, launch.config
 

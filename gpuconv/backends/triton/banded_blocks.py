@@ -38,8 +38,9 @@ _PACK_BLOCK = 2048
 class Banded:
     """A pass as a convolution of stride 1 of a source to a result: 2-D, 1-D with a first axis of one row.
 
-    A data gradient is the convolution of y with the window turned round. `vec` are the columns of the source, and `vo`
-    those of the result, that begin at multiples of their number in every row of planes.
+    A data gradient is the convolution of y with the window turned round. `apart` tells of source and of result whether
+    channels lie between its columns. `vec` are the columns of the source, and `vo` those of the result, that begin at
+    multiples of their number in every row of planes: one where channels lie between them.
     """
 
     grad: bool
@@ -50,14 +51,15 @@ class Banded:
     result_size: tuple[int, int]
     kernel: tuple[int, int]
     pad: tuple[int, int]
+    apart: tuple[bool, bool]
 
     @property
     def vec(self) -> int:
-        return gcd(8, self.source_size[1])
+        return 1 if self.apart[0] else gcd(8, self.source_size[1])
 
     @property
     def vo(self) -> int:
-        return gcd(8, self.result_size[1])
+        return 1 if self.apart[1] else gcd(8, self.result_size[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +97,10 @@ class Band:
 def banded_of(problem: ConvProblem) -> Banded:
     """Return what a depthwise problem of stride 1, 1-D or 2-D, is to the banded kernels."""
     forward = forward_of(problem)
-    last = problem.x_format == problem.y_format == CHANNELS_LAST and problem.c > 1
+    apart = tuple(each == CHANNELS_LAST and problem.c > 1 for each in (forward.x_format, forward.y_format))
     return Banded(
-        problem.kind != "fprop", last, problem.n, problem.c, two(forward.input_size, 1),
-        two(forward.output_size, 1), two(problem.kernel, 1), two(forward.pad_lo, 0),
+        problem.kind != "fprop", all(apart), problem.n, problem.c, two(forward.input_size, 1),
+        two(forward.output_size, 1), two(problem.kernel, 1), two(forward.pad_lo, 0), (apart[0], apart[1]),
     )  # fmt: skip
 
 
@@ -132,7 +134,9 @@ def _wide(problem: ConvProblem, strides: Strides, config: Mapping[str, Any]) -> 
     offsets += [reach(problem.w_shape, strides["w"]), packed_elements(banded, config) + _PACK_BLOCK]
     offsets += [reach((problem.c,), strides[name]) for name in VECTORS if name in strides]
     # A block at the edge computes offsets of what lies outside, and masks them.
-    beside = max(abs(step) for name in shapes if name in strides for step in strides[name][2:])
+    sides = [(shapes[name], strides[name]) for name in shapes if name in strides]
+    steps = [step for side in sides for size, step in zip(*(part[2:] for part in side), strict=True) if size > 1]
+    beside = max(map(abs, steps), default=0)
     offsets.append(max(offsets) + beside * (band.rows + band.width + max(banded.pad[0], 0)))
     return max(*offsets, problem.n * band.blocks[0] * band.blocks[1] + config["BM"]) >= 2**31
 
@@ -220,7 +224,9 @@ def _in_columns(arguments: Mapping[str, Any], vector: str, names: Sequence[str],
     used = [f"{name}_stride_{axis}" for name in names for axis in "nch"] + [f"{names[0]}_w"]
     beside = all(arguments[f"{name}_stride_w"] in (0, 1) for name in names)
     width = gcd(most, *(arguments[name] for name in used)) if beside else 1
-    width = 1 if arguments[f"{names[0]}_w"] == 1 else width
+    # Kernels multiply these by the vector, in the 32 bits in which Triton passes what is divided.
+    undone = [arguments[name] for name in (f"{names[0]}_w", *(f"{name}_stride_h" for name in names))]
+    width = 1 if undone[0] == 1 or max(undone) >= 2**31 else width
     return {vector: width} | {name: arguments[name] // width for name in used}
 
 
