@@ -103,6 +103,9 @@ def _vector_of(march: March, strides: Sequence[int], size: Sequence[int], n: int
         return 1
     sizes = (n, channels, size[0], size[1])
     numbers = [size[2], *(step for step, count in zip(strides[:4], sizes, strict=True) if count > 1)]
+    # Kernels multiply what is divided by the vector again, in 32 bits; but for images, whose offsets have 64.
+    if max(size[2], *(step for step, count in zip(strides[1:4], sizes[1:], strict=True) if count > 1), 0) >= 2**31:
+        return 1
     return gcd(most, *numbers)
 
 
