@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -145,6 +146,35 @@ def test_default_plans_equal_torch(dtype):
         assert (y.double() - exact).abs().max() <= torch.finfo(dtype).eps * 8 * exact.abs().max()
         exact = torch.nn.grad.conv2d_input(x.shape, w.double(), y.double(), padding=1)
         assert (gradient.double() - exact).abs().max() <= torch.finfo(dtype).eps * 8 * exact.abs().max()
+
+
+FAR: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
+    "step down": ((1, 16, 3, 1), (2**32, 1, 2**30, 16), (4, 16, 2, 1), (1, 0), (2, 1)),
+    "tap across": ((1, 16, 2, 3), (2**32, 1, 16, 2**30), (4, 16, 2, 2), (0, 0), (1, 2)),
+    "channel": ((1, 16, 3, 1), (2**33, 2**28, 1, 1), (4, 16, 2, 1), (1, 0), (1, 1)),
+    "padding": ((1, 16, 2, 1), (2**31 - 1, 1, 2**30, 16), (4, 16, 4, 1), (3, 0), (1, 1)),
+    "step into a row": ((1, 16, 2, 1), (2**31 - 1, 1, 2**30, 16), (4, 16, 2, 1), (2, 0), (2, 1)),
+}
+"""Shape and strides of x, shape of w, padding and dilation: products of two 32-bit numbers that have more bits."""
+
+
+@pytest.mark.parametrize("case", (*FAR, "weights"))
+def test_offsets_beyond_32_bits(case, tmp_path):
+    """In a file of zeros, most of which take no room: other offsets than the right ones find them."""
+    x_shape, strides, w_shape, padding, dilation = FAR.get(case, ((1, 16, 3, 1), None, (4, 16, 2, 1), (1, 0), (1, 1)))
+    x, w = torch.randn(x_shape).half(), torch.randn(w_shape).half()
+    options: Any = {"padding": padding, "dilation": dilation}
+    plain = gpuconv.explain(gpuconv.conv2d, x, w, backend="triton.conv.fprop.implicit_gemm", **options).problem
+    problem = replace(plain, x_format="channels_last", y_format="channels_last")
+    exact = torch.nn.functional.conv2d(x.double(), w.double(), **options)
+    y = torch.empty(exact.shape, dtype=x.dtype).to(memory_format=torch.channels_last)
+    far, where = (w, (2, 2**28, 1, 1)) if strides is None else (x, strides)
+    zeros = torch.from_file(str(tmp_path / "zeros"), shared=True, size=3 * 2**32, dtype=far.dtype)
+    placed = zeros.as_strided(far.shape, where, 2**32).copy_(far)
+    tensors = {"x": placed if far is x else x, "w": placed if far is w else w, "y": y}
+    config = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "ROWS": max(2, w_shape[2]), "MORE": 0, "steps": 2}
+    SOLVERS["fprop"].launch(problem, tensors, config | {"num_warps": 1, "num_stages": 1})
+    assert (y.double() - exact).abs().max() <= 4e-3 * exact.abs().max()
 
 
 PROBES = (

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bench.parity import conv_problem
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
@@ -77,6 +78,16 @@ def test_only_hopper_runs_it(capability: tuple[int, int], taken: bool) -> None:
     with assuming(Gpu("a GPU", capability)):
         for solver, kind in zip(SOLVERS, ("fprop", "dgrad"), strict=True):
             assert (solver.why_not(problem_of(64, 64, kind=kind, padding=1)) is None) == taken
+
+
+def test_a_gpu_that_torch_has_not_initialised_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of CuPy's arrays: nobody has called torch when their first problem is planned."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, taken in (((8, 0), False), ((9, 0), True), ((12, 0), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        problem = replace(problem_of(64, 64, padding=1), array="cupy", device="cuda:0")
+        assert (SOLVERS[0].why_not(problem) is None) == taken, capability
 
 
 def test_refusals_say_why() -> None:

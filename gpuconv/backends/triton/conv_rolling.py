@@ -12,6 +12,7 @@ from ...costs.model import Work
 from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
+from ..axes import reach
 from ..base import Plan, Solver
 from .common import (
     VECTORS,
@@ -24,7 +25,7 @@ from .common import (
     remembered,
     strides_of,
 )
-from .launch import launch_kernel
+from .launch import capability_of, launch_kernel
 from .rolling_costs import MOST_TAPS, Rolled, RollingCosts, rolled, rolling_tiles
 from .runs_axes import forward_of, forward_strides
 
@@ -66,6 +67,8 @@ def rolling_arguments(problem: ConvProblem, strides: Strides, config: Mapping[st
         arguments |= dict(zip(names, [arguments[names[place]] for place in order], strict=True))
     lines = found.lines(config["steps"])
     rows = found.others * lines + config["BLOCK_M"]
+    padded = [size + max(pad, 0) for size, pad in zip(forward.input_size, forward.pad_lo, strict=True)]
+    from_padding = reach((forward.n, forward.c, *padded), turned["x"])  # where a line begins, its offset counts from x
     return {name: value for name, value in arguments.items() if name not in _FIXED} | {
         "k": forward.k,
         "w_offset": first,
@@ -73,7 +76,7 @@ def rolling_arguments(problem: ConvProblem, strides: Strides, config: Mapping[st
         "steps": config["steps"],
         "tiles_n": ceil_div(forward.k, config["BLOCK_N"]),
         "programs": ceil_div(found.others * lines, config["BLOCK_M"]) * ceil_div(forward.k, config["BLOCK_N"]),
-        "INDEX64": bool(config.get("INDEX64")) or index64(forward, turned, max(rows, first)),
+        "INDEX64": bool(config.get("INDEX64")) or index64(forward, turned, max(rows, first, from_padding)),
         "BLOCKS": forward.c // config["BLOCK_K"],
         **{name: config[name] for name in ("ROWS", "MORE", "BLOCK_M", "BLOCK_N", "BLOCK_K")},
     }
@@ -130,7 +133,10 @@ class ForwardRolling(TritonConv):
 def _refusal(problem: ConvProblem) -> str | None:
     """Return why no tile is asked for, with the numbers that say so; None if one may be there."""
     gpu = gpu_of(problem.device)
-    if gpu is not None and gpu.capability != _HOPPER:
+    capability = None if gpu is None else gpu.capability
+    if gpu is None and problem.device.startswith("cuda"):  # torch may not be initialised yet, of which CuPy has no need
+        capability = capability_of(problem.device)
+    if capability not in (None, _HOPPER):
         return "is written for GPUs that multiply from shared memory into registers, as sm_90 does"
     if itemsize(problem.dtype) != 2:
         return f"multiplies 16-bit numbers, not {problem.dtype}"

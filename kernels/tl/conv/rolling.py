@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from ..common import epilogue, four_axes, tile_pointers
+from .lanes import widened
 from .rows import pieces
 
 
@@ -146,7 +147,8 @@ def _conv_rolling_kernel(
     DILATION_H apart: line ``DILATION_H a + f`` begins at row ``DILATION_H steps a + f``.
     Tensors: x [N, C, D, H, W], w [K, C, T, R, S] from element `w_offset`, y and residual [N, K, O, P, Q], each by
     strides in elements, those of w may be negative; bias, scale, shift [K] or None. The axis that is gone down is
-    passed as H, P, R, whichever it is; axes that are not there have size 1. T S is 31 at most.
+    passed as H, P, R, whichever it is; axes that are not there have size 1. T S is 31 at most. INDEX64 computes rows
+    and offsets in 64 bits.
     Grid: (cdiv(M, BLOCK_M) * tiles_n,), the tiles of filters of one tile of rows are neighbours.
     """
     pid = tl.program_id(0)
@@ -155,6 +157,14 @@ def _conv_rolling_kernel(
     if INDEX64:
         tile_m = tile_m.to(tl.int64)
         first_channel = first_channel.to(tl.int64)
+        x_stride_c = widened(x_stride_c, True)
+        x_stride_d = widened(x_stride_d, True)
+        x_stride_h = widened(x_stride_h, True)
+        x_stride_w = widened(x_stride_w, True)
+        w_stride_c = widened(w_stride_c, True)
+        w_stride_t = widened(w_stride_t, True)
+        w_stride_r = widened(w_stride_r, True)
+        w_stride_s = widened(w_stride_s, True)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     depth = tl.arange(0, BLOCK_K)  # [BLOCK_K]
     channel = first_channel + tl.arange(0, BLOCK_N)  # [BLOCK_N]
