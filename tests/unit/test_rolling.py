@@ -25,7 +25,7 @@ def problem_of(*size: int, c: int = 64, k: int = 64, taps: Any = 3, kind: str = 
     return conv_problem((2, c, *size), (k, c, *kernel), kind, "bfloat16", CHANNELS_LAST, **options)
 
 
-@pytest.mark.parametrize("dilation", (1, 2, 5))
+@pytest.mark.parametrize("dilation", (1, 2, 5, 30))
 @pytest.mark.parametrize("steps", (1, 2, 3, 7))
 def test_lines_hold_every_result_once(dilation: int, steps: int) -> None:
     """As the kernel reads them: where a line begins, and that its rows are `dilation` apart."""

@@ -59,7 +59,7 @@ class Rolled:
 
     def lines(self, steps: int) -> int:
         """Return into how many lines of `steps` results the axis falls, over all phases of the dilation."""
-        return ceil_div(ceil_div(self.size, self.dilation), steps) * self.dilation
+        return ceil_div(ceil_div(self.size, self.dilation), steps) * min(self.dilation, self.size)
 
 
 @lru_cache(maxsize=4096)
@@ -129,7 +129,8 @@ class RollingCosts:
         written to shared memory, read, and stored.
         """
         tiles = (2 + (self.more > 0)) * self.tile
-        return np.asarray(tiles + self.weights * np.maximum(self.m / 64, 1) + 3 * self.m * self.n * self.item)
+        result = 3 * self.m * self.n * self.item * (1 + self.problem.residual)  # a residual comes the same way
+        return np.asarray(tiles + self.weights * np.maximum(self.m / 64, 1) + result)
 
     def work(self) -> Work:
         """Describe the launch for the cost model."""
@@ -138,7 +139,8 @@ class RollingCosts:
         walked = self.steps + found.rows - 1
         programs = np.ceil(found.others * lines / self.m) * np.ceil(forward.k / self.n)
         resident = np.minimum(
-            65536 // (np.minimum(self.registers(), 255) * self.threads), _MOST_SHARED // (self.shared() + 1024)
+            65536 // (np.ceil(np.minimum(self.registers(), 255) / 8) * 8 * self.threads),
+            _MOST_SHARED // (self.shared() + 1024),
         )
         resident = np.clip(resident, 1, 32)
         pipe, factor = pipe_of(self.problem)
@@ -191,17 +193,15 @@ def rolling_tiles(problem: ConvProblem) -> Iterator[dict[str, Any]]:
         for (m, warps), n, (high, more), stages in product(
             ((64, 4), (128, 8)), (16, 32, 64, 128), _rows_of_products(found.rows), (2, 3, 4)
         )
-        if n <= widest and n * high <= 256 and n * more != 8
+        if n <= widest and n * high <= 256
     ]  # fmt: skip
     if not shapes:
         return
     costs = RollingCosts(problem, shapes)
     fits = (costs.registers() <= _MOST_REGISTERS) & (costs.shared() <= _MOST_SHARED)
     per_phase = ceil_div(found.size, found.dilation)
-    parts = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
-    heights = sorted(
-        {height for height in (ceil_div(per_phase, each) for each in parts) if height >= min(per_phase, 2)}
-    )
+    least = min(per_phase, 2)
+    heights = sorted({max(ceil_div(per_phase, parts), least) for parts in _PARTS})
     for shape, fit in zip(shapes, fits, strict=True):
         if fit:
             yield from ({**shape, "steps": height} for height in heights)
