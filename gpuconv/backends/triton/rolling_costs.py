@@ -104,7 +104,7 @@ class RollingCosts:
         problem = self.problem
         heavy = min(_ACTIVATIONS.get(problem.activation, 20), 16)
         ended = 4 * (problem.bias + problem.scale + problem.shift) + 12 * problem.residual + heavy
-        taps = 5 * (self.taps - 1) + 10 * problem.index64  # their masks, and wide offsets
+        taps = 5 * (self.taps - 1) + 24 * problem.index64  # their masks, and wide offsets
         return np.asarray(20 + 0.93 * held + 2 * self.loads + taps + ended)
 
     def shared(self) -> np.ndarray:
@@ -118,9 +118,9 @@ class RollingCosts:
         found = 50 + 6 * self.loads + 3 * products + 6 * self.dots + 10 * (self.taps - 1) + rows
         problem = self.problem
         heavy = _ACTIVATIONS.get(problem.activation, 20)
-        return np.asarray(
-            found + self.outputs * (problem.bias + problem.scale + problem.shift + 3 * problem.residual + heavy)
-        )
+        ended = problem.bias + problem.scale + problem.shift + 3 * problem.residual + heavy
+        alone = 4 * (self.forward.k % 8 > 0)  # stores of one element
+        return np.asarray((found + self.outputs * (ended + alone)) * (1.25 if problem.index64 else 1.0))
 
     def moved(self) -> np.ndarray:
         """Return the bytes through L1 and shared memory of a step of a program.
