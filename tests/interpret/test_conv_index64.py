@@ -166,3 +166,71 @@ def test_the_variant_for_32_bits_would_leave_the_tensors(name, watched, torch_rn
     with np.errstate(over="ignore"), pytest.raises(Exception, match=r"OutOfBoundsError|out of tolerance"):
         run(torch_rng, pad, channels=3)
     assert variants(watched) == {False}
+
+
+FAR = 2**30 + 8
+"""A stride of which twice as much does not fit in 32 bits, though it does by itself."""
+
+
+def _far(*parts, reach=2 * FAR):
+    """Return a tensor of each shape and strides, drawn, in memory that is touched where the tensor lies alone."""
+    found = []
+    for shape, strides in parts:
+        tensor = torch.empty(reach + 64, dtype=torch.float16).as_strided(shape, strides)
+        found.append(tensor.copy_(torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))))
+    return found
+
+
+def _near(shape):
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.insert(0, strides[0] * size)
+    return shape, tuple(strides)
+
+
+@pytest.mark.parametrize("name", ("rows", "columns", "taps"))
+def test_far_rows_of_a_separable_convolution(name, watched):
+    """The kernel multiplies a stride by a number of its own, which must have 64 bits before."""
+    x, w = _near((1, 2, 3, 3)), _near((2, 1, 3, 3))
+    if name == "taps":
+        w = w[0], (3, 3, FAR, 1)
+    else:
+        x = x[0], (0, 3, FAR, 1) if name == "rows" else (0, 3, 1, FAR)
+    (x, w), v = _far(x, w), torch.randn(3, 2, 1, 1).half()
+    y = gpuconv.depthwise_separable_conv2d(x, w, v, backend="triton.conv.separable.fused")
+    assert {kwargs["INDEX64"] for kwargs in watched} == {True}
+    between = torch.einsum("cij,cij->c", x[0].double(), w[:, 0].double()).half().double()
+    expected = v[:, :, 0, 0].double() @ between
+    assert torch.allclose(y.flatten().double(), expected, rtol=4e-3, atol=4e-3)
+
+
+def test_far_slices_of_runs(watched):
+    """Dilation along the depth multiplies its stride."""
+    (x,) = _far(((1, 1, 3, 2, 4), (0, 0, FAR, 4, 1)))
+    w = torch.randn(2, 1, 2, 2, 3).half()
+    y = gpuconv.conv3d(x, w, dilation=(2, 1, 1), backend="triton.conv.fprop.runs")
+    assert {kwargs["INDEX64"] for kwargs in watched} == {True}
+    expected = torch.nn.functional.conv3d(x.double(), w.double(), dilation=(2, 1, 1))
+    assert torch.allclose(y.double(), expected, rtol=4e-3, atol=4e-3)
+
+
+def test_slices_before_a_volume_of_runs(watched):
+    """A slice of a window that begins in the padding lies further from its first than any two of the volume."""
+    far = 2**29 + 8
+    (x,) = _far(((1, 1, 2, 2, 4), (0, 0, far, 4, 1)), reach=far)
+    w = torch.randn(2, 1, 5, 2, 3).half()
+    y = gpuconv.conv3d(x, w, padding=((3, 0), (0, 0), (0, 0)), backend="triton.conv.fprop.runs")
+    assert [kwargs["INDEX64"] for kwargs in watched] == [False, True]  # weights lie close together
+    expected = torch.nn.functional.conv3d(torch.nn.functional.pad(x.double(), (0, 0, 0, 0, 3, 0)), w.double())
+    assert torch.allclose(y.double(), expected, rtol=4e-3, atol=4e-3)
+
+
+def test_far_rows_of_phases(watched):
+    """A phase's rows of a residual are as far apart as the stride of the convolution says."""
+    (residual,) = _far(((1, 1, 3, 4), (0, 0, FAR, 1)))
+    y, w = torch.randn(1, 1, 2, 2).half(), torch.randn(1, 1, 1, 2).half()
+    options = {"stride": 2, "residual": residual, "backend": "triton.conv.dgrad.runs"}
+    x = gpuconv.conv_transpose2d(y, w, **options)
+    assert {kwargs["INDEX64"] for kwargs in watched} == {True}
+    expected = torch.nn.functional.conv_transpose2d(y.double(), w.double(), stride=2) + residual.double()
+    assert torch.allclose(x.double(), expected, rtol=4e-3, atol=4e-3)

@@ -219,6 +219,13 @@ def test_gradient_of_no_channels_is_empty(n):
     assert gpuconv.conv2d_input_grad(*arguments, padding=1, backend="triton").shape == (n, 0, 5, 6)
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_empty_batch_may_have_rows_of_no_elements():
+    """As torch has it; every solver is asked what that would take."""
+    y = gpuconv.conv_transpose2d(torch.empty(0, 3, 2, 2), torch.randn(3, 1, 1, 1), padding=(1, 0), backend="triton")
+    assert y.shape == (0, 1, 0, 2)
+
+
 PROBES = (
     Case(2, "channels_last", "float16", "stem"),
     Case(2, "contiguous", "float32", "strides apart"),

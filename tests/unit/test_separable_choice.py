@@ -93,3 +93,14 @@ def test_steps_and_places_of_problems() -> None:
     assert {step.device for step in steps_of(moved)} == {"cpu"} == {moved.device}
     assert placed(problem.depthwise, array="cupy").array == "cupy"
     assert isinstance(problem.depthwise, ConvProblem) and not isinstance(problem, ConvProblem | PoolProblem)
+
+
+def test_with_packs_alone_the_steps_run(monkeypatch: Any, tmp_path: Any) -> None:
+    """Packs are made of recorded problems, and those are the steps: no pack has the kernel of both."""
+    problem = both(32, 128, 56, 128)
+    monkeypatch.setenv("GPUCONV_PACKS_ONLY", "1")
+    with pretended(monkeypatch, tmp_path):
+        found = {each.solver.id: each.reason for each in candidates(problem, "triton")}
+        plan = select(problem, "triton")
+    assert found[FUSED] == "GPUCONV_PACKS_ONLY=1 forbids to compile, and no pack is for this GPU"
+    assert found[STEPS] is None and plan.solver.id == STEPS

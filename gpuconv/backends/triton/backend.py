@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from ...config import interpreting, packs_only
 from ...packs.identity import KernelReference
 from ...packs.search import any_packs, look_up
-from ...problem import Problem
+from ...problem import Problem, SeparableProblem
 from ..base import Backend, Plan, Solver
 from . import (
     columns,
@@ -142,6 +142,8 @@ class TritonBackend(Backend):
 
     def lacks(self, solver: Solver, problem: Problem) -> str | None:
         missing = _missing_compiler()
+        if isinstance(problem, SeparableProblem) and packs_only():  # packs are of recorded problems: of both steps
+            missing = missing or "GPUCONV_PACKS_ONLY=1 forbids to compile"
         if missing is None or not problem.device.startswith("cuda"):
             return None
         capability = capability_of(problem.device)

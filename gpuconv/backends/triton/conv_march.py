@@ -97,7 +97,7 @@ class MarchDepthwise(TritonConv):
 def _fitting(problem: ConvProblem) -> list[dict[str, Any]]:
     """Return the configs of a problem whose registers suffice, each with several heights."""
     tiles = list(lane_tiles(problem))
-    steps = march_of(problem).rows.steps
+    steps = max(march_of(problem).rows.steps, 1)  # an empty batch may have no rows
     if not tiles:
         return []
     found = LaneCosts(problem, [{**tile, "steps": steps} for tile in tiles]).registers() <= MOST_REGISTERS

@@ -82,7 +82,7 @@ class RowProducts(TritonConv):
 
 def _configs(problem: ConvProblem) -> list[dict[str, Any]]:
     """Return the configs of a problem, each tile with several heights."""
-    steps = rows_of(problem).axis.steps
+    steps = max(rows_of(problem).axis.steps, 1)  # an empty batch may have no rows
     heights = {max(ceil_div(steps, parts), 1) for parts in (1, 2, 3, 4, 6, 8, 12, 16)}
     heights = {steps, *(height for height in heights if height >= min(steps, 4))}
     return [{**tile, "steps": height} for tile in row_tiles(problem) for height in sorted(heights)]

@@ -11,7 +11,7 @@ from typing import Any
 from ...arrays import CHANNELS_LAST
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
-from ..axes import three
+from ..axes import reach, three
 from .common import Strides, conv_arguments, index64, power_of_two
 
 __all__ = [
@@ -336,7 +336,9 @@ def runs_arguments(
     arguments = conv_arguments(problem, strides) | {"phases": phases.count}
     rows = problem.n * arguments["o"] * ceil_div(arguments["q"], config["COLS"])
     tiles_m, chunks = ceil_div(rows, config["BLOCK_M"]), ceil_div(arguments["p"], config["steps"])
-    numbers = (rows + config["BLOCK_M"]) * config["COLS"], spread_elements(problem, config)
+    # The kernel counts slices of a window from its first, which may be as far before x as the padding is.
+    slices = reach(problem.x_shape, strides["x"]) + max(arguments["pad_d"], 0) * abs(arguments["x_stride_d"])
+    numbers = (rows + config["BLOCK_M"]) * config["COLS"], spread_elements(problem, config), slices
     wide = index64(problem, _reached(strides, phases), max(numbers))
     found = {name: arguments[name] for name in _TAKEN} | _of_both(problem, config, phases)
     found |= zip(("OFFSET_O", "OFFSET_P", "OFFSET_Q"), phases.offset, strict=True)

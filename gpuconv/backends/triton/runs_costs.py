@@ -212,7 +212,7 @@ def run_tiles(
     fits = {tuple(shape.items()): registers <= _MOST_REGISTERS for shape, registers in zip(shapes, found, strict=True)}
     rows = runs_of(problem).output[1]
     heights = {max(ceil_div(rows, parts), 1) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 32)}
-    heights = {rows, *(height for height in heights if height >= min(rows, 4))}
+    heights = {max(rows, 1), *(height for height in heights if height >= min(rows, 4))}
     for shape in shapes:
         better = not shape["AHEAD"] and fits.get(tuple({**shape, "AHEAD": 1}.items()), False)
         if fits[tuple(shape.items())] and (serial or not better):

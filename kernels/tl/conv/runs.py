@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from ..common import activate
-from .lanes import within
+from .lanes import widened, within
 from .rows import any_not_finite
 from .runs_spread import has_tap, in_result, phases_of
 
@@ -349,6 +349,7 @@ def _conv_runs_kernel(
     EXACT: tl.constexpr = COLS > 1 or GRAD
     PHASES: tl.constexpr = STEP_O * STEP_P * STEP_Q
     row_size = row_size * UNIT
+    x_stride_d = widened(x_stride_d, INDEX64)
     q = q * UNIT_Q
     k = k * UNIT_K
     pid = tl.program_id(0)
@@ -446,8 +447,8 @@ def _conv_runs_kernel(
         residual = residual + _across(
             at_q, group, channel, lane, residual_stride_q * UNIT_K, residual_stride_k * UNIT_Q, BLOCK_N, RESIDUAL_SIDE
         )
-    step_y = y_stride_p * (RESULT_UNIT * STEP_P)
-    step_residual = residual_stride_p * (RESULT_UNIT * STEP_P)
+    step_y = widened(y_stride_p, INDEX64) * (RESULT_UNIT * STEP_P)
+    step_residual = widened(residual_stride_p, INDEX64) * (RESULT_UNIT * STEP_P)
     if PHASES > 1:
         result = result + (phase_p - OFFSET_P) * (y_stride_p * RESULT_UNIT)
         if residual_ptr is not None:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ..common import activate
-from .lanes import within
+from .lanes import widened, within
 
 
 def _repr(specialization):
@@ -173,6 +173,11 @@ def _conv_separable_kernel(
     pid = pid // tiles_n
     if INDEX64:
         pid = pid.to(tl.int64)
+        # Multiplied below by rows and columns of a window, which have 32 bits.
+        x_stride_h = widened(x_stride_h, INDEX64)
+        x_stride_w = widened(x_stride_w, INDEX64)
+        w_stride_r = widened(w_stride_r, INDEX64)
+        w_stride_s = widened(w_stride_s, INDEX64)
     box = tl.arange(0, BLOCK_M)[:, None]  # [BLOCK_M, 1]
     line = pid // columns * (BLOCK_M // TILE_Q) + box // TILE_Q
     at_q = pid % columns * TILE_Q + box % TILE_Q
