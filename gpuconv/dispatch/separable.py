@@ -74,12 +74,13 @@ COMPOSED[_BACKEND] = [TwoSteps()]
 
 
 def _pointwise(
-    op: str, kind: ArrayKind, first: ConvProblem, arrays: Mapping[str, Any], activation: str | None
+    op: str, kind: ArrayKind, first: ConvProblem, arrays: Mapping[str, Any], activation: str | None, unbatched: bool
 ) -> ConvProblem | None:
     """Return the problem of the second step; None where its arrays do not fit, which two calls say better."""
     weight = arrays["pointwise"]
     between = kind.empty(first.y_shape, first.dtype, "meta", first.y_format)
-    x_format, w_format, y_format = normalize_conv.formats_of(kind, between, False, weight)
+    between = kind.drop_batch(between) if unbatched else between  # whose format shows less then
+    x_format, w_format, y_format = normalize_conv.formats_of(kind, between, unbatched, weight)
     k, sizes = kind.shape(weight)[0], first.output_size
     given = [array for array in arrays.values() if array is not None]
     if len({kind.dtype(array) for array in given}) > 1 or len({kind.device(array) for array in given}) > 1:
@@ -164,6 +165,6 @@ def separable_problem(
     given = dict(arrays)
     if first.unbatched and given["residual"] is not None:
         given["residual"] = kind.add_batch(given["residual"])
-    second = _pointwise(op, kind, first.problem, given, extras.activation)
+    second = _pointwise(op, kind, first.problem, given, extras.activation, first.unbatched)
     problem = None if second is None else SeparableProblem(op, first.problem, second)
     return problem, first.unbatched

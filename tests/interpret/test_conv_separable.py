@@ -127,6 +127,16 @@ def test_empty_results():
         assert y.shape == (len(x), 0 if len(x) else 8, x.shape[2] - 2, 7)
 
 
+@pytest.mark.parametrize("backend", (SOLVER.id, STEPS))
+@pytest.mark.parametrize("unbatched", (False, True))
+def test_the_format_is_that_of_two_calls(backend, unbatched):
+    """Of an image without a batch axis the second convolution does not see how the first has left it."""
+    given, w = X[0] if unbatched else X, W.to(memory_format=torch.channels_last)
+    expected = gpuconv.depthwise_separable_conv2d(given, w, V, backend="numpy")
+    y = gpuconv.depthwise_separable_conv2d(given, w, V, backend=backend)
+    assert y.shape == expected.shape and y.stride() == expected.stride()
+
+
 PROBES = (
     Case("channels_last", "float32", "strides apart"),
     Case("channels_last", "float32", "dilations apart"),
