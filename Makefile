@@ -121,9 +121,9 @@ python:
 
 $(STAMP): pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[torch,cli,bench,dev]'
-	$(BIN)/python -m pip install --no-compile --no-deps 'triton==$(TRITON_LATEST)'
-	$(BIN)/python -m pip install --no-compile --no-deps --upgrade --target $(VENV)/nvrtc $(NVRTC)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[torch,cli,bench,dev]'
+	$(BIN)/python -m pip install --no-deps 'triton==$(TRITON_LATEST)'
+	$(BIN)/python -m pip install --no-deps --upgrade --target $(VENV)/nvrtc $(NVRTC)
 	@touch $@
 
 # Without a stamp where they cannot be had: the next run tries again.
@@ -135,6 +135,6 @@ $(VENV_NUMPY)/.stamp: Makefile | python
 
 $(STAMP36): pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv $(VENV36)
-	$(VENV36)/bin/python -m pip install --no-compile -c constraints.txt torch 'numpy>=1.26' pytest pytest-xdist hypothesis expecttest transformers
-	$(VENV36)/bin/python -m pip install --no-compile --no-deps 'triton==$(TRITON_OLDEST)'
+	$(VENV36)/bin/python -m pip install -c constraints.txt torch 'numpy>=1.26' pytest pytest-xdist hypothesis expecttest transformers
+	$(VENV36)/bin/python -m pip install --no-deps 'triton==$(TRITON_OLDEST)'
 	@touch $@
