@@ -174,7 +174,7 @@ def test_threads_do_not_mix_their_arguments(gpu: StubGpu, name: str) -> None:
 
 def test_a_plan_keeps_its_kernel(gpu: StubGpu) -> None:
     """Triton 3.9 unloads the module of a kernel that nobody holds."""
-    from gpuconv.kernels.tl.conv.fprop import _conv_fprop_implicit_gemm_kernel as kernel
+    from gpuconv.kernels.tl.conv.rolling import _conv_rolling_kernel as kernel
 
     call = CALLS["fprop"][1]
     with launcher("native"):
@@ -297,7 +297,7 @@ def test_an_observed_call_is_repeated_and_recorded(gpu: StubGpu) -> None:
         gpu.reset()
         with dispatch.record_plans() as plans:
             call()
-        assert [plan.solver.id for plan in plans] == ["triton.conv.fprop.implicit_gemm"]
+        assert [plan.solver.id for plan in plans] == ["triton.conv.fprop.rolling"]
         assert len(gpu.launches()) == 1 and not dispatch.execution.OBSERVERS
         assert gpuconv.explain(gpuconv.conv2d, X, W, B, padding=1).solver == plans[0].solver.id
         assert len(gpu.launches()) == 1 and not dispatch.execution.OBSERVERS

@@ -18,7 +18,9 @@ from bench.timing import HostClock
 from gpuconv.dispatch.plan_cache import CACHE
 
 FORCED = {
-    "triton.conv.fprop.implicit_gemm": lambda: gpuconv.conv2d(X, W, B, padding=1, backend="triton"),
+    "triton.conv.fprop.implicit_gemm": lambda: gpuconv.conv2d(
+        X, W, B, padding=1, backend="triton.conv.fprop.implicit_gemm"
+    ),
     "triton.conv.wgrad.split_k": lambda: gpuconv.conv2d_weight_grad(X, W.shape, DY, padding=1, backend="triton"),
     "triton.pool.max.fprop.general": lambda: gpuconv.max_pool2d(X, 3, 2, 1, backend="triton.pool.max.fprop.general"),
 }

@@ -145,10 +145,8 @@ def test_two_processes_without_triton(gpu: StubGpu, pack: Path, use_packs: Use, 
             CALLS[name][1]()
         expected = [stub_alone.facts(launched) for launched in gpu.launches()]
         assert launches == [expected] * 3
-    assert "triton.conv.fprop.implicit_gemm" in found["explained"]
-    assert found["unaligned"].startswith(
-        "conv2d: no pack has conv.fprop:_conv_fprop_implicit_gemm_kernel for this call"
-    )
+    assert "triton.conv.fprop.rolling" in found["explained"]
+    assert found["unaligned"].startswith("conv2d: no pack has conv.rolling:_conv_rolling_kernel for this call")
     assert "triton is not installed" in found["lacking"] and "packs lack conv.fprop:" in found["lacking"]
 
 
