@@ -1,8 +1,8 @@
 """The interpret lane runs in a process of its own with TRITON_INTERPRET=1; elsewhere it collects nothing.
 
 The gate runs each case on one of the two releases of Triton, and of the long lists of cases and mutants a part alone.
-``GPUCONV_TEST_FULL=1`` (``make test-full``) runs all of them on both, of the
-long lists one half on either Triton; ``GPUCONV_TEST_BOTH=1`` beside it runs everything on both.
+``GPUCONV_TEST_FULL=1`` (``make test-full``) runs all of them on both, of the long lists one half on either Triton, and
+of operands' layouts a quarter; ``GPUCONV_TEST_BOTH=1`` beside it runs everything on both.
 """
 
 import json

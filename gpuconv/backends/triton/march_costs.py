@@ -16,7 +16,7 @@ from ...shapes import ceil_div
 from .common import power_of_two
 from .march_lanes import march_of
 
-__all__ = ["LONGEST_STEP", "MOST_REGISTERS", "LaneCosts", "epilogue_instructions", "lane_tiles"]
+__all__ = ["ACTIVATIONS", "LONGEST_STEP", "MOST_REGISTERS", "LaneCosts", "epilogue_instructions", "lane_tiles"]
 
 MOST_REGISTERS = 200
 """Registers of a thread, by :meth:`LaneCosts.registers`, above which no tile is proposed: compiled ones have more."""
@@ -39,7 +39,7 @@ _PER_STEP = {"march": {True: (30, 30), False: (0, 30)}, "collect": {True: (45, 0
 _PER_ITEM = 90
 """Instructions that take an item of a weight gradient apart."""
 
-_ACTIVATIONS = {None: 0, "relu": 2, "relu6": 4, "hardswish": 8, "sigmoid": 12, "silu": 13, "tanh": 14, "gelu": 30}
+ACTIVATIONS = {None: 0, "relu": 2, "relu6": 4, "hardswish": 8, "sigmoid": 12, "silu": 13, "tanh": 14, "gelu": 30}
 """Instructions of an activation. Assumed, but for those of a bias and of relu."""
 
 
@@ -47,7 +47,7 @@ def epilogue_instructions(problem: ConvProblem) -> float:
     """Return the instructions of the epilogue per element of the result."""
     if problem.kind == "wgrad":
         return 0.0
-    heavy = _ACTIVATIONS.get(problem.activation, 20)
+    heavy = ACTIVATIONS.get(problem.activation, 20)
     return problem.bias + problem.scale + problem.shift + 3 * problem.residual + heavy
 
 

@@ -17,6 +17,7 @@ from ...costs.work import pipe_of
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from .common import power_of_two
+from .march_costs import ACTIVATIONS
 from .runs_axes import forward_of
 
 __all__ = ["MOST_TAPS", "Rolled", "RollingCosts", "rolled", "rolling_tiles"]
@@ -38,9 +39,6 @@ _CLOCKS_OF_A_WAIT = 40
 
 _PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 """Into how many lines the axis may fall."""
-
-_ACTIVATIONS = {None: 0, "relu": 2, "relu6": 4, "hardswish": 8, "sigmoid": 12, "silu": 13, "tanh": 14, "gelu": 30}
-"""Instructions of an activation. Assumed, but for those of relu and silu."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +100,7 @@ class RollingCosts:
         """Return the registers of a thread: products and open rows, and pointers of what is loaded; see the tables."""
         held = self.outputs * (self.high + self.more + self.rolled.rows)
         problem = self.problem
-        heavy = min(_ACTIVATIONS.get(problem.activation, 20), 16)
+        heavy = min(ACTIVATIONS.get(problem.activation, 20), 16)
         ended = 4 * (problem.bias + problem.scale + problem.shift) + 12 * problem.residual + heavy
         taps = 5 * (self.taps - 1) + 24 * problem.index64  # their masks, and wide offsets
         return np.asarray(20 + 0.93 * held + 2 * self.loads + taps + ended)
@@ -117,7 +115,7 @@ class RollingCosts:
         rows = self.outputs * (0.2 + 0.3 * self.rolled.rows + 1.2 * (self.high + self.more))
         found = 50 + 6 * self.loads + 3 * products + 6 * self.dots + 10 * (self.taps - 1) + rows
         problem = self.problem
-        heavy = _ACTIVATIONS.get(problem.activation, 20)
+        heavy = ACTIVATIONS.get(problem.activation, 20)
         ended = problem.bias + problem.scale + problem.shift + 3 * problem.residual + heavy
         alone = 4 * (self.forward.k % 8 > 0)  # stores of one element
         return np.asarray((found + self.outputs * (ended + alone)) * (1.25 if problem.index64 else 1.0))

@@ -15,6 +15,7 @@ from ...costs.work import pipe_of
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from .common import power_of_two
+from .march_costs import ACTIVATIONS
 from .runs_axes import Runs, most_columns, most_slices, runs_of, spread_elements, weight_bytes
 
 __all__ = ["RunCosts", "run_tiles"]
@@ -38,9 +39,6 @@ _FEED = {8: 0.2, 16: 0.35, 32: 0.6, 64: 0.92}
 
 _PER_STORE_OF_PHASES = 12.0
 """Instructions of a store of one phase of a data gradient: its address, and whether it is inside of the result."""
-
-_ACTIVATIONS = {None: 0, "relu": 2, "relu6": 4, "hardswish": 8, "sigmoid": 12, "silu": 13, "tanh": 14, "gelu": 30}
-"""Instructions of an activation. Assumed, but for that of relu."""
 
 
 class RunCosts:
@@ -111,7 +109,7 @@ class RunCosts:
             found = found + 3 * fmas / 8
         elif PIPES[pipe_of(problem)[0]] == "fma32":
             found = found + 1.2 * fmas
-        heavy = _ACTIVATIONS.get(problem.activation, 20)
+        heavy = ACTIVATIONS.get(problem.activation, 20)
         ended = problem.bias + problem.scale + problem.shift + 3 * problem.residual + heavy
         return np.asarray(found + ended * self.outputs)
 
