@@ -38,7 +38,7 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-lanes_need = $(if $(filter-out %-triton36 $(MORE_LANES),$(LANES)),$(STAMP)) \
+lanes_need = $(if $(filter-out $(MORE_LANES),$(LANES)),$(STAMP)) \
   $(if $(filter %-triton36,$(LANES)),$(STAMP36)) \
   $(if $(filter stack-gpu-image,$(LANES)),$(VENV_IMAGE)/.stamp) $(if $(filter numpy-alone,$(LANES)),$(VENV_NUMPY)/.stamp)
 
@@ -133,8 +133,11 @@ $(VENV_IMAGE)/.stamp: Makefile | python
 $(VENV_NUMPY)/.stamp: Makefile | python
 	$(PYTHON) scripts/stacks.py $(VENV_NUMPY) $(NUMPY_PYTHON) 'numpy>=1.26' pytest hypothesis
 
+# Another Triton before everything else of the first environment, which is installed once: torch takes the longest.
+# gpuconv itself stays outside: what makes it importable there is a .pth file, which is not followed from another.
 $(STAMP36): pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv $(VENV36)
-	$(VENV36)/bin/python -m pip install -c constraints.txt torch 'numpy>=1.26' pytest pytest-xdist hypothesis expecttest transformers
 	$(VENV36)/bin/python -m pip install --no-deps 'triton==$(TRITON_OLDEST)'
+	$(VENV36)/bin/python -c "import sysconfig; folder = sysconfig.get_path('purelib'); \
+	  open(folder + '/beside.pth', 'w').write(folder.replace('$(VENV36)', '$(VENV)') + chr(10))"
 	@touch $@
