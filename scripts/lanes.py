@@ -244,6 +244,10 @@ LANES: dict[str, tuple[str, Callable[[str], Result]]] = {
         "CUDA sources compiled by g++ and run on CPU",
         lambda lane: pytest_lane(lane, ["tests/cuda_on_cpu"], marks="cuda_on_cpu", env={"GPUCONV_CUDA_ON_CPU": "1"}),
     ),
+    "executor": (
+        "Hopper kernels run and searched over a model of the hardware",
+        lambda lane: pytest_lane(lane, ["tests/executor"]),
+    ),
     "codegen": (
         "kernels compiled ahead of time, and launched against a stub of the driver, latest triton, and by NVRTC",
         lambda lane: pytest_lane(lane, ["tests/codegen", "tests/launch"]),

@@ -50,6 +50,13 @@ PARTS: Mapping[str, int] = {
     "test_export::test_reloaded_in_a_fresh_process": 2,
     "test_pool_compile::test_export": 2,
     "test_func::test_compiled_transforms": 2,
+    # tests/executor
+    "test_hopper::test_equal_on_integers": 12,
+    "test_hopper::test_close_on_reals": 6,
+    "test_hopper::test_every_seed": 2,
+    "test_hopper::test_wgrad_on_integers": 12,
+    "test_prover::test_wrong_results_are_noticed": 2,
+    "test_prover::test_fault_is_found_by_the_search": 2,
     # tests/cuda_on_cpu
     "test_pool_windows::test_matches_reference": 3,
     "test_conv_dgrad::test_dgrad": 2,

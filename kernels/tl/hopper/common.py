@@ -1,0 +1,230 @@
+"""Device functions that the Hopper kernels share: rings of slots, tiles by number, and the way of a tile to memory.
+
+A ring is a row of slots in shared memory with two barriers each: `full` tells that a slot's boxes have landed (one
+arrival, which names their bytes), `empty` that every consumer has read it. Who fills starts in phase 1: waiting for a
+phase that is not there yet passes at once.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import cluster, fence_async_shared, mbarrier, tma
+
+
+@gluon.jit
+def advance(slot, phase, SLOTS: gl.constexpr):
+    """Return the next position of a ring; the phase turns where it begins anew."""
+    slot += 1
+    wraps = slot == SLOTS
+    return gl.where(wraps, 0, slot), gl.where(wraps, phase ^ 1, phase)
+
+
+@gluon.jit
+def tile_axes(tile, tiles_n, tiles_o, tiles_p, tiles_q, tiles_k, GROUP: gl.constexpr):
+    """Take a tile's number apart: image, depth, row, column and channels, in tiles.
+
+    GROUP tiles of pixels are walked for each tile of channels before the next ones: neighbouring programs then share
+    weights in the L2 cache, and the pixels of a group stay there for all channels.
+    """
+    pixels = tiles_n * tiles_o * tiles_p * tiles_q
+    per_group = GROUP * tiles_k
+    group = tile // per_group
+    size = min(pixels - group * GROUP, GROUP)
+    within = tile % per_group
+    pixel = group * GROUP + within % size
+    at_k = within // size
+    at_q = pixel % tiles_q
+    lines = pixel // tiles_q
+    at_p = lines % tiles_p
+    planes = lines // tiles_p
+    return planes // tiles_o, planes % tiles_o, at_p, at_q, at_k
+
+
+@gluon.jit
+def cluster_exit(CLUSTER: gl.constexpr):
+    """Keep a CTA until its peer no longer arrives at its barriers. Triton 3.9 does so by itself, 3.8 does not."""
+    if CLUSTER:
+        cluster.barrier()
+
+
+@gluon.jit
+def tanh(x):
+    """Return tanh(x) from exp(-2|x|), which never overflows."""
+    magnitude = gl.where(x < 0, -x, x)
+    e = gl.exp(-2.0 * magnitude)
+    magnitude = (1.0 - e) / (1.0 + e)
+    return gl.where(x < 0, -magnitude, magnitude)
+
+
+@gluon.jit
+def sigmoid(x):
+    """Return 1 / (1 + exp(-x)) without overflow on either side."""
+    e = gl.exp(gl.where(x < 0, x, -x))
+    return gl.where(x < 0, e, 1.0) / (1.0 + e)
+
+
+@gluon.jit
+def at_least_zero(x):
+    """Return max(x, 0). NaN, which no comparison is true for, stays."""
+    return gl.where(x < 0, 0.0, x)
+
+
+@gluon.jit
+def at_most_six(x):
+    """Return min(x, 6). NaN stays."""
+    return gl.where(x > 6, 6.0, x)
+
+
+@gluon.jit
+def activate(x, ACTIVATION: gl.constexpr):
+    """Apply an activation by name (formulas of torch.nn.functional); None leaves `x` as it is. NaN propagates."""
+    if ACTIVATION == "relu":
+        x = at_least_zero(x)
+    elif ACTIVATION == "relu6":
+        x = at_most_six(at_least_zero(x))
+    elif ACTIVATION == "hardswish":
+        x = x * at_most_six(at_least_zero(x + 3.0)) / 6.0
+    elif ACTIVATION == "silu":
+        x = x * sigmoid(x)
+    elif ACTIVATION == "gelu":
+        x = 0.5 * x * (1.0 + gl.erf(x * 0.7071067811865476))
+    elif ACTIVATION == "gelu_tanh":
+        x = 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+    elif ACTIVATION == "sigmoid":
+        x = sigmoid(x)
+    elif ACTIVATION == "tanh":
+        x = tanh(x)
+    return x
+
+
+@gluon.jit
+def channel_vector(ptr, stride, first, k, LAYOUT: gl.constexpr, WIDTH: gl.constexpr):
+    """Return one number per column of a tile, as a row in float32; zeros beyond the last channel."""
+    channel = first + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, LAYOUT))
+    vector = gl.load(ptr + channel * stride, mask=channel < k, other=0.0)
+    return gl.expand_dims(vector.to(gl.float32), 0)
+
+
+@gluon.jit
+def epilogue(
+    value,
+    residual,
+    bias_ptr,
+    scale_ptr,
+    shift_ptr,
+    bias_stride,
+    scale_stride,
+    shift_stride,
+    first,
+    k,
+    dtype: gl.constexpr,
+    WIDTH: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+    ROUND_EACH: gl.constexpr,
+):
+    """Return activation((value + bias) * scale + shift + residual) for channels from `first`, in float32.
+
+    Each operand may be None. ROUND_EACH rounds to the type of y after the convolution and after each operand, as torch
+    does, which computes them one after another; without it the result is rounded once, when it is stored.
+    """
+    layout: gl.constexpr = value.type.layout
+    if ROUND_EACH:
+        value = value.to(dtype).to(gl.float32)
+    if bias_ptr is not None:
+        value = value + channel_vector(bias_ptr, bias_stride, first, k, layout, WIDTH)
+        if ROUND_EACH:
+            value = value.to(dtype).to(gl.float32)
+    if scale_ptr is not None:
+        value = value * channel_vector(scale_ptr, scale_stride, first, k, layout, WIDTH)
+        if ROUND_EACH:
+            value = value.to(dtype).to(gl.float32)
+    if shift_ptr is not None:
+        value = value + channel_vector(shift_ptr, shift_stride, first, k, layout, WIDTH)
+        if ROUND_EACH:
+            value = value.to(dtype).to(gl.float32)
+    if residual is not None:
+        value = value + residual.to(gl.float32)
+        if ROUND_EACH:
+            value = value.to(dtype).to(gl.float32)
+    return activate(value, ACTIVATION)
+
+
+@gluon.jit
+def column_chunks(tile, ROWS: gl.constexpr, COLUMNS: gl.constexpr, CHUNKS: gl.constexpr):
+    """Cut a tile into 1, 2 or 4 runs of columns, each in registers alone."""
+    if CHUNKS == 1:
+        chunks = (tile,)
+    elif CHUNKS == 2:
+        chunks = tile.reshape([ROWS, 2, COLUMNS // 2]).permute(0, 2, 1).split()
+    else:
+        low, high = tile.reshape([ROWS, 2, COLUMNS // 2]).permute(0, 2, 1).split()
+        low = low.reshape([ROWS, 2, COLUMNS // 4]).permute(0, 2, 1).split()
+        high = high.reshape([ROWS, 2, COLUMNS // 4]).permute(0, 2, 1).split()
+        chunks = low + high
+    return chunks
+
+
+@gluon.jit
+def store_tile(
+    y_map,
+    residual_map,
+    staging,
+    landed,
+    parity,
+    tile,
+    bias_ptr,
+    scale_ptr,
+    shift_ptr,
+    bias_stride,
+    scale_stride,
+    shift_stride,
+    at_n,
+    at_o,
+    at_p,
+    at_q,
+    first,
+    k,
+    ROWS: gl.constexpr,
+    COLUMNS: gl.constexpr,
+    CHUNKS: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+    ROUND_EACH: gl.constexpr,
+):
+    """Write a tile [ROWS pixels, COLUMNS channels] of sums through `staging` [.., COLUMNS / CHUNKS], in chunks.
+
+    A residual comes the same way in: its box lands in `staging` before the chunk is stored from there. `landed` and
+    `parity` are its barrier and the phase to wait for; the next one is returned.
+    """
+    dtype: gl.constexpr = y_map.dtype
+    WIDTH: gl.constexpr = COLUMNS // CHUNKS
+    chunks = column_chunks(tile, ROWS, COLUMNS, CHUNKS)
+    for i in gl.static_range(CHUNKS):
+        chunk = chunks[i]
+        at = [at_n, at_o, at_p, at_q, first + i * WIDTH]
+        tma.store_wait(0)  # what was stored last has been read
+        residual = None
+        if residual_map is not None:
+            mbarrier.expect(landed, residual_map.nbytes_per_cta)
+            tma.async_load(residual_map, at, landed, staging)
+            mbarrier.wait(landed, parity)
+            parity = parity ^ 1
+            residual = staging.reshape([ROWS, WIDTH]).load(chunk.type.layout)
+        value = epilogue(
+            chunk,
+            residual,
+            bias_ptr,
+            scale_ptr,
+            shift_ptr,
+            bias_stride,
+            scale_stride,
+            shift_stride,
+            first + i * WIDTH,
+            k,
+            dtype,
+            WIDTH,
+            ACTIVATION,
+            ROUND_EACH,
+        )
+        staging.reshape([ROWS, WIDTH]).store(value.to(dtype))
+        fence_async_shared()
+        tma.async_store(y_map, at, staging)
+    return parity

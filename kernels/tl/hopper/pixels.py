@@ -1,0 +1,276 @@
+"""Convolution over runs of pixels, any stride, dilation and size of map: x comes by TMA's im2col mode.
+
+A box holds consecutive output pixels, counted over images and rows alike, so no tile is ragged but the last. Otherwise
+as in tiles.py, whose consumers these are. There is no store in this mode, nor need of one: y is one long row of pixels.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+
+from .common import advance, cluster_exit, tile_axes
+from .consume import consume_tiles
+
+
+@gluon.jit
+def cta_rank():
+    """Return the rank of this CTA in its cluster. Gluon hides it on purpose: own pixels are its one use here."""
+    return gl.inline_asm_elementwise("mov.u32 $0, %cluster_ctarank;", "=r", [], dtype=gl.int32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def first_pixel(pixel, sizes, strides, first, AXES: gl.constexpr):
+    """Return image and position, in x, of the first tap of an output pixel."""
+    q = pixel % sizes[2]
+    lines = pixel // sizes[2]
+    p = lines % sizes[1]
+    planes = lines // sizes[1]
+    at_p = p * strides[1] + first[1]
+    at_q = q * strides[2] + first[2]
+    if AXES == 2:
+        at = (planes, at_p, at_q)
+    else:
+        at = (planes // sizes[0], planes % sizes[0] * strides[0] + first[0], at_p, at_q)
+    return at
+
+
+@gluon.jit
+def _pixels_produce(
+    x_map,
+    w_map,
+    x_ring,
+    w_ring,
+    full,
+    empty,
+    pair,
+    pixels,
+    sizes,
+    k,
+    taps,
+    strides,
+    first,
+    step,
+    c,
+    programs,
+    BLOCK_M: gl.constexpr,
+    CONSUMERS: gl.constexpr,
+    BLOCK_K: gl.constexpr,
+    BLOCK_C: gl.constexpr,
+    GROUP: gl.constexpr,
+    STAGES: gl.constexpr,
+    AXES: gl.constexpr,
+    TRANSPOSED: gl.constexpr,
+    PAIR: gl.constexpr,
+    OWN_PIXELS: gl.constexpr,
+):
+    """Fill the ring, tile by tile: all taps of a block of channels, then the next block. BLOCK_M counts the cluster."""
+    BOX: gl.constexpr = BLOCK_M // 2 if OWN_PIXELS else BLOCK_M
+    tiles_m = gl.cdiv(pixels, BLOCK_M * CONSUMERS)
+    tiles_k = gl.cdiv(k, BLOCK_K)
+    rank = 0
+    if OWN_PIXELS:
+        rank = cta_rank()
+    slot = 0
+    phase = 1
+    for tile in range(gl.program_id(0), tiles_m * tiles_k, programs):
+        _, _, _, at_m, at_k = tile_axes(tile, 1, 1, 1, tiles_m, tiles_k, GROUP)
+        m0 = at_m * (CONSUMERS * BLOCK_M) + rank * BOX
+        at0 = first_pixel(m0, sizes, strides, first, AXES)
+        at1 = at0
+        if CONSUMERS == 2:
+            at1 = first_pixel(m0 + BLOCK_M, sizes, strides, first, AXES)
+        for chunk in range(0, gl.cdiv(c, BLOCK_C)):
+            tap = 0
+            for t in range(0, taps[0]):
+                for r in range(0, taps[1]):
+                    for s in range(0, taps[2]):
+                        mbarrier.wait(empty.index(slot), phase)
+                        if PAIR:
+                            mbarrier.wait(pair.index(slot), phase)  # the first CTA alone: the slot of the other is free
+                        mbarrier.expect(full.index(slot), CONSUMERS * x_map.nbytes_per_cta + w_map.nbytes_per_cta)
+                        weights = [tap, at_k * BLOCK_K, chunk * BLOCK_C]
+                        if TRANSPOSED:
+                            weights = [tap, chunk * BLOCK_C, at_k * BLOCK_K]
+                        tma.async_load(w_map, weights, full.index(slot), w_ring.index(slot), multicast=PAIR)
+                        offset_h = (r * step[1]).to(gl.int16)
+                        offset_w = (s * step[2]).to(gl.int16)
+                        if AXES == 2:
+                            offsets = [offset_h, offset_w]
+                            box0 = [at0[0], at0[1], at0[2], chunk * BLOCK_C]
+                            box1 = [at1[0], at1[1], at1[2], chunk * BLOCK_C]
+                        else:
+                            offsets = [(t * step[0]).to(gl.int16), offset_h, offset_w]
+                            box0 = [at0[0], at0[1], at0[2], at0[3], chunk * BLOCK_C]
+                            box1 = [at1[0], at1[1], at1[2], at1[3], chunk * BLOCK_C]
+                        tma.async_load_im2col(
+                            x_map,
+                            box0,
+                            offsets,
+                            full.index(slot),
+                            x_ring.index(slot * CONSUMERS),
+                            multicast=PAIR and not OWN_PIXELS,
+                        )
+                        if CONSUMERS == 2:
+                            tma.async_load_im2col(
+                                x_map,
+                                box1,
+                                offsets,
+                                full.index(slot),
+                                x_ring.index(slot * CONSUMERS + 1),
+                                multicast=PAIR and not OWN_PIXELS,
+                            )
+                        slot, phase = advance(slot, phase, STAGES)
+                        tap += 1
+
+
+@gluon.jit
+def _conv_pixels_kernel(
+    x_map,
+    w_map,
+    y_map,
+    residual_map,
+    bias_ptr,
+    scale_ptr,
+    shift_ptr,
+    bias_stride,
+    scale_stride,
+    shift_stride,
+    n,
+    c,
+    k,
+    o,
+    p,
+    q,
+    t,
+    r,
+    s,
+    stride_d,
+    stride_h,
+    stride_w,
+    first_d,
+    first_h,
+    first_w,
+    step_d,
+    step_h,
+    step_w,
+    programs,
+    BLOCK_M: gl.constexpr,
+    CONSUMERS: gl.constexpr,
+    BLOCK_K: gl.constexpr,
+    BLOCK_C: gl.constexpr,
+    GROUP: gl.constexpr,
+    STAGES: gl.constexpr,
+    CHUNKS: gl.constexpr,
+    AXES: gl.constexpr,
+    TRANSPOSED: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+    ROUND_EACH: gl.constexpr,
+    INSTRUCTION_N: gl.constexpr,
+    INSTRUCTION_K: gl.constexpr,
+    WARPS: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr,
+    PRODUCER_REGISTERS: gl.constexpr,
+    CLUSTER: gl.constexpr,
+    OPERAND: gl.constexpr,
+):
+    """Compute y = activation((sums + bias) * scale + shift + residual) for runs of output pixels.
+
+    y[n, o, p, q, k] sums x[n, o stride_d + first_d + t' step_d, .., c'] times w[(t' r + r') s + s', k, c'], as in
+    `_conv_tiles_kernel`, but first and step as in a forward convolution: first = -padding, step = dilation > 0.
+
+    Tensor maps, channels last: x_map of the im2col mode over [N, H, W, C] (AXES = 2) or [N, D, H, W, C] (3), boxes
+    [BLOCK_M, BLOCK_C], lower corners -padding, upper corners padding - (taps - 1) dilation, element strides those of
+    the convolution; w_map as in tiles.py; y_map, and residual_map if there is one, over [1, 1, 1, N O P Q, K] in boxes
+    [1, 1, 1, BLOCK_M, BLOCK_K / CHUNKS].
+    With AXES = 2, corners go from -128 to 127 and offsets to 255; with 3, from -16 to 15 and to 31.
+
+    CONSUMERS (1 or 2) have one box of BLOCK_M pixels each. CLUSTER ((0, 1),): two CTAs split the channels and x is
+    multicast (Triton 3.9). CLUSTER ((1, 0),) with OPERAND: they split the pixels, BLOCK_M counts both, and the weights
+    are multicast. A box that is split along pixels would start at a wrong one (the hardware adds to W), so each CTA
+    loads its own box of BLOCK_M / 2 in a layout that is not split, and OPERAND is the split one that it is read in.
+
+    Grid: (programs,), the number of multiprocessors or half of it with a cluster.
+    """
+    PAIR: gl.constexpr = len(CLUSTER) > 0
+    OWN_PIXELS: gl.constexpr = OPERAND is not None
+    BOX: gl.constexpr = BLOCK_M // 2 if OWN_PIXELS else BLOCK_M
+    layout: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0],
+        warps_per_cta=[WARPS, 1],
+        instr_shape=[16, INSTRUCTION_N, INSTRUCTION_K],
+        cga_layout=CLUSTER,
+    )
+    x_ring = gl.allocate_shared_memory(x_map.dtype, [STAGES * CONSUMERS, BOX, BLOCK_C], x_map.layout)
+    if TRANSPOSED:
+        w_ring = gl.allocate_shared_memory(w_map.dtype, [STAGES, 1, BLOCK_C, BLOCK_K], w_map.layout)
+    else:
+        w_ring = gl.allocate_shared_memory(w_map.dtype, [STAGES, 1, BLOCK_K, BLOCK_C], w_map.layout)
+    staging = gl.allocate_shared_memory(y_map.dtype, [CONSUMERS, 1, 1, 1, BLOCK_M, BLOCK_K // CHUNKS], y_map.layout)
+    full = mbarrier.allocate_mbarrier(batch=STAGES)
+    empty = mbarrier.allocate_mbarrier(batch=STAGES)
+    landed = mbarrier.allocate_mbarrier(batch=CONSUMERS)
+    pair = empty
+    if PAIR:
+        pair = mbarrier.allocate_mbarrier(batch=STAGES, two_ctas=True)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=CONSUMERS)
+        if PAIR:
+            mbarrier.init(pair.index(i), count=CONSUMERS)  # of each CTA
+    for i in gl.static_range(CONSUMERS):
+        mbarrier.init(landed.index(i), count=1)
+    pixels = n * o * p * q
+    sizes = (1, 1, 1, pixels, k)
+    taps = (t, r, s)
+    vectors = (bias_ptr, scale_ptr, shift_ptr)
+    vector_strides = (bias_stride, scale_stride, shift_stride)
+    strides = (stride_d, stride_h, stride_w)
+    first = (first_d, first_h, first_w)
+    step = (step_d, step_h, step_w)
+    steps = t * r * s * gl.cdiv(c, BLOCK_C)
+    TILE: gl.constexpr = (1, 1, BLOCK_M, 1, CONSUMERS, BLOCK_K, BLOCK_C, GROUP, STAGES)
+    if CONSUMERS == 1:
+        gl.warp_specialize(
+            [
+                (
+                    consume_tiles,
+                    (y_map, residual_map, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
+                     vectors, vector_strides, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
+                     ROUND_EACH, PAIR, layout, OPERAND),
+                ),
+                (
+                    _pixels_produce,
+                    (x_map, w_map, x_ring, w_ring, full, empty, pair, pixels, (o, p, q), k, taps, strides, first, step,
+                     c, programs, BLOCK_M, CONSUMERS, BLOCK_K, BLOCK_C, GROUP, STAGES, AXES, TRANSPOSED, PAIR,
+                     OWN_PIXELS),
+                ),
+            ],
+            [1],
+            [PRODUCER_REGISTERS],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (
+                    consume_tiles,
+                    (y_map, residual_map, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
+                     vectors, vector_strides, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
+                     ROUND_EACH, PAIR, layout, OPERAND),
+                ),
+                (
+                    consume_tiles,
+                    (y_map, residual_map, x_ring, w_ring, staging.index(1), full, empty, pair, landed.index(1),
+                     vectors, vector_strides, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
+                     ROUND_EACH, PAIR, layout, OPERAND),
+                ),
+                (
+                    _pixels_produce,
+                    (x_map, w_map, x_ring, w_ring, full, empty, pair, pixels, (o, p, q), k, taps, strides, first, step,
+                     c, programs, BLOCK_M, CONSUMERS, BLOCK_K, BLOCK_C, GROUP, STAGES, AXES, TRANSPOSED, PAIR,
+                     OWN_PIXELS),
+                ),
+            ],
+            [WARPS, 1],
+            [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        )  # fmt: skip
+    cluster_exit(PAIR)

@@ -1,0 +1,181 @@
+"""Weight gradient of a dense convolution: both operands from shared memory as they lie, pixels outermost.
+
+dw[tap, k, c] sums dy[pixel, k] x[pixel + tap, c] over all pixels. wgmma takes both without a transpose (16-bit types
+alone). Programs split the pixels; their partial sums are added in order by a second kernel, so equal calls give equal
+bits.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_init,
+    warpgroup_mma_wait,
+)
+
+from .common import advance
+
+
+@gluon.jit
+def _wgrad_produce(
+    dy_map,
+    x_map,
+    dy_ring,
+    x_ring,
+    full,
+    empty,
+    at_k,
+    at_c,
+    shift,
+    begin,
+    end,
+    tiles,
+    TILE_N: gl.constexpr,
+    TILE_P: gl.constexpr,
+    TILE_Q: gl.constexpr,
+    STAGES: gl.constexpr,
+):
+    """Fill the ring with boxes of pixels: of dy, and of x where the tap sees them."""
+    slot = 0
+    phase = 1
+    for tile in range(begin, end):
+        q = tile % tiles[2]
+        lines = tile // tiles[2]
+        p = lines % tiles[1]
+        planes = lines // tiles[1]
+        o = planes % tiles[0]
+        n = planes // tiles[0]
+        mbarrier.wait(empty.index(slot), phase)
+        mbarrier.expect(full.index(slot), dy_map.nbytes_per_cta + x_map.nbytes_per_cta)
+        tma.async_load(dy_map, [n * TILE_N, o, p * TILE_P, q * TILE_Q, at_k], full.index(slot), dy_ring.index(slot))
+        tma.async_load(
+            x_map,
+            [n * TILE_N, o + shift[0], p * TILE_P + shift[1], q * TILE_Q + shift[2], at_c],
+            full.index(slot),
+            x_ring.index(slot),
+        )
+        slot, phase = advance(slot, phase, STAGES)
+
+
+@gluon.jit
+def _wgrad_consume(
+    dw_ptr,
+    dy_ring,
+    x_ring,
+    full,
+    empty,
+    at_k,
+    at_c,
+    k,
+    c,
+    begin,
+    end,
+    PIXELS: gl.constexpr,
+    BLOCK_K: gl.constexpr,
+    BLOCK_C: gl.constexpr,
+    STAGES: gl.constexpr,
+    LAYOUT: gl.constexpr,
+):
+    """Multiply, and store one partial sum of a tile. A program without pixels stores zeros."""
+    sums = warpgroup_mma_init(gl.zeros([BLOCK_K, BLOCK_C], gl.float32, LAYOUT))
+    slot = 0
+    phase = 0
+    last = slot
+    for tile in range(begin, end):
+        mbarrier.wait(full.index(slot), phase)
+        dy = dy_ring.index(slot).reshape([PIXELS, BLOCK_K]).permute((1, 0))
+        x = x_ring.index(slot).reshape([PIXELS, BLOCK_C])
+        sums = warpgroup_mma(dy, x, sums, is_async=True)
+        sums = warpgroup_mma_init(warpgroup_mma_wait(1, deps=[sums]))
+        mbarrier.arrive(empty.index(last), count=1, pred=tile > begin)
+        last = slot
+        slot, phase = advance(slot, phase, STAGES)
+    sums = warpgroup_mma_wait(0, deps=[sums])
+    row = at_k + gl.arange(0, BLOCK_K, layout=gl.SliceLayout(1, LAYOUT))
+    column = at_c + gl.arange(0, BLOCK_C, layout=gl.SliceLayout(0, LAYOUT))
+    inside = gl.expand_dims(row < k, 1) & gl.expand_dims(column < c, 0)
+    gl.store(dw_ptr + (gl.expand_dims(row, 1) * c + gl.expand_dims(column, 0)), sums, mask=inside)
+
+
+@gluon.jit
+def _conv_wgrad_tiles_kernel(
+    dy_map,
+    x_map,
+    dw_ptr,
+    n,
+    c,
+    k,
+    o,
+    p,
+    q,
+    r,
+    s,
+    splits,
+    first_d,
+    first_h,
+    first_w,
+    step_d,
+    step_h,
+    step_w,
+    TILE_N: gl.constexpr,
+    TILE_P: gl.constexpr,
+    TILE_Q: gl.constexpr,
+    BLOCK_K: gl.constexpr,
+    BLOCK_C: gl.constexpr,
+    STAGES: gl.constexpr,
+    INSTRUCTION_N: gl.constexpr,
+    WARPS: gl.constexpr,
+    PRODUCER_REGISTERS: gl.constexpr,
+):
+    """Write partial sums dw[split, (t r + r') s + s', k, c] in float32, for a convolution of stride 1.
+
+    Tensor maps, channels last: dy_map over [N, O, P, Q, K] in boxes [TILE_N, 1, TILE_P, TILE_Q, BLOCK_K], x_map over
+    [N, D, H, W, C] in [TILE_N, 1, TILE_P, TILE_Q, BLOCK_C]; the pixels of a box are the length of one product. What
+    lies outside of dy is zero and adds nothing; what lies outside of x is the padding. first = -padding, step =
+    dilation. dw has k c numbers per tap, below 2**31 in all.
+
+    Grid: (cdiv(K, BLOCK_K) cdiv(C, BLOCK_C), taps, splits).
+    """
+    tiles_c = gl.cdiv(c, BLOCK_C)
+    at_k = gl.program_id(0) // tiles_c * BLOCK_K
+    at_c = gl.program_id(0) % tiles_c * BLOCK_C
+    tap = gl.program_id(1)
+    split = gl.program_id(2)
+    at_s = tap % s
+    rows = tap // s
+    shift = (first_d + rows // r * step_d, first_h + rows % r * step_h, first_w + at_s * step_w)
+    tiles = (o, gl.cdiv(p, TILE_P), gl.cdiv(q, TILE_Q))
+    boxes = gl.cdiv(n, TILE_N) * tiles[0] * tiles[1] * tiles[2]
+    share = gl.cdiv(boxes, splits)
+    begin = min(split * share, boxes)
+    end = min(begin + share, boxes)
+    PIXELS: gl.constexpr = TILE_N * TILE_P * TILE_Q
+    layout: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, INSTRUCTION_N, 16]
+    )
+    dy_ring = gl.allocate_shared_memory(dy_map.dtype, [STAGES, TILE_N, 1, TILE_P, TILE_Q, BLOCK_K], dy_map.layout)
+    x_ring = gl.allocate_shared_memory(x_map.dtype, [STAGES, TILE_N, 1, TILE_P, TILE_Q, BLOCK_C], x_map.layout)
+    full = mbarrier.allocate_mbarrier(batch=STAGES)
+    empty = mbarrier.allocate_mbarrier(batch=STAGES)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=1)
+    dw_ptr = dw_ptr + (split * gl.num_programs(1) + tap) * (k * c)
+    gl.warp_specialize(
+        [
+            (
+                _wgrad_consume,
+                (dw_ptr, dy_ring, x_ring, full, empty, at_k, at_c, k, c, begin, end, PIXELS, BLOCK_K, BLOCK_C, STAGES,
+                 layout),
+            ),
+            (
+                _wgrad_produce,
+                (dy_map, x_map, dy_ring, x_ring, full, empty, at_k, at_c, shift, begin, end, tiles, TILE_N, TILE_P,
+                 TILE_Q, STAGES),
+            ),
+        ],
+        [1],
+        [PRODUCER_REGISTERS],
+    )  # fmt: skip

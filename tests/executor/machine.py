@@ -1,0 +1,349 @@
+"""Runs Gluon kernels on a model of Hopper under adversarial asynchrony: all happens as early or as late as it may.
+
+The rules are those of the PTX ISA, by the titles of its sections:
+
+* An mbarrier's phase completes when neither arrivals nor bytes are pending; it must not have more arrivals than it
+  counts ("Phase completion of the mbarrier object", "Tracking asynchronous operations by the mbarrier object"). Bytes
+  may arrive before they are expected. A wait names one of two parities, so who falls two phases behind waits for good.
+* ``cp.async.bulk.tensor`` to shared memory lands at any time after it is issued and completes its bytes then; out of
+  bounds it fills with zeros. With ``.multicast::cluster`` it lands in each CTA apart, on the barrier of that CTA.
+* ``wgmma.mma_async`` reads shared memory at any time up to its ``wait_group``; its accumulator is not to be touched
+  before ("Asynchronous warpgroup level matrix instructions"). What it reads must have landed when it is issued.
+* ``cp.async.bulk.tensor`` to global memory reads shared memory at any time up to ``wait_group.read``; what ordinary
+  stores wrote there must have been fenced for the async proxy by the partition that wrote it ("Async proxy").
+* Shared memory and barriers of a CTA end with the CTA: nothing may be in flight into it, nor its peers arrive there.
+
+Not modelled: swizzles (a wrong one would show on a card alone), the order in which CTAs of a cluster see each other's
+memory, single warps of a partition, clusters of more than two, time. Registers and shared memory are the compiler's
+business: tests/codegen asks it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from tensors import Fragment, KernelError, Layout, Map, MapIm2col, View, local_shape
+
+__all__ = ["Barrier", "Executor", "Machine", "Process"]
+
+Body = Generator[Callable[[], bool] | None, None, object]
+
+
+@dataclass(eq=False)
+class Barrier:
+    """One mbarrier. A pair's arrivals all go to the one of the first CTA, which alone can be waited for."""
+
+    rank: int
+    allocation: int
+    slot: int
+    pair: bool
+    count: int = 0
+    pending: int = 0
+    bytes: int = 0
+    phase: int = 0
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        return 0 if self.pair else self.rank, self.allocation, self.slot
+
+    def settle(self, arrivals: int = 0, expected: int = 0) -> None:
+        """Take arrivals and expected bytes (negative: landed ones), and turn to the next phase where none is left."""
+        if not self.count:
+            raise KernelError("an mbarrier is used before it is initialised")
+        if arrivals > self.pending:
+            raise KernelError("more arrivals at an mbarrier than it counts")
+        self.pending -= arrivals
+        self.bytes += expected
+        if self.pending == 0 and self.bytes == 0:
+            self.phase ^= 1
+            self.pending = self.count
+
+
+@dataclass(eq=False)
+class Process:
+    """One partition of warps of one CTA, or the kernel's body there."""
+
+    rank: int
+    name: str
+    body: Body | None = None
+    parent: Process | None = None
+    children: int = 0
+    waits: Callable[[], bool] | None = None
+    products: list[tuple[View, View, Fragment, bool]] = field(default_factory=list)
+    stores: list[tuple[View, Map, tuple[int, ...]]] = field(default_factory=list)
+    unfenced: list[View] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Slots:
+    barriers: list[Barrier]
+
+    def index(self, at) -> Barrier:
+        if not 0 <= at < len(self.barriers):
+            raise KernelError(f"barrier {at} of {len(self.barriers)}")
+        return self.barriers[int(at)]
+
+
+class Machine:
+    """What the executor and the prover's recorder share: memory, barriers, and who gets a box."""
+
+    def __init__(self, ctas: int = 1):
+        self.ctas, self.current = ctas, Process(0, "none")
+        self.grid, self.program = (1, 1, 1), (0, 0, 0)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin with new CTAs."""
+        self._memory: list[list[np.ndarray | Slots]] = [[] for _ in range(self.ctas)]
+
+    def memory(self, rank: int, allocation: int) -> np.ndarray:
+        return self._memory[rank][allocation]
+
+    def allocate(self, dtype: object, shape, layout: Layout | None) -> View:
+        """Allocate shared memory in the current CTA, filled with NaN."""
+        rank, splits = self.current.rank, (layout or Layout()).for_axes(len(shape))
+        size = int(np.prod(local_shape(shape, splits)))
+        self._memory[rank].append(np.full(size, np.nan, np.float32))
+        return View(self, rank, len(self._memory[rank]) - 1, 0, tuple(shape), splits, dtype)
+
+    def allocate_barriers(self, batch: int, pair: bool = False) -> Slots:
+        rank = self.current.rank
+        slots = Slots([Barrier(rank, len(self._memory[rank]), slot, pair) for slot in range(batch)])
+        self._memory[rank].append(slots)
+        return slots
+
+    def barrier(self, key: tuple[int, int, int]) -> Barrier:
+        rank, allocation, slot = key
+        return self._memory[rank][allocation].barriers[slot]
+
+    def initialise(self, barrier: Barrier, count: int) -> None:
+        barrier.count = barrier.pending = count * (self.ctas if barrier.pair else 1)
+
+    def receivers(self, tensor: Map, multicast: bool) -> list[int]:
+        """Return the CTAs in which a box of the current one lands: none where another one issues it for both."""
+        rank = self.current.rank
+        shared = [bit for bit, basis in enumerate(tensor.splits) if not any(basis)]
+        if not multicast or not shared:
+            return [rank]
+        if any(rank >> bit & 1 for bit in shared):
+            return []
+        return [
+            rank | sum(1 << bit for bit in chosen)
+            for n in range(len(shared) + 1)
+            for chosen in itertools.combinations(shared, n)
+        ]
+
+
+def overlap(first: View, second: View) -> bool:
+    a, b = first.region, second.region
+    return a[:2] == b[:2] and a[2] < b[3] and b[2] < a[3]
+
+
+@dataclass(eq=False)
+class Load:
+    """A box in flight."""
+
+    view: View
+    values: np.ndarray
+    barrier: Barrier
+    nbytes: int
+
+
+class Executor(Machine):
+    """Runs all programs of a grid, one after the other, their partitions in turns that a seed draws.
+
+    Of four seeds in a row one lands loads early and one late, each with partitions in fair turns and with one that
+    runs as far ahead as it can.
+    """
+
+    def __init__(self, seed: int, ctas: int = 1):
+        self.random = random.Random(seed)
+        self.landing = 0.5 if seed & 1 else 0.08
+        self.staying = 0.9 if seed & 2 else 0.0
+        self.loaded_bytes = 0
+        self.products = 0
+        super().__init__(ctas)
+
+    def forget(self) -> None:
+        super().forget()
+        self.processes: list[Process] = []
+        self.flying: list[Load] = []
+        self.exited: set[int] = set()
+        self.at_cluster_barrier: set[int] = set()
+        self.cluster_barriers = 0
+
+    # ------------------------------------------------------------------------------------------------ programs
+    def run(self, kernel: Callable[[], Body], grid: tuple[int, int, int]) -> None:
+        """Run every program (of a cluster: one for all of its CTAs), in any order."""
+        self.grid = grid
+        programs = list(itertools.product(*map(range, grid)))
+        self.random.shuffle(programs)
+        for self.program in programs:
+            self.forget()
+            for rank in range(self.ctas):
+                self.processes.append(Process(rank, "kernel"))
+                self.processes[-1].body = kernel()
+            self._run_program()
+
+    def _run_program(self) -> None:
+        last = None
+        while self.processes:
+            ready = [process for process in self.processes if process.waits is None or process.waits()]
+            if self.flying and (not ready or self.random.random() < self.landing):
+                self._land(self.flying.pop(self.random.randrange(len(self.flying))))
+                continue
+            if not ready:
+                raise KernelError(
+                    f"deadlock: all of {[(process.name, process.rank) for process in self.processes]} wait"
+                )
+            if last not in ready or self.random.random() >= self.staying:
+                last = self.random.choice(ready)
+            self.current = last
+            try:
+                last.waits = next(last.body)
+            except StopIteration:
+                self._end(last)
+        if self.flying:
+            raise KernelError("the kernel ends with loads in flight")
+
+    def _end(self, process: Process) -> None:
+        if process.products:
+            raise KernelError(f"{process.name} ends with products that nobody waits for")
+        if process.stores:
+            raise KernelError(f"{process.name} ends while its stores still read shared memory")
+        self.processes.remove(process)
+        if process.parent is not None:
+            process.parent.children -= 1
+            return
+        self.exited.add(process.rank)
+        if any(load.view.rank == process.rank for load in self.flying):
+            raise KernelError("a CTA exits with loads in flight into it")
+
+    def spawn(self, partitions: Iterable[tuple[str, Callable[[], Body]]]) -> Body:
+        """Run partitions beside each other and wait for all of them."""
+        parent = self.current
+        for name, body in partitions:
+            child = Process(parent.rank, name, parent=parent)
+            child.body = body()
+            parent.children += 1
+            self.processes.append(child)
+        yield lambda: parent.children == 0
+
+    def cluster_barrier(self) -> Body:
+        number = self.cluster_barriers
+        self.at_cluster_barrier.add(self.current.rank)
+        if len(self.at_cluster_barrier) == self.ctas:
+            self.at_cluster_barrier.clear()
+            self.cluster_barriers += 1
+        yield lambda: self.cluster_barriers > number
+
+    # ------------------------------------------------------------------------------------------------ barriers
+    def _reach(self, barrier: Barrier) -> Barrier:
+        if barrier.key[0] in self.exited:
+            raise KernelError("an arrival at an mbarrier of a CTA that has exited")
+        return self.barrier(barrier.key)
+
+    def wait(self, barrier: Barrier, phase: int) -> Body:
+        yield None
+        if not (barrier.pair and self.current.rank):
+            yield lambda: barrier.phase != phase
+
+    def arrive(self, barrier: Barrier, count: int) -> Body:
+        yield None
+        self._reach(barrier).settle(count)
+
+    def expect(self, barrier: Barrier, nbytes: int) -> Body:
+        yield None
+        self._reach(barrier).settle(1, nbytes)
+
+    # ------------------------------------------------------------------------------------------------ memory
+    def _unread(self, view: View, who: str) -> None:
+        """Refuse to overwrite what products or stores have yet to read, or loads to write."""
+        for process in self.processes:
+            if any(overlap(view, operand) for product in process.products for operand in product[:2]):
+                raise KernelError(f"{who} over shared memory that a wgmma still reads")
+            if any(overlap(view, store[0]) for store in process.stores):
+                raise KernelError(f"{who} over shared memory that a store still reads")
+        if any(overlap(view, load.view) for load in self.flying):
+            raise KernelError(f"{who} over a load in flight")
+
+    def _landed(self, view: View, who: str) -> None:
+        if any(overlap(view, load.view) for load in self.flying):
+            raise KernelError(f"{who} of shared memory into which a load is still in flight")
+
+    def load(self, tensor: Map, coordinates, offsets, barrier: Barrier, view: View, multicast: bool) -> Body:
+        yield None
+        values = tensor.read(tensor.start(coordinates, self.current.rank), offsets)
+        receivers = self.receivers(tensor, multicast)
+        self.loaded_bytes += tensor.nbytes_per_cta if receivers else 0
+        for rank in receivers:
+            if rank in self.exited:
+                raise KernelError("a multicast into a CTA that has exited")
+            target = view.of_rank(rank)
+            if target.size != values.size:
+                raise KernelError(f"a box of {values.shape} is loaded into shared memory of {target.shape}")
+            self._unread(target, "a load")
+            target.data[...] = np.nan
+            there = self.barrier((rank, *barrier.key[1:]))
+            self.flying.append(Load(target, values.reshape(target.data.shape), there, tensor.nbytes_per_cta))
+
+    def _land(self, load: Load) -> None:
+        load.view.data[...] = load.values
+        load.barrier.settle(expected=-load.nbytes)
+
+    def store(self, tensor: Map, coordinates, view: View) -> Body:
+        yield None
+        if isinstance(tensor, MapIm2col):
+            raise KernelError("there is no store in the im2col mode")
+        self._landed(view, "a store")
+        for process in self.processes:
+            if any(overlap(view, written) for written in process.unfenced):
+                raise KernelError("a store of shared memory that was written without fence_async_shared")
+        self.current.stores.append((view, tensor, tensor.start(coordinates, self.current.rank)))
+
+    def store_wait(self, pending: int) -> Body:
+        yield None
+        while len(self.current.stores) > pending:
+            view, tensor, start = self.current.stores.pop(0)
+            tensor.write(start, view.data)
+
+    def write_shared(self, view: View, value: Fragment) -> Body:
+        yield None
+        self._unread(view, "a write")
+        view.data[...] = value.values
+        self.current.unfenced.append(view)
+
+    def read_shared(self, view: View) -> Body:
+        yield None
+        self._landed(view, "a read")
+        return Fragment(view.data.copy(), view.shape, view.splits)
+
+    def fence(self) -> Body:
+        yield None
+        self.current.unfenced.clear()
+
+    # ------------------------------------------------------------------------------------------------ products
+    def multiply(self, a: View, b: View, sum_: Fragment, is_async: bool, use_acc: bool) -> Body:
+        yield None
+        for operand in (a, b):
+            self._landed(operand, "a wgmma")
+        sum_.products += 1
+        self.products += a.data.shape[0] * a.data.shape[1] * b.data.shape[1]
+        self.current.products.append((a, b, sum_, use_acc))
+        if not is_async:
+            self._multiply_until(0)
+        return sum_
+
+    def multiply_wait(self, pending: int) -> Body:
+        yield None
+        self._multiply_until(pending)
+
+    def _multiply_until(self, pending: int) -> None:
+        while len(self.current.products) > pending:
+            a, b, sum_, use_acc = self.current.products.pop(0)
+            product = a.data @ b.data
+            sum_.add_product(product if use_acc else product - sum_._values)
