@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = [
     "PRODUCTS", "TENSOR_CORE", "accesses", "conversions", "counts", "hot_loop", "loading_loop", "occupancy",
-    "operations", "products_of", "round_trips", "stepping_loop", "straight",
+    "operations", "products_of", "round_trips", "shortest_loop", "stepping_loop", "straight",
 ]  # fmt: skip
 
 WATCHED = (
@@ -96,6 +96,15 @@ def stepping_loop(sass: str, stores: bool) -> int:
         found += [(products, len(body))] if products and (not stores or "STG" in body) else []
     most = max((products for products, _ in found), default=0)
     return min((length for products, length in found if 2 * products >= most), default=0)
+
+
+def shortest_loop(sass: str, product: str) -> int:
+    """Return the instructions of the shortest loop with a product of this name; 0 without such a loop.
+
+    Where warps are specialised, longer ones lead from one partition's loop to another's.
+    """
+    bodies = [[operation.split(".")[0] for operation in body] for body in _loops(sass)]
+    return min((len(body) for body in bodies if product in body), default=0)
 
 
 def products_of(sass: str) -> list[tuple[str, str]]:
