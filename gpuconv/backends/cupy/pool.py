@@ -11,6 +11,7 @@ from ...arrays import CHANNELS_LAST
 from ...problem import PoolProblem, Problem
 from ...shapes import ceil_div
 from ..base import Solver
+from .columns import SOLVERS as COLUMN_SOLVERS
 from .common import Launch, Strides, Workspace
 from .pool_common import (
     C_TYPES,
@@ -269,4 +270,5 @@ SOLVERS: tuple[Solver, ...] = (
     *(BlockPool(pool) for pool in POOLS),
     *(GatherPool(pool) for pool in POOLS),
     *PLANE_SOLVERS,
+    *COLUMN_SOLVERS,
 )
