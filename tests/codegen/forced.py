@@ -65,7 +65,7 @@ WINDOWS: dict[str, dict[str, Any]] = {
     "64-bit": {"kernel": 3, "stride": 2, "pad": 1, "n": WIDE},
     "64-bit, large": {"kernel": 7, "stride": 3, "pad": 3, "large": True, "n": WIDE},
 }
-NORMS = (2.0, 1.0, 3.0, float("inf"), 1.5, 0.0, -1.0)
+NORMS = (2.0, 1.0, 3.0, float("inf"), 1.5, -1.0)
 
 
 def solvers() -> list[Any]:

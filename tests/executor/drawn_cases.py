@@ -55,7 +55,7 @@ def draw(kernel: str, number: int, transposed: bool = False) -> Case:
         return Case(**known | {"block_k": 16, "block_c": 16, "stages": rng.randint(2, 5)})
     known["shared"] = rng.choice(("", "", "weights", "pixels"))
     known["block_k"] = 32 if known["shared"] == "pixels" else 16
-    known["chunks"] = 1 if known["shared"] == "pixels" else rng.choice((1, 2, 4))
+    known["chunks"] = 1 if known["shared"] == "pixels" else rng.choice((1, 1, 2))
     known["activation"] = rng.choice(ACTIVATIONS)
     known["round_each"] = rng.random() < 0.25
     known["vectors"] = tuple(name for name in ("bias", "scale", "shift") if rng.random() < 0.4)
@@ -92,6 +92,6 @@ def _several(count: int, kernel: str, transposed: bool = False) -> Iterator[Case
 
 
 FORWARD = [*_several(36, "tiles"), *_several(36, "strips"), *_several(36, "pixels")]
-TRANSPOSED = [*_several(36, "tiles", True), *_several(36, "strips", True)]
+TRANSPOSED = [*_several(36, "tiles", True), *_several(36, "strips", True), *_several(24, "pixels", True)]
 WGRAD = [*_several(64, "wgrad")]
 CASES = [*FORWARD, *TRANSPOSED, *WGRAD]

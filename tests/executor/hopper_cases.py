@@ -136,7 +136,7 @@ def _dense(case: Case, operands: Operands, layouts, box_x, box_y) -> dict:
         "ACTIVATION": case.activation,
         "ROUND_EACH": case.round_each,
         "INSTRUCTION_N": case.block_k // halves,
-        "INSTRUCTION_K": 16,
+        "INSTRUCTION_K": 8 if case.dtype == "float32" else 16,
         "CONSUMER_REGISTERS": 240,
         "PRODUCER_REGISTERS": 24,
         "CLUSTER": cluster,
@@ -212,8 +212,12 @@ def _pixels(case: Case, operands: Operands) -> tuple[str, dict]:
     block_m = case.tile[2]
     x = operands.x if case.axes == 3 else operands.x[:, 0]
     low = tuple(-pad for pad in case.padding)
-    corners = zip(case.padding, case.taps, case.dilation, strict=True)
-    high = tuple(pad - (tap - 1) * step for pad, tap, step in corners)
+    if case.transposed:
+        low = tuple(
+            pad - (tap - 1) * step for pad, tap, step in zip(case.padding, case.taps, case.dilation, strict=True)
+        )
+    corners = zip(case.output, case.stride, case.size, low, strict=True)
+    high = tuple((out - 1) * by + 1 - size + first for out, by, size, first in corners)
     flat = replace(operands, y=operands.y.reshape(1, 1, 1, -1, case.filters))
     if operands.residual is not None:
         flat.residual = operands.residual.reshape(flat.y.shape)

@@ -8,14 +8,19 @@ The rules are those of the PTX ISA, by the titles of its sections:
 * ``cp.async.bulk.tensor`` to shared memory lands at any time after it is issued and completes its bytes then; out of
   bounds it fills with zeros. With ``.multicast::cluster`` it lands in each CTA apart, on the barrier of that CTA.
 * ``wgmma.mma_async`` reads shared memory at any time up to its ``wait_group``; its accumulator is not to be touched
-  before ("Asynchronous warpgroup level matrix instructions"). What it reads must have landed when it is issued.
+  before ("Asynchronous warpgroup level matrix instructions"). What it reads must have landed, and what ordinary stores
+  wrote there must have been fenced, when it is issued. Here it reads as late as it may.
 * ``cp.async.bulk.tensor`` to global memory reads shared memory at any time up to ``wait_group.read``; what ordinary
   stores wrote there must have been fenced for the async proxy by the partition that wrote it ("Async proxy").
 * Shared memory and barriers of a CTA end with the CTA: nothing may be in flight into it, nor its peers arrive there.
 
+* A tensor map has boxes of at most 256 elements along an axis, rows and strides of multiples of 16 bytes, and in the
+  im2col mode corners, offsets and element strides within the bounds of its rank ("Tensor access modes").
+
 Not modelled: swizzles (a wrong one would show on a card alone), the order in which CTAs of a cluster see each other's
-memory, single warps of a partition, clusters of more than two, time. Registers and shared memory are the compiler's
-business: tests/codegen asks it.
+memory, ordinary reads and writes of partitions beside each other, single warps of a partition, clusters of more than
+two, integers of 32 and 16 bits, shapes that wgmma has not, time. Registers, shapes and shared memory are the compiler's
+business: tests/codegen asks it, at the real tile sizes; those here are smaller.
 """
 
 from __future__ import annotations
@@ -173,6 +178,7 @@ class Executor(Machine):
         self.processes: list[Process] = []
         self.flying: list[Load] = []
         self.exited: set[int] = set()
+        self.started: set[int] = set()
         self.at_cluster_barrier: set[int] = set()
         self.cluster_barriers = 0
 
@@ -224,8 +230,13 @@ class Executor(Machine):
             raise KernelError("a CTA exits with loads in flight into it")
 
     def spawn(self, partitions: Iterable[tuple[str, Callable[[], Body]]]) -> Body:
-        """Run partitions beside each other and wait for all of them."""
+        """Run partitions beside each other and wait for all of them.
+
+        Those of a cluster begin when each CTA has initialised its barriers: the compiler inserts a cluster barrier.
+        """
         parent = self.current
+        self.started.add(parent.rank)
+        yield lambda: len(self.started) == self.ctas
         for name, body in partitions:
             child = Process(parent.rank, name, parent=parent)
             child.body = body()
@@ -271,6 +282,12 @@ class Executor(Machine):
         if any(overlap(view, load.view) for load in self.flying):
             raise KernelError(f"{who} over a load in flight")
 
+    def _fenced(self, view: View, who: str) -> None:
+        """Refuse that the async proxy reads, or writes over, what was written without a fence."""
+        for process in self.processes:
+            if any(overlap(view, written) for written in process.unfenced):
+                raise KernelError(f"{who} of shared memory that was written without fence_async_shared")
+
     def _landed(self, view: View, who: str) -> None:
         if any(overlap(view, load.view) for load in self.flying):
             raise KernelError(f"{who} of shared memory into which a load is still in flight")
@@ -287,6 +304,7 @@ class Executor(Machine):
             if target.size != values.size:
                 raise KernelError(f"a box of {values.shape} is loaded into shared memory of {target.shape}")
             self._unread(target, "a load")
+            self._fenced(target, "a load")
             target.data[...] = np.nan
             there = self.barrier((rank, *barrier.key[1:]))
             self.flying.append(Load(target, values.reshape(target.data.shape), there, tensor.nbytes_per_cta))
@@ -300,9 +318,7 @@ class Executor(Machine):
         if isinstance(tensor, MapIm2col):
             raise KernelError("there is no store in the im2col mode")
         self._landed(view, "a store")
-        for process in self.processes:
-            if any(overlap(view, written) for written in process.unfenced):
-                raise KernelError("a store of shared memory that was written without fence_async_shared")
+        self._fenced(view, "a store")
         self.current.stores.append((view, tensor, tensor.start(coordinates, self.current.rank)))
 
     def store_wait(self, pending: int) -> Body:
@@ -331,6 +347,7 @@ class Executor(Machine):
         yield None
         for operand in (a, b):
             self._landed(operand, "a wgmma")
+            self._fenced(operand, "a wgmma")
         sum_.products += 1
         self.products += a.data.shape[0] * a.data.shape[1] * b.data.shape[1]
         self.current.products.append((a, b, sum_, use_acc))
@@ -345,5 +362,4 @@ class Executor(Machine):
     def _multiply_until(self, pending: int) -> None:
         while len(self.current.products) > pending:
             a, b, sum_, use_acc = self.current.products.pop(0)
-            product = a.data @ b.data
-            sum_.add_product(product if use_acc else product - sum_._values)
+            sum_.add_product(a.data @ b.data, use_acc)

@@ -4,9 +4,10 @@ First each partition runs alone and its events are recorded: what it waits for, 
 That is enough because the control flow of these kernels does not depend on data. Then all states are visited that
 partitions, loads in flight and barriers can be in together, from the start to the end of one program.
 
-Two reductions lose no fault. Events are fused into steps, which end before a wait and after a run of arrivals: what
-lies between only becomes visible to others there, products and stores read memory until the step that waits for them,
-and what they read is fixed at the event that issues them. And loads of one barrier land together where every
+Two reductions lose no fault. Events are fused into steps, which end before a wait, after a run of arrivals, and before
+the end of a product or store that began in the step: what lies between only becomes visible to others there, and what
+products and stores read, from the step that issues them to the one that waits for them, is seen by every other step.
+And loads of one barrier land together where every
 ``expect`` names exactly the bytes of its round: only the last landing completes the phase, and the earlier the others
 land, the fewer faults there are. Where bytes do not balance, each lands alone.
 
@@ -60,6 +61,7 @@ class Recorder(Machine):
 
     def spawn(self, partitions: Iterable[tuple[str, Callable[[], Body]]]) -> Body:
         parent = self.current
+        self.exit_barrier = False  # the one that counts comes after
         for name, body in partitions:
             self.current, self.events = Process(parent.rank, name), []
             self.partitions.append((self.current, self.events))
@@ -141,6 +143,9 @@ class Recorder(Machine):
         return expected == brought
 
 
+ISSUED_BY = {"multiply_wait": "multiply", "store_wait": "store"}
+
+
 def overlap(a: Region, b: Region) -> bool:
     return a[:2] == b[:2] and a[2] < b[3] and b[2] < a[3]
 
@@ -164,7 +169,12 @@ def steps(events: list[Event]) -> list[int]:
     """Return where steps end, as numbers of events, with 0 in front."""
     ends = [0]
     for at in range(1, len(events)):
-        if events[at][0] == "wait" or (events[at - 1][0] == "arrive" and events[at][0] != "arrive"):
+        kind = events[at][0]
+        ended = kind == "wait" or (events[at - 1][0] == "arrive" and kind != "arrive")
+        if kind in ISSUED_BY:  # it may end what began in this very step
+            began = [event[0] for event in events[ends[-1] : at]].count(ISSUED_BY[kind])
+            ended = ended or began > events[at][1]
+        if ended:
             ends.append(at)
     return [*ends, len(events)] if events else ends
 
@@ -281,11 +291,15 @@ class Search:
                     raise KernelError(f"a {kind} over shared memory that a store still reads")
                 if self.loads_near[region] & flying:
                     raise KernelError(f"a {kind} over a load in flight")
+                if kind == "load" and self.near[region] & (unfenced | own[2]):
+                    raise KernelError("a load of shared memory that was written without fence_async_shared")
                 if kind == "load":
                     flying |= self.load_bit[which, number]
             elif kind in ("multiply", "read"):
                 if any(self.loads_near[region] & flying for region in rest):
                     raise KernelError("a wgmma of shared memory into which a load is still in flight")
+                if kind == "multiply" and any(self.near[region] & (unfenced | own[2]) for region in rest):
+                    raise KernelError("a wgmma of shared memory that was written without fence_async_shared")
             elif kind == "store":
                 if self.loads_near[rest[0]] & flying:
                     raise KernelError("a store of shared memory into which a load is still in flight")

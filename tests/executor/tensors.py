@@ -186,8 +186,8 @@ class Fragment:
             raise KernelError("an accumulator is read before its products are waited for")
         return self._values
 
-    def add_product(self, product: np.ndarray) -> None:
-        self._values = self._values + product
+    def add_product(self, product: np.ndarray, onto: bool = True) -> None:
+        self._values = self._values + product if onto else product
         self.products -= 1
 
     def reshape(self, shape) -> Fragment:
@@ -212,7 +212,8 @@ class Fragment:
         return Fragment(function(self.values), self.shape, self.splits)
 
     def combine(self, other, function, swap: bool = False) -> Fragment:
-        other = other if isinstance(other, Fragment) else Fragment(np.asarray(other))
+        if not isinstance(other, Fragment):  # a number of the kernel's, in the type of what it meets
+            other = Fragment(np.asarray(other, self.values.dtype if self.values.dtype.kind == "f" else None))
         left, right = (other, self) if swap else (self, other)
         values = function(left.values, right.values)
         shape = np.broadcast_shapes(left.shape, right.shape)
@@ -260,6 +261,15 @@ class Map:
             raise KernelError(f"a box of {len(self.block_shape)} axes of a tensor of {self.array.ndim}")
         if any(size > 256 for size in self.local_block):
             raise KernelError(f"a box of {self.local_block}: 256 elements along an axis are the most")
+        self._check_bytes()
+
+    def _check_bytes(self) -> None:
+        """Refuse what ``cuTensorMapEncode`` does: rows of a box, and strides, that are no multiples of 16 bytes."""
+        if self.local_block[-1] * self.itemsize % 16:
+            raise KernelError(f"a box of {self.local_block}: its rows are no multiples of 16 bytes")
+        strides = (stride // self.array.itemsize * self.itemsize for stride in self.array.strides[:-1])
+        if any(stride % 16 for stride in strides):
+            raise KernelError(f"a tensor of {self.array.shape}: its strides are no multiples of 16 bytes")
 
     @property
     def splits(self) -> Splits:
@@ -318,6 +328,9 @@ class MapIm2col(Map):
             raise KernelError(f"corners {self.lower}, {self.upper} of an im2col box of {axes} axes")
         if len(self.block_shape) != 2 or self.local_block[0] > 1024 or self.local_block[1] > 256:
             raise KernelError(f"a box of {self.block_shape} pixels and channels")
+        if any(not 1 <= stride <= 8 for stride in self.strides):
+            raise KernelError(f"element strides of {self.strides}: 8 is the most")
+        self._check_bytes()
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -356,5 +369,5 @@ class MapIm2col(Map):
         index.insert(0, np.minimum(pixels, self.array.shape[0] - 1))
         box = np.zeros(self.local_block, self.array.dtype)
         channels = max(0, min(self.local_block[1], self.array.shape[-1] - channel))
-        box[:, :channels] = self.array[(*index, slice(channel, channel + channels))] * inside[:, None]
+        box[inside, :channels] = self.array[(*index, slice(channel, channel + channels))][inside]
         return box

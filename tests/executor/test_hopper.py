@@ -1,6 +1,7 @@
 """The Hopper kernels give torch's results whatever happens early or late."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,6 +156,30 @@ def test_activations_of_what_is_not_finite(activation, value):
     execute(case, 0, operands)
     right = expected(case, operands)[0]
     np.testing.assert_allclose(operands.y, right, rtol=1e-5, atol=1e-5)
+
+
+def test_tanh_is_accurate_near_zero():
+    """Relative to its result: near 0 a difference of exponentials has no digit left."""
+    magnitudes = np.logspace(-8, 1, 64).astype(np.float32)
+    case = Case(
+        "tiles", n=1, channels=8, filters=8, size=(1, 2, 64), taps=(1, 1, 1), padding=(0, 0, 0), tile=(1, 1, 16)
+    )
+    case = replace(case, activation="tanh", dtype="float32", block_c=8)
+    operands = Operands.zeros(case)
+    operands.x[0, 0, 0, :, 0], operands.x[0, 0, 1, :, 0] = magnitudes, -magnitudes
+    operands.w[0, :, 0] = 1
+    execute(case, 0, operands)
+    right = np.tanh(operands.x[..., :1].astype(np.float64))
+    np.testing.assert_allclose(operands.y, np.broadcast_to(right, operands.y.shape), rtol=1e-6)
+
+
+def test_what_is_not_finite_stays_in_weight_gradients_of_whole_tiles():
+    case = Case("wgrad", n=2, channels=16, filters=16, size=(1, 8, 10), padding=(0, 0, 0), tile=(1, 2, 8), splits=2)
+    operands = drawn(case, 0, integers=True)
+    operands.x[0, 0, 7, 9, 3], operands.x[1, 0, 0, 0, 5] = np.inf, np.nan
+    operands.y[1, 0, 3, 4, 2] = -np.inf
+    execute(case, 0, operands)
+    np.testing.assert_array_equal(operands.w.sum(0), weight_gradient(case, operands))
 
 
 def test_rounding_as_torch_does_is_torchs():

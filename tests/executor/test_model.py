@@ -27,7 +27,7 @@ def test_a_phase_ends_when_neither_arrivals_nor_bytes_are_pending():
 
 @pytest.mark.parametrize("start", [(0, 0, 0), (0, -2, 3), (1, 4, -3), (-1, 7, 0), (0, 9, 9)])
 def test_a_box_is_zero_outside_of_its_tensor(start):
-    array = np.arange(1, 61, dtype=np.float32).reshape(3, 4, 5)
+    array = np.arange(1, 97, dtype=np.float32).reshape(3, 4, 8)
     padded = np.pad(array, 16)
     box = Map(array, (2, 4, 8)).read(start)
     at = tuple(slice(first + 16, first + 16 + size) for first, size in zip(start, (2, 4, 8), strict=True))
@@ -43,17 +43,17 @@ def test_a_box_is_zero_outside_of_its_tensor(start):
 def test_im2col_boxes_are_the_columns_of_unfold(axes, stride, dilation):
     rng = np.random.default_rng(axes)
     size, pad, taps = (7, 6, 5)[:axes], 1, 3
-    x = rng.integers(-9, 9, (2, *size, 4)).astype(np.float32)
+    x = rng.integers(-9, 9, (2, *size, 8)).astype(np.float32)
     high = pad - (taps - 1) * dilation
     known = {"strides": (stride,) * axes, "lower": (-pad,) * axes, "upper": (high,) * axes}
-    tensor = MapIm2col(x, (16, 4), **known)
+    tensor = MapIm2col(x, (16, 8), **known)
     padded = torch.nn.functional.pad(torch.from_numpy(x).movedim(-1, 1), (pad, pad) * axes)
     for offset in (0, dilation, 2 * dilation):
         part = padded
         for axis in range(axes):
             places = torch.arange(tensor.positions[axis]) * stride + offset
             part = part.index_select(2 + axis, places)
-        right = part.movedim(1, -1).reshape(-1, 4).numpy()
+        right = part.movedim(1, -1).reshape(-1, 8).numpy()
         for first in (0, 3, len(right) - 2):
             place, coordinates = first, []
             for axis in reversed(range(axes)):
@@ -65,17 +65,48 @@ def test_im2col_boxes_are_the_columns_of_unfold(axes, stride, dilation):
 
 
 def test_im2col_refuses_what_the_instruction_does_not_define():
-    x = np.zeros((1, 8, 8, 4), np.float32)
+    x = np.zeros((1, 8, 8, 8), np.float32)
     with pytest.raises(KernelError, match="corners"):
-        MapIm2col(x, (8, 4), strides=(1, 1), lower=(-129, 0), upper=(0, 0))
-    tensor = MapIm2col(x, (8, 4), strides=(2, 2), lower=(-1, -1), upper=(-1, -1))
+        MapIm2col(x, (8, 8), strides=(1, 1), lower=(-129, 0), upper=(0, 0))
+    tensor = MapIm2col(x, (8, 8), strides=(2, 2), lower=(-1, -1), upper=(-1, -1))
     with pytest.raises(KernelError, match="no position"):
         tensor.read((0, 0, -1, 0), (0, 0))
     with pytest.raises(KernelError, match="offsets"):
         tensor.read((0, -1, -1, 0), (256, 0))
-    split = MapIm2col(x, (8, 4), layout=Layout(((1, 0),)), strides=(1, 1))
+    split = MapIm2col(x, (8, 8), layout=Layout(((1, 0),)), strides=(1, 1))
     with pytest.raises(KernelError, match="wrong pixel"):
         split.start((0, 0, 0, 0), 1)
+
+
+def test_what_is_not_finite_does_not_fill_the_padding_of_an_im2col_box():
+    x = np.full((1, 4, 4, 8), np.nan, np.float32)
+    tensor = MapIm2col(x, (16, 8), lower=(-1, -1), upper=(-1, -1))
+    box = tensor.read((0, -1, -1, 0), (0, 0)).reshape(4, 4, 8)
+    assert not box[0].any() and not box[:, 0].any() and np.isnan(box[1:, 1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda x: Map(x, (1, 4)), "rows are no multiples of 16 bytes"),
+        (lambda x: Map(x[:, :12], (1, 8), itemsize=2), None),
+        (lambda x: Map(np.zeros((4, 12), np.float32), (1, 8)), "strides are no multiples"),
+        (lambda x: Map(x, (512, 8)), "256 elements"),
+        (lambda x: MapIm2col(x.reshape(1, 4, 4, 8), (8, 8), strides=(9, 1)), "8 is the most"),
+    ],
+)
+def test_maps_that_the_driver_refuses(make, match):
+    x = np.zeros((8, 16), np.float32)
+    if match is None:
+        make(x)
+        return
+    with pytest.raises(KernelError, match=match):
+        make(x)
+
+
+def test_numbers_of_a_kernel_are_float32():
+    assert (Fragment(np.ones(4, np.float32)) * -2.0 + 1.5).values.dtype == np.float32
+    assert (Fragment(np.arange(4)) + 1).values.dtype == np.int64
 
 
 def test_splits_over_a_cluster():
@@ -136,8 +167,8 @@ def test_deadlock_and_what_is_left_in_flight():
     def leaving():
         slots = machine.allocate_barriers(1)
         machine.initialise(slots.index(0), 1)
-        view: View = machine.allocate("bfloat16", [4], None)
-        yield from machine.load(Map(np.zeros(4, np.float32), (4,)), [0], None, slots.index(0), view, False)
+        view: View = machine.allocate("bfloat16", [8], None)
+        yield from machine.load(Map(np.zeros(8, np.float32), (8,)), [0], None, slots.index(0), view, False)
 
     faults = 0
     for seed in range(8):

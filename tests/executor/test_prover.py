@@ -1,5 +1,6 @@
 """No interleaving of the Hopper kernels' partitions does what it must not; and each fault that is planted is found."""
 
+import inspect
 import os
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ from hopper_cases import Case, Operands, execute, record
 from prover import prove
 from tensors import KernelError
 from test_hopper import drawn, expected, weight_gradient
+
+from gpuconv.kernels.tl.hopper import tiles
 
 FULL = os.environ.get("GPUCONV_TEST_FULL") == "1"
 
@@ -173,6 +176,65 @@ def test_an_arrival_at_a_cta_that_has_exited_is_found():
     assert not record_of.exit_barrier
     with pytest.raises(KernelError, match="exited"):
         prove(record_of)
+
+
+def test_products_of_what_was_written_without_a_fence_are_found():
+    copy = "            pixels.store(pixels.load(LAYOUT))\n            if TRANSPOSED:"
+    case = replace(TILES, taps=(1, 1, 1), padding=(0, 0, 0)).planting((CONSUME, "            if TRANSPOSED:", copy))
+    with pytest.raises(KernelError, match="without fence"):
+        prove(record(case))
+    with pytest.raises(KernelError, match="without fence"):
+        execute(case, 0, drawn(case, 0, integers=True))
+
+
+def test_what_begins_and_ends_in_one_step_is_seen_by_others():
+    """Two consumers store through one staging buffer, and each waits for its store at once."""
+    stored = "        tma.async_store(y_map, at, staging)\n"
+    source = inspect.getsource(tiles._conv_tiles_kernel.fn)
+    start = source.index("elif CONSUMERS == 2")
+    second = source[start : source.index("staging.index(1)", start) + len("staging.index(1)")]
+    case = replace(TILES, taps=(1, 1, 1), padding=(0, 0, 0)).planting(
+        ("_conv_tiles_kernel", second, second.replace("staging.index(1)", "staging.index(0)")),
+        (STORE, stored, stored + "        tma.store_wait(0)\n"),
+    )
+    with pytest.raises(KernelError, match="still reads"):
+        prove(record(case))
+
+
+def test_a_cluster_barrier_before_the_partitions_is_none_at_the_exit():
+    start = "    if CONSUMERS == 1:\n        gl.warp"
+    case = replace(SHARED["tiles-weights"], taps=(1, 1, 1), padding=(0, 0, 0), rows=1, size=(1, 4, 8)).planting(
+        ("_conv_tiles_kernel", "    cluster_exit(PAIR)", "    pass"),
+        ("_conv_tiles_kernel", start, f"    cluster_exit(PAIR)\n{start}"),
+    )
+    with pytest.raises(KernelError, match="exited"):
+        prove(record(case))
+
+
+@pytest.mark.parametrize("seed", [10, 26, 31])
+def test_partitions_of_a_cluster_start_together(seed):
+    """Seeds that had a CTA load into memory that the other one had not allocated yet."""
+    case = SHARED["tiles-weights"]
+    operands = drawn(case, seed, integers=True)
+    execute(case, seed, operands)
+    np.testing.assert_array_equal(operands.y, expected(case, operands)[0])
+
+
+@pytest.mark.parametrize(
+    ("case", "match"),
+    [
+        (replace(TILES, stages=1), "one step after"),
+        (replace(STRIPS, sets=1), "one step after"),
+        (replace(PIXELS, stages=1), "one step after"),
+        (replace(WGRAD, stages=1), "one step after"),
+        (replace(TILES, transposed=True, dtype="float32"), "tf32"),
+        (replace(SHARED["tiles-pixels"], chunks=2), "one piece"),
+        (replace(STRIPS, tile=(1, 2, 8)), "2 rows or more"),
+    ],
+)
+def test_forms_that_cannot_be_are_refused(case, match):
+    with pytest.raises(KernelError, match=match):
+        record(case)
 
 
 WRONG = {

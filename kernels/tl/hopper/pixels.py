@@ -1,4 +1,4 @@
-"""Convolution over runs of pixels, any stride, dilation and size of map: x comes by TMA's im2col mode.
+"""Convolution over runs of pixels, strides up to 8, any dilation and size of map: x comes by TMA's im2col mode.
 
 A box holds consecutive output pixels, counted over images and rows alike, so no tile is ragged but the last. Otherwise
 as in tiles.py, whose consumers these are. There is no store in this mode, nor need of one: y is one long row of pixels.
@@ -89,8 +89,8 @@ def _pixels_produce(
                             mbarrier.wait(pair.index(slot), phase)  # the first CTA alone: the slot of the other is free
                         mbarrier.expect(full.index(slot), CONSUMERS * x_map.nbytes_per_cta + w_map.nbytes_per_cta)
                         weights = [tap, at_k * BLOCK_K, chunk * BLOCK_C]
-                        if TRANSPOSED:
-                            weights = [tap, chunk * BLOCK_C, at_k * BLOCK_K]
+                        if TRANSPOSED:  # offsets go up, so the taps go down
+                            weights = [taps[0] * taps[1] * taps[2] - 1 - tap, chunk * BLOCK_C, at_k * BLOCK_K]
                         tma.async_load(w_map, weights, full.index(slot), w_ring.index(slot), multicast=PAIR)
                         offset_h = (r * step[1]).to(gl.int16)
                         offset_w = (s * step[2]).to(gl.int16)
@@ -176,13 +176,14 @@ def _conv_pixels_kernel(
     """Compute y = activation((sums + bias) * scale + shift + residual) for runs of output pixels.
 
     y[n, o, p, q, k] sums x[n, o stride_d + first_d + t' step_d, .., c'] times w[(t' r + r') s + s', k, c'], as in
-    `_conv_tiles_kernel`, but first and step as in a forward convolution: first = -padding, step = dilation > 0.
+    `_conv_tiles_kernel`, but step = dilation > 0. Forward: first = -padding. Data gradient of stride 1, TRANSPOSED:
+    first = padding - (taps - 1) dilation, and the taps of w are walked from the last one on.
 
     Tensor maps, channels last: x_map of the im2col mode over [N, H, W, C] (AXES = 2) or [N, D, H, W, C] (3), boxes
-    [BLOCK_M, BLOCK_C], lower corners -padding, upper corners padding - (taps - 1) dilation, element strides those of
-    the convolution; w_map as in tiles.py; y_map, and residual_map if there is one, over [1, 1, 1, N O P Q, K] in boxes
-    [1, 1, 1, BLOCK_M, BLOCK_K / CHUNKS].
-    With AXES = 2, corners go from -128 to 127 and offsets to 255; with 3, from -16 to 15 and to 31.
+    [BLOCK_M, BLOCK_C], lower corners first, upper ones such that there are O x P x Q positions, element strides those
+    of the convolution; w_map as in tiles.py; y_map, and residual_map if there is one, over [1, 1, 1, N O P Q, K] in
+    boxes [1, 1, 1, BLOCK_M, BLOCK_K / CHUNKS]. N O P Q + BLOCK_M is below 2**31. With AXES = 2, corners go from -128 to
+    127 and offsets to 255; with 3, from -16 to 15 and to 31.
 
     CONSUMERS (1 or 2) have one box of BLOCK_M pixels each. CLUSTER ((0, 1),): two CTAs split the channels and x is
     multicast (Triton 3.9). CLUSTER ((1, 0),) with OPERAND: they split the pixels, BLOCK_M counts both, and the weights
@@ -192,6 +193,10 @@ def _conv_pixels_kernel(
     Grid: (programs,), the number of multiprocessors or half of it with a cluster.
     """
     PAIR: gl.constexpr = len(CLUSTER) > 0
+    gl.static_assert(STAGES >= 2, "a slot is freed one step after it is read")
+    gl.static_assert(not TRANSPOSED or w_map.dtype != gl.float32, "tf32 products take weights with channels innermost")
+    if PAIR:
+        gl.static_assert(CHUNKS == 1 or CLUSTER[0][1] == 0, "channels of a cluster are stored in one piece")
     OWN_PIXELS: gl.constexpr = OPERAND is not None
     BOX: gl.constexpr = BLOCK_M // 2 if OWN_PIXELS else BLOCK_M
     layout: gl.constexpr = gl.NVMMADistributedLayout(

@@ -266,6 +266,8 @@ def _conv_strips_kernel(
     gl.static_assert(TILE_P >= 2 * CONSUMERS, "a consumer has 2 rows or more")
     STRIPS: gl.constexpr = TILE_P + (R - 1) * DILATION
     PAIR: gl.constexpr = len(CLUSTER) > 0
+    gl.static_assert(STAGES >= 2 and SETS >= 2, "a slot is freed one step after it is read")
+    gl.static_assert(not TRANSPOSED or w_map.dtype != gl.float32, "tf32 products take weights with channels innermost")
     layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0],
         warps_per_cta=[4, 1],

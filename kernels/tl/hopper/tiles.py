@@ -150,6 +150,10 @@ def _conv_tiles_kernel(
     """
     CONSUMERS: gl.constexpr = ROWS * COLUMNS
     PAIR: gl.constexpr = len(CLUSTER) > 0
+    gl.static_assert(STAGES >= 2, "a slot is freed one step after it is read")
+    gl.static_assert(not TRANSPOSED or w_map.dtype != gl.float32, "tf32 products take weights with channels innermost")
+    if PAIR:
+        gl.static_assert(CHUNKS == 1 or CLUSTER[0][1] == 0, "channels of a cluster are stored in one piece")
     layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0],
         warps_per_cta=[WARPS, 1],

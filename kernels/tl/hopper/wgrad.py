@@ -133,11 +133,13 @@ def _conv_wgrad_tiles_kernel(
 
     Tensor maps, channels last: dy_map over [N, O, P, Q, K] in boxes [TILE_N, 1, TILE_P, TILE_Q, BLOCK_K], x_map over
     [N, D, H, W, C] in [TILE_N, 1, TILE_P, TILE_Q, BLOCK_C]; the pixels of a box are the length of one product. What
-    lies outside of dy is zero and adds nothing; what lies outside of x is the padding. first = -padding, step =
-    dilation. dw has k c numbers per tap, below 2**31 in all.
+    lies outside of dy is zero and adds nothing to what is finite: where TILE_P and TILE_Q do not divide P and Q, an
+    infinity or NaN of x beyond the last result reaches taps that do not read it. What lies outside of x is the padding.
+    first = -padding, step = dilation. dw has splits taps k c numbers, below 2**31 in all.
 
     Grid: (cdiv(K, BLOCK_K) cdiv(C, BLOCK_C), taps, splits).
     """
+    gl.static_assert(STAGES >= 2, "a slot is freed one step after it is read")
     tiles_c = gl.cdiv(c, BLOCK_C)
     at_k = gl.program_id(0) // tiles_c * BLOCK_K
     at_c = gl.program_id(0) % tiles_c * BLOCK_C
