@@ -12,6 +12,7 @@ import os
 import sys
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,8 @@ def refresh(everything: bool, workers: int | None, only: list[str]) -> None:
                 rows[str(arch)].update(part)
                 seconds[source, arch] += spent
                 print(f"{source} sm_{arch}: {len(names)} kernels, {spent:.1f} s", file=sys.stderr, flush=True)
+            for worker in active_children():  # each would wait for a process of its own, which has the older NVRTC
+                worker.terminate()
     finally:  # what was compiled is kept when an interruption or a failure ends this
         write(table)
     for (source, arch), spent in sorted(seconds.items()):
