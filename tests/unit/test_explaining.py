@@ -12,6 +12,7 @@ from tuning_cases import H200, pretended
 import gpuconv
 from gpuconv import dispatch
 from gpuconv.backends.cupy import backend as cupy_backend
+from gpuconv.backends.cupy import pool as cupy_pool
 from gpuconv.backends.triton import backend as triton_backend
 from gpuconv.dispatch.explanation import Candidate, _time
 from gpuconv.dispatch.problems import problem_from_json
@@ -230,7 +231,9 @@ def test_the_sentence_says_why_and_what_to_do(alone: None, monkeypatch: pytest.M
     assert refusal(conv, "triton")[0].startswith("conv2d: GPUCONV_BACKEND=triton cannot run this call: ")
 
 
-def test_a_backend_without_a_solver_of_the_operation_says_so() -> None:
+def test_a_backend_without_a_solver_of_the_operation_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = tuple(solver for solver in cupy_pool.SOLVERS if "fold" not in solver.id)
+    monkeypatch.setattr(cupy_pool, "SOLVERS", others)
     problem = replace(gpuconv.explain(CALLS["unfold"]).problem, **CUDA)
     lines = refusal(problem, "cupy")
     check_form(lines, problem, "backend='cupy' cannot run this call: that backend has no solver of unfold")
