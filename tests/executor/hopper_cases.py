@@ -209,6 +209,8 @@ def _pixels(case: Case, operands: Operands) -> tuple[str, dict]:
         "weights": (Layout(((0, 0),)), Layout(((0, 0, 0),)), Layout(((0, 0, 0, 1, 0),)), ((1, 0),)),
         "pixels": (Layout(((0, 0),)), Layout(((0, 1, 0),)), Layout(((0, 0, 0, 0, 1),)), ((0, 1),)),
     }
+    if case.transposed and case.shared == "pixels":
+        layouts["pixels"] = (layouts["pixels"][0], Layout(((0, 0, 1),)), *layouts["pixels"][2:])
     block_m = case.tile[2]
     x = operands.x if case.axes == 3 else operands.x[:, 0]
     low = tuple(-pad for pad in case.padding)
