@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
+from aot import report
+from disassembly import sass_of
+from loops import operations, shortest_loop
+from sample import FULL
 
 hopper_forms = pytest.importorskip(
     "hopper_forms", reason="not run: Gluon as of Triton 3.8 is needed", exc_type=ImportError
 )
 
-from aot import report  # noqa: E402
-from disassembly import sass_of  # noqa: E402
-from loops import operations, shortest_loop  # noqa: E402
-from sample import FULL  # noqa: E402
 
 pytestmark = pytest.mark.codegen
 
@@ -61,7 +62,5 @@ def test_form(name: str) -> None:
 
 def test_a_spill_would_be_noticed() -> None:
     """Too few registers for the producer of ten strips: the check has something to find."""
-    from dataclasses import replace
-
     compiled = hopper_forms.compiled(replace(FORMS["strips 8x64x64"], registers=(240, 24)))
     assert report(compiled, sass_of(compiled.asm["cubin"])).stack > 0

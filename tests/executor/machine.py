@@ -13,7 +13,6 @@ The rules are those of the PTX ISA, by the titles of its sections:
 * ``cp.async.bulk.tensor`` to global memory reads shared memory at any time up to ``wait_group.read``; what ordinary
   stores wrote there must have been fenced for the async proxy by the partition that wrote it ("Async proxy").
 * Shared memory and barriers of a CTA end with the CTA: nothing may be in flight into it, nor its peers arrive there.
-
 * A tensor map has boxes of at most 256 elements along an axis, rows and strides of multiples of 16 bytes, and in the
   im2col mode corners, offsets and element strides within the bounds of its rank ("Tensor access modes").
 
@@ -31,7 +30,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from tensors import Fragment, KernelError, Layout, Map, MapIm2col, View, local_shape
+from tensors import Fragment, KernelError, Layout, Map, MapIm2col, View, local_shape, regions_overlap
 
 __all__ = ["Barrier", "Executor", "Machine", "Process"]
 
@@ -144,8 +143,7 @@ class Machine:
 
 
 def overlap(first: View, second: View) -> bool:
-    a, b = first.region, second.region
-    return a[:2] == b[:2] and a[2] < b[3] and b[2] < a[3]
+    return regions_overlap(first.region, second.region)
 
 
 @dataclass(eq=False)

@@ -21,12 +21,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from machine import Barrier, Body, Machine, Process
-from tensors import Fragment, KernelError, Map, View
+from tensors import Fragment, KernelError, Map, Region, View, regions_overlap
 
 __all__ = ["Proof", "Recorder", "prove"]
 
 Event = tuple
-Region = tuple[int, int, int, int]
 
 
 def run_alone(body: Body) -> object:
@@ -146,10 +145,6 @@ class Recorder(Machine):
 ISSUED_BY = {"multiply_wait": "multiply", "store_wait": "store"}
 
 
-def overlap(a: Region, b: Region) -> bool:
-    return a[:2] == b[:2] and a[2] < b[3] and b[2] < a[3]
-
-
 @dataclass
 class Partition:
     """One partition's steps. Sets of regions and of loads are the bits of integers.
@@ -198,14 +193,17 @@ class Search:
             {part for _, events in record.partitions for event in events for part in event[1:] if _is_region(part)}
         )
         self.bit = {region: 1 << at for at, region in enumerate(regions)}
-        self.near = {region: sum(self.bit[other] for other in regions if overlap(region, other)) for region in regions}
+        self.near = {
+            region: sum(self.bit[other] for other in regions if regions_overlap(region, other)) for region in regions
+        }
         self.partitions = [Partition(process.rank, process.name, events) for process, events in record.partitions]
         self.loads: list[tuple[int, Region, int]] = []  # barrier, region, bytes
         self.load_bit: dict[tuple[int, int], int] = {}
         for at, partition in enumerate(self.partitions):
             self._prepare(at, partition)
         self.loads_near = {
-            region: sum(1 << at for at, load in enumerate(self.loads) if overlap(region, load[1])) for region in regions
+            region: sum(1 << at for at, load in enumerate(self.loads) if regions_overlap(region, load[1]))
+            for region in regions
         }
         self.loads_of = [
             sum(1 << at for at, load in enumerate(self.loads) if load[0] == barrier)
@@ -348,12 +346,8 @@ def _union(sets: Iterable[int]) -> int:
     return total
 
 
-def prove(record: Recorder, exit_barrier: bool | None = None, limit: int = 4_000_000) -> Proof:
-    """Visit all states and return their number; ``KernelError`` at the first fault, ``RuntimeError`` beyond the limit.
-
-    ``exit_barrier`` tells whether CTAs of a cluster wait for each other at the end: what the kernel says, by default.
-    """
+def prove(record: Recorder, limit: int = 4_000_000) -> Proof:
+    """Visit all states and return how many; ``KernelError`` at the first fault, ``RuntimeError`` beyond the limit."""
     together = record.balances()
-    barrier = (record.exit_barrier or record.ctas == 1) if exit_barrier is None else exit_barrier
-    search = Search(record, barrier, together)
+    search = Search(record, record.exit_barrier or record.ctas == 1, together)
     return Proof(search.run(limit), tuple(len(partition.ends) - 1 for partition in search.partitions), together)

@@ -14,7 +14,22 @@ from types import SimpleNamespace
 
 import numpy as np
 
-__all__ = ["Fragment", "KernelError", "Layout", "Map", "MapIm2col", "Pointer", "View", "local_shape", "rounded"]
+__all__ = [
+    "Fragment",
+    "KernelError",
+    "Layout",
+    "Map",
+    "MapIm2col",
+    "Pointer",
+    "Region",
+    "View",
+    "local_shape",
+    "regions_overlap",
+    "rounded",
+]
+
+Region = tuple[int, int, int, int]
+"""CTA, allocation, first element and the one after the last."""
 
 Splits = tuple[tuple[int, ...], ...]
 
@@ -93,6 +108,10 @@ def reshaped_splits(shape, splits: Splits, new) -> Splits:
     return tuple(found)
 
 
+def regions_overlap(a: Region, b: Region) -> bool:
+    return a[:2] == b[:2] and a[2] < b[3] and b[2] < a[3]
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """A part of one CTA's shared memory, by number of its allocation and first element in it."""
@@ -115,8 +134,7 @@ class View:
         return math.prod(local_shape(self.shape, self.splits))
 
     @property
-    def region(self) -> tuple[int, int, int, int]:
-        """Return CTA, allocation, first element and the one after the last."""
+    def region(self) -> Region:
         return self.rank, self.allocation, self.first, self.first + self.size
 
     @property

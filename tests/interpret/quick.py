@@ -3,7 +3,8 @@
 Each launch, and each call of a device function inside of one, looks through all of ``triton.language`` for what must be
 replaced, though a launch has replaced it all before the first program runs. Each value builds its shape anew, in two
 forms and as text; values of one shape are broadcast to each other; bfloat16 is taken apart and put together again bit
-by bit where a shift does. Together that is half of a small launch, and two thirds on Triton 3.6.
+by bit where a shift does. Without that, tests of small launches take 0.58 of their time on Triton 3.9,
+0.45 on 3.6.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Dense convolution on Hopper, in Gluon: TMA, wgmma, specialised warps. For Triton 3.8 and later, or from a pack."""
+"""Dense convolution on Hopper, in Gluon: TMA, wgmma, specialised warps. From Triton 3.8 on; no solver takes it yet."""
