@@ -8,21 +8,40 @@
 #include <Python.h>
 #include <dlfcn.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define MOST_PARAMETERS 512 /* of 8 bytes: 4 KiB, what CUDA allows by default */
 #define MOST_POINTERS 64    /* that a call brings */
+#define MOST_MAPS 8         /* of one kernel */
 #define NAME "gpuconv.plan"
 
 typedef struct {
   int slot;       /* place among the pointers of a call, or -1 for a scalar */
   int aligned;    /* the kernel was compiled for multiples of 16 bytes */
+  int map;        /* which tensor map of its plan it is, or -1: the pointer is its address */
   int64_t offset; /* added to the pointer; for a scalar, where it begins among the scalars of its plan */
 } Parameter;
 
+typedef struct { /* CUtensorMap */
+  _Alignas(64) unsigned char bytes[128];
+} Map;
+
+typedef struct { /* CUlaunchAttribute */
+  int id, padding;
+  unsigned value[16];
+} Attribute;
+
+typedef struct { /* CUlaunchConfig */
+  unsigned grid[3], block[3], shared;
+  void *stream;
+  const Attribute *attributes;
+  unsigned count;
+} Config;
+
 typedef struct {
   void *function;
-  unsigned grid[3], block, shared;
+  unsigned grid[3], block, shared, cluster;
   int count;
   Parameter *parameters;
 } Kernel;
@@ -35,6 +54,8 @@ typedef struct {
   Kernel *kernels;
   Parameter *parameters;
   unsigned char *scalars;
+  int maps;
+  Map *map; /* with the address of the first call */
 } Plan;
 
 static int (*launch_kernel)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *,
@@ -45,6 +66,8 @@ static int (*context_device)(int *);
 static int (*get_device)(int *, int);
 static int (*retain_context)(void **, int);
 static int (*error_string)(int, const char **);
+static int (*launch_extended)(const Config *, void *, void **, void **); /* NULL where the driver is older than CUDA 12 */
+static int (*replace_address)(Map *, void *);
 
 static int open_driver(void) {
   if (error_string) return 0; /* which comes last */
@@ -67,6 +90,10 @@ static int open_driver(void) {
     }
     memcpy(wanted[i].place, &symbol, sizeof(symbol));
   }
+  void *symbol = dlsym(driver, "cuLaunchKernelEx");
+  memcpy(&launch_extended, &symbol, sizeof(symbol));
+  symbol = dlsym(driver, "cuTensorMapReplaceAddress");
+  memcpy(&replace_address, &symbol, sizeof(symbol));
   return 0;
 }
 
@@ -83,10 +110,12 @@ static void free_plan(PyObject *capsule) {
   PyMem_Free(plan->kernels);
   PyMem_Free(plan->parameters);
   PyMem_Free(plan->scalars);
+  free(plan->map);
   PyMem_Free(plan);
 }
 
-/* Reads (slot, offset, aligned) of a pointer, or the bytes of a scalar, which it copies behind `used` others. */
+/* Reads (slot, offset, aligned) of a pointer, (slot, offset, bytes) of a tensor map, or the bytes of a scalar, which it
+   copies behind `used` others. */
 static int read_parameter(Plan *plan, Parameter *parameter, PyObject *given, Py_ssize_t *used) {
   if (PyBytes_Check(given)) {
     Py_ssize_t size = PyBytes_GET_SIZE(given);
@@ -101,8 +130,22 @@ static int read_parameter(Plan *plan, Parameter *parameter, PyObject *given, Py_
     return 0;
   }
   long long offset;
-  if (!PyArg_ParseTuple(given, "iLp", &parameter->slot, &offset, &parameter->aligned)) return -1;
+  PyObject *last;
+  if (!PyArg_ParseTuple(given, "iLO", &parameter->slot, &offset, &last)) return -1;
   parameter->offset = offset;
+  parameter->map = -1;
+  if (PyBytes_Check(last)) {
+    if (PyBytes_GET_SIZE(last) != sizeof(Map) || !replace_address) {
+      PyErr_SetString(PyExc_ValueError, "a tensor map has 128 bytes, and needs a driver of CUDA 12 or later");
+      return -1;
+    }
+    parameter->map = plan->maps;
+    parameter->aligned = 1;
+    memcpy(plan->map[plan->maps++].bytes, PyBytes_AS_STRING(last), sizeof(Map));
+  } else {
+    parameter->aligned = PyObject_IsTrue(last);
+    if (parameter->aligned < 0) return -1;
+  }
   if (parameter->slot < 0 || parameter->slot >= plan->pointers) {
     PyErr_SetString(PyExc_ValueError, "no such pointer");
     return -1;
@@ -113,31 +156,45 @@ static int read_parameter(Plan *plan, Parameter *parameter, PyObject *given, Py_
 static int read_kernel(Plan *plan, Kernel *kernel, PyObject *given, Parameter **next, Py_ssize_t *used) {
   unsigned long long function;
   PyObject *parameters;
-  if (!PyArg_ParseTuple(given, "K(III)IIO!", &function, &kernel->grid[0], &kernel->grid[1], &kernel->grid[2],
-                        &kernel->block, &kernel->shared, &PyTuple_Type, &parameters))
+  if (!PyArg_ParseTuple(given, "K(III)IIIO!", &function, &kernel->grid[0], &kernel->grid[1], &kernel->grid[2],
+                        &kernel->block, &kernel->shared, &kernel->cluster, &PyTuple_Type, &parameters))
     return -1;
+  if (kernel->cluster > 1 && !launch_extended) {
+    PyErr_SetString(PyExc_ValueError, "clusters need a driver of CUDA 12 or later");
+    return -1;
+  }
   kernel->function = (void *)(uintptr_t)function;
   kernel->count = (int)PyTuple_GET_SIZE(parameters);
   kernel->parameters = *next;
   *next += kernel->count;
+  int before = plan->maps;
   for (int i = 0; i < kernel->count; i++)
     if (read_parameter(plan, &kernel->parameters[i], PyTuple_GET_ITEM(parameters, i), used)) return -1;
+  if (plan->maps - before > MOST_MAPS) {
+    PyErr_Format(PyExc_ValueError, "a kernel has at most %d tensor maps", MOST_MAPS);
+    return -1;
+  }
   return 0;
 }
 
-/* make(owners, device, pointers, kernels): each kernel is (function, grid, block, shared, parameters). */
+/* make(owners, device, pointers, kernels): each kernel is (function, grid, block, shared, blocks of a cluster along the
+   first axis, parameters). */
 static PyObject *make(PyObject *self, PyObject *args) {
   PyObject *owners, *kernels;
   int device, pointers;
   if (open_driver()) return NULL;
   if (!PyArg_ParseTuple(args, "OiiO!", &owners, &device, &pointers, &PyTuple_Type, &kernels)) return NULL;
-  Py_ssize_t count = PyTuple_GET_SIZE(kernels), parameters = 0;
+  Py_ssize_t count = PyTuple_GET_SIZE(kernels), parameters = 0, maps = 0;
   for (Py_ssize_t i = 0; i < count; i++) {
     PyObject *kernel = PyTuple_GET_ITEM(kernels, i);
-    PyObject *last = PyTuple_Check(kernel) && PyTuple_GET_SIZE(kernel) == 5 ? PyTuple_GET_ITEM(kernel, 4) : NULL;
+    PyObject *last = PyTuple_Check(kernel) && PyTuple_GET_SIZE(kernel) == 6 ? PyTuple_GET_ITEM(kernel, 5) : NULL;
     if (!last || !PyTuple_Check(last) || PyTuple_GET_SIZE(last) > MOST_PARAMETERS)
-      return PyErr_Format(PyExc_ValueError, "a kernel has 5 facts and at most %d parameters", MOST_PARAMETERS);
+      return PyErr_Format(PyExc_ValueError, "a kernel has 6 facts and at most %d parameters", MOST_PARAMETERS);
     parameters += PyTuple_GET_SIZE(last);
+    for (Py_ssize_t p = 0; p < PyTuple_GET_SIZE(last); p++) {
+      PyObject *given = PyTuple_GET_ITEM(last, p);
+      maps += PyTuple_Check(given) && PyTuple_GET_SIZE(given) == 3 && PyBytes_Check(PyTuple_GET_ITEM(given, 2));
+    }
   }
   if (pointers < 0 || pointers > MOST_POINTERS)
     return PyErr_Format(PyExc_ValueError, "at most %d pointers", MOST_POINTERS);
@@ -154,7 +211,8 @@ static PyObject *make(PyObject *self, PyObject *args) {
   plan->kernels = PyMem_Calloc(count + 1, sizeof(Kernel));
   plan->parameters = PyMem_Calloc(parameters + 1, sizeof(Parameter));
   plan->scalars = PyMem_Calloc(parameters + 1, 8);
-  if (!plan->kernels || !plan->parameters || !plan->scalars) {
+  plan->map = aligned_alloc(sizeof(Map), (maps + 1) * sizeof(Map)); /* 128 is a multiple of 64 */
+  if (!plan->kernels || !plan->parameters || !plan->scalars || !plan->map) {
     Py_DECREF(capsule);
     return PyErr_NoMemory();
   }
@@ -174,22 +232,44 @@ static PyObject *make(PyObject *self, PyObject *args) {
   return capsule;
 }
 
+/* As Triton does: a program of the grid is a cluster along the first axis, and clusters are spread over the GPU. */
+static int launch_cluster(const Kernel *kernel, void *stream, void **arguments) {
+  Attribute attributes[] = {{.id = 4, .value = {kernel->cluster, 1, 1}}, {.id = 5, .value = {1}}};
+  Config config = {.grid = {kernel->grid[0] * kernel->cluster, kernel->grid[1], kernel->grid[2]},
+                   .block = {kernel->block, 1, 1},
+                   .shared = kernel->shared,
+                   .stream = stream,
+                   .attributes = attributes,
+                   .count = 2};
+  return launch_extended(&config, kernel->function, arguments, NULL);
+}
+
 static int launch_all(const Plan *plan, void *stream, uint64_t *pointers) {
   void *arguments[MOST_PARAMETERS];
   uint64_t values[MOST_PARAMETERS];
+  Map maps[MOST_MAPS]; /* of this call, as others run beside it */
   for (int k = 0; k < plan->count; k++) {
     const Kernel *kernel = &plan->kernels[k];
+    int used = 0;
     for (int i = 0; i < kernel->count; i++) {
       const Parameter *parameter = &kernel->parameters[i];
       if (parameter->slot < 0) {
         arguments[i] = plan->scalars + parameter->offset;
+      } else if (parameter->map >= 0) {
+        Map *map = &maps[used++];
+        memcpy(map, &plan->map[parameter->map], sizeof(Map));
+        int code = replace_address(map, (void *)(uintptr_t)(pointers[parameter->slot] + parameter->offset));
+        if (code) return code;
+        arguments[i] = map;
       } else {
         values[i] = pointers[parameter->slot] + parameter->offset;
         arguments[i] = &values[i];
       }
     }
-    int code = launch_kernel(kernel->function, kernel->grid[0], kernel->grid[1], kernel->grid[2], kernel->block, 1, 1,
-                             kernel->shared, stream, arguments, NULL);
+    int code = kernel->cluster > 1
+                   ? launch_cluster(kernel, stream, arguments)
+                   : launch_kernel(kernel->function, kernel->grid[0], kernel->grid[1], kernel->grid[2], kernel->block, 1,
+                                   1, kernel->shared, stream, arguments, NULL);
     if (code) return code;
   }
   return 0;

@@ -1,7 +1,7 @@
 """What a compiled kernel takes: its parameters in order, and the bytes of its scalars.
 
 A parameter is an argument that Triton did not make a constant (constexprs, None and integers equal to 1 are constants);
-behind those come two pointers to scratch memory, which are null for the kernels here. Each release of Triton packs them
+that of a tensor map is followed by its sizes and strides. Behind those come two pointers to scratch memory, which are null for the kernels here. Each release of Triton packs them
 in a launcher of its own; that this one agrees is checked against the entry point that the compiler wrote.
 """
 
@@ -10,10 +10,13 @@ from __future__ import annotations
 import ctypes
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Layout", "Parameter", "layout_of", "pack"]
+from .maps import TensorMap, is_map, parse_map_type
+
+__all__ = ["PORTABLE_CLUSTER", "Layout", "Parameter", "layout_of", "pack"]
 
 _INTEGERS = {
     "i1": 1, "u1": 1, "i8": 1, "u8": 1, "i16": 2, "u16": 2, "i32": 4, "u32": 4, "i64": 8, "u64": 8,
@@ -23,6 +26,10 @@ _SCRATCH = 2
 
 _LARGE_SHARED = 228 * 1024
 """Bytes of shared memory above which Triton sets an attribute of the launch."""
+
+
+PORTABLE_CLUSTER = 8
+"""Blocks of a cluster that every GPU with clusters takes (CUDA C++ Programming Guide, 5.2.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +46,28 @@ class Parameter:
         return self.type.startswith("*")
 
     @property
-    def size(self) -> int:
-        """Bytes that it takes."""
-        return 8 if self.is_pointer else _INTEGERS.get(self.type) or _FLOATS[self.type]
+    def is_map(self) -> bool:
+        """Whether it is a tensor map."""
+        return is_map(self.type)
+
+    @property
+    def has_address(self) -> bool:
+        """Whether a call brings its address."""
+        return self.is_pointer or self.is_map
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each parameter of the entry point that it is."""
+        if self.is_map:
+            return parse_map_type(self.type).sizes
+        return [8 if self.is_pointer else _INTEGERS.get(self.type) or _FLOATS[self.type]]
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The parameters of a compiled kernel, or the reason why its launches cannot be repeated.
 
-    `plain` says that nothing but grid, block and shared memory describes a launch: no clusters, no attributes.
+    `plain` says that nothing but grid, block, cluster and shared memory describes a launch: no other attributes.
     """
 
     parameters: tuple[Parameter, ...]
@@ -87,10 +106,10 @@ def _refused(reason: str) -> Layout:
     return Layout((), False, reason)
 
 
-def layout_of(compiled: Any) -> Layout:
+def layout_of(compiled: Any, arguments: Mapping[str, Any]) -> Layout:
     """Return the layout of a ``CompiledKernel``; None is what Triton returns where a hook kept it from launching.
 
-    What came from a pack has its layout with it.
+    What came from a pack has its layout with it. `arguments` are those of a launch: of a tensor map they have the type.
     """
     if compiled is None:
         return _refused("it was not launched")
@@ -107,13 +126,17 @@ def layout_of(compiled: Any) -> Layout:
     for place, (name, type) in enumerate(source.signature.items()):
         if type == "constexpr":
             continue
+        given = arguments.get(name)
+        if isinstance(given, TensorMap):
+            parameters.append(Parameter(name, str(given.type), True))
+            continue
         if not isinstance(type, str) or not (type[0] == "*" or type in _INTEGERS or type in _FLOATS):
             return _refused(f"argument {name} is of type {type}")
         parameters.append(Parameter(name, type, type[0] == "*" and (place,) in aligned))
-    expected = [parameter.size for parameter in parameters] + [8] * _SCRATCH
+    expected = [size for parameter in parameters for size in parameter.sizes] + [8] * _SCRATCH
     plain = (
         _entry_sizes(compiled.asm.get("ptx", ""), metadata.name) == expected
-        and getattr(metadata, "num_ctas", 1) == 1
+        and getattr(metadata, "num_ctas", 1) <= PORTABLE_CLUSTER
         and not getattr(metadata, "launch_pdl", False)
         and not getattr(metadata, "launch_cooperative_grid", False)
         and metadata.shared <= _LARGE_SHARED

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..config import logger
-from .layout import Layout, layout_of, pack
+from .layout import Layout, Parameter, layout_of, pack
+from .maps import MapError, TensorMap, encode, replace_address
 from .native import native, native_if_built
 
 __all__ = ["Recording", "Replay", "active_recording", "hooked", "record"]
@@ -36,7 +37,7 @@ _ALLOCATIONS = (torch.ops.aten.empty, torch.ops.aten.empty_strided)
 
 @dataclass(frozen=True, slots=True)
 class _Kernel:
-    """One launch: the kernel, its grid, the arguments by name, and where its pointers come from: (slot, offset)."""
+    """One launch: the kernel, its grid, the arguments by name, and where its addresses come from: (slot, offset)."""
 
     compiled: Any
     layout: Layout
@@ -86,17 +87,22 @@ class Recording(TorchDispatchMode):
 
     def add(self, compiled: Any, grid: Sequence[int], arguments: Mapping[str, Any]) -> None:
         """Record a launch of `compiled`."""
-        layout = layout_of(compiled)
+        layout = layout_of(compiled, arguments)
         if layout.refusal is not None:
             self.refuse(layout.refusal)
             return
-        pointers = {p.name: self._origin(arguments[p.name]) for p in layout.parameters if p.is_pointer}
+        pointers = {p.name: self._origin(arguments[p.name]) for p in layout.parameters if p.has_address}
         x, y, z = (*grid, 1, 1)[:3]
-        scalars = {name: value for name, value in arguments.items() if not isinstance(value, torch.Tensor)}
+        scalars = {
+            name: _without_memory(value) for name, value in arguments.items() if not isinstance(value, torch.Tensor)
+        }
         self.kernels.append(_Kernel(compiled, layout, (x, y, z), scalars, pointers))
 
-    def _origin(self, tensor: Tensor) -> tuple[int, int]:
+    def _origin(self, tensor: Tensor | TensorMap) -> tuple[int, int]:
         """Return the slot of the array or allocation that `tensor` is or lies in, and the bytes in front of it."""
+        if isinstance(tensor, TensorMap):
+            slot, offset = self._origin(tensor.tensor)
+            return slot, offset + tensor.offset * tensor.type.itemsize
         for slot, array in enumerate(self.arrays.values()):
             if array is tensor:
                 return slot, 0
@@ -115,6 +121,20 @@ class Recording(TorchDispatchMode):
                 return place
         self.refuse("a result is none of the allocations")
         return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Address:
+    """Stands for a tensor without keeping its memory."""
+
+    address: int
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+def _without_memory(value: Any) -> Any:
+    return replace(value, tensor=_Address(value.tensor.data_ptr())) if isinstance(value, TensorMap) else value
 
 
 def active_recording() -> Recording | None:
@@ -139,7 +159,18 @@ def hooked() -> bool:
 
 
 def _scalars(kernel: _Kernel) -> dict[str, bytes]:
-    return {p.name: pack(p.type, kernel.arguments[p.name]) for p in kernel.layout.parameters if not p.is_pointer}
+    return {p.name: pack(p.type, kernel.arguments[p.name]) for p in kernel.layout.parameters if not p.has_address}
+
+
+def _described(kernel: _Kernel, parameter: Parameter, scalars: Mapping[str, bytes]) -> list[Any]:
+    """Return what the extension takes for a parameter: bytes, or (slot, offset, aligned or the bytes of a map)."""
+    if parameter.name in scalars:
+        return [scalars[parameter.name]]
+    origin = kernel.pointers[parameter.name]
+    if not parameter.is_map:
+        return [(*origin, parameter.aligned)]
+    map = kernel.arguments[parameter.name]
+    return [(*origin, encode(map)), *map.scalars()]
 
 
 def _sender(kernels: Sequence[_Kernel], slots: int, device: int, guard: Guard) -> Callable[..., bool]:
@@ -155,13 +186,11 @@ def _sender(kernels: Sequence[_Kernel], slots: int, device: int, guard: Guard) -
     described = []
     for kernel in kernels:
         scalars = _scalars(kernel)
-        parameters = [
-            (*kernel.pointers[p.name], p.aligned) if p.is_pointer else scalars[p.name] for p in kernel.layout.parameters
-        ]
+        parameters = [taken for p in kernel.layout.parameters for taken in _described(kernel, p, scalars)]
         parameters += [bytes(8)] * 2  # no scratch memory
-        compiled = kernel.compiled
-        block = 32 * compiled.metadata.num_warps
-        described.append((compiled.function, kernel.grid, block, compiled.metadata.shared, tuple(parameters)))
+        compiled, metadata = kernel.compiled, kernel.compiled.metadata
+        sizes = (32 * metadata.num_warps, metadata.shared, getattr(metadata, "num_ctas", 1))
+        described.append((compiled.function, kernel.grid, *sizes, tuple(parameters)))
     plan = module.make(tuple(kernel.compiled for kernel in kernels), device, slots, tuple(described))
     launch = module.launch
 
@@ -185,27 +214,48 @@ def _through_triton(kernel: _Kernel) -> _Step:
     names, compiled, grid = list(kernel.compiled.src.signature), kernel.compiled, kernel.grid
     template = [kernel.arguments.get(name) for name in names]
     places = [(names.index(name), *origin) for name, origin in kernel.pointers.items()]
+    maps = {place: map for place, map in enumerate(template) if isinstance(map, TensorMap)}
 
     def launch(stream: int, addresses: Sequence[int]) -> None:
         arguments = template.copy()
         for place, slot, offset in places:
-            arguments[place] = addresses[slot] + offset
+            address = addresses[slot] + offset
+            arguments[place] = _descriptor(maps[place], address) if place in maps else address
         launched = (*grid, stream, compiled.function, compiled.packed_metadata)
         compiled.run(*launched, None, None, None, *arguments)
 
     return launch
 
 
+def _descriptor(map: TensorMap, address: int) -> Any:
+    """Return what Triton's launcher reads of a tensor descriptor, of a tensor at an address."""
+    return SimpleNamespace(
+        base=SimpleNamespace(data_ptr=lambda: address), shape=list(map.shape), strides=list(map.strides),
+        padding="zero", round_f32_to_tf32=map.type.dtype == "tf32", pixel_box_lower_corner=list(map.lower),
+        pixel_box_upper_corner=list(map.upper), element_strides=[1, *map.steps, 1] if map.steps else None,
+    )  # fmt: skip
+
+
 def _through_driver(kernel: _Kernel) -> _Step:
     """Return what launches a kernel from a pack."""
-    compiled, grid, names = kernel.compiled, kernel.grid, [p.name for p in kernel.layout.parameters]
-    template = compiled.bytes_of({**kernel.arguments, **dict.fromkeys(kernel.pointers, 0)})
-    places = [(names.index(name), *origin) for name, origin in kernel.pointers.items()]
+    compiled, grid = kernel.compiled, kernel.grid
+    template: list[bytes] = []
+    places = []
+    for p in kernel.layout.parameters:
+        if p.has_address:
+            places.append((len(template), p.is_map, *kernel.pointers[p.name]))
+        given = kernel.arguments.get(p.name)
+        if isinstance(given, TensorMap):
+            template += [encode(given), *given.scalars()]
+        else:
+            template.append(bytes(8) if given is None else pack(p.type, given))
 
     def launch(stream: int, addresses: Sequence[int]) -> None:
         parameters = template.copy()
-        for place, slot, offset in places:
-            parameters[place] = (addresses[slot] + offset).to_bytes(8, "little")
+        for place, is_map, slot, offset in places:
+            address = addresses[slot] + offset
+            here = parameters[place]
+            parameters[place] = replace_address(here, address) if is_map else address.to_bytes(8, "little")
         compiled.launch(grid, stream, parameters)
 
     return launch
@@ -217,7 +267,7 @@ def _from_python(kernels: Sequence[_Kernel], guard: Guard) -> Callable[..., bool
         _scalars(kernel)  # raises OverflowError where the native launcher would
     steps = [_through_driver(kernel) if _is_packed(kernel) else _through_triton(kernel) for kernel in kernels]
     aligned = [
-        kernel.pointers[p.name] for kernel in kernels for p in kernel.layout.parameters if p.is_pointer and p.aligned
+        kernel.pointers[p.name] for kernel in kernels for p in kernel.layout.parameters if p.has_address and p.aligned
     ]
 
     def send(stream: int, *addresses: int) -> bool:
@@ -292,7 +342,7 @@ def record(
     if recording.refusal is None:
         try:
             return result, _replay(recording, places, not isinstance(result, tuple), device, guard)
-        except OverflowError as error:
+        except (OverflowError, MapError) as error:
             recording.refuse(str(error))
     logger.debug("calls are not repeated through the launcher: %s", recording.refusal)
     return result, None

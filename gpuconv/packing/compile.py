@@ -8,6 +8,7 @@ import re
 import subprocess
 from typing import Any
 
+from ..launcher.maps import MapType, is_map, parse_map_type
 from ..packs.identity import ALIGNMENT, CONSTANT
 from ..packs.index import Entry, arch_number
 from .plans import Launch
@@ -29,6 +30,15 @@ def _constant(value: Any) -> Any:
     return getattr(tl, value.removeprefix("tl.")) if named else value
 
 
+def _descriptor(type: MapType) -> str:
+    """Return the type of a tensor map by Triton's name."""
+    from ..backends.triton.gluon import layout_of_map
+
+    box, dtype = ",".join(map(str, type.box)), "fp32" if type.dtype == "tf32" else type.dtype
+    mode, rank = ("tensordesc_im2col", f"input_rank={type.axes},") if type.axes else ("tensordesc", "")
+    return f"{mode}<{dtype}[{box}],{rank}{layout_of_map(type)!r}>"
+
+
 def _source(launch: Launch) -> Any:
     """Return what Triton compiles: the kernel, and what it is told of every argument."""
     from triton.compiler import ASTSource
@@ -37,12 +47,15 @@ def _source(launch: Launch) -> Any:
     signature, constants, attributes = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
         type_, known = launch.told[name]
-        signature[name] = type_
+        signature[name] = _descriptor(parse_map_type(type_)) if is_map(type_) else type_
         if type_ == CONSTANT:
             constants[name] = _constant(known)
         elif known:
             attributes[(place,)] = [["tt.divisibility", ALIGNMENT]]
-    return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    source: Any = ASTSource
+    if getattr(kernel, "is_gluon", lambda: False)():
+        from triton.experimental.gluon import GluonASTSource as source  # noqa: N813
+    return source(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
@@ -86,16 +99,20 @@ def compile_entries(launch: Launch, arch: str) -> tuple[list[Entry], bytes]:
     target = re.search(r"^\.target (sm_\w+)", ptx, re.MULTILINE)
     registers, stack = _resources(cubin)
     parameters = tuple(
-        (name, type_, bool(launch.told[name][1]) and type_[0] == "*")
-        for name, type_ in source.signature.items()
-        if type_ != CONSTANT
+        (name, told, is_map(told) or (bool(launch.told[name][1]) and told[0] == "*"))
+        for name in source.signature
+        if (told := launch.told[name][0]) != CONSTANT
     )
+    maps = tuple((name, parse_map_type(told).message) for name, told, _ in parameters if is_map(told))
+    made = [tuple(about["block_size"]) for about in getattr(metadata, "tensordesc_meta", None) or ()]
+    if made != [box for _, box in maps]:
+        raise RuntimeError(f"{launch.kernel.id} of {launch.solver} copies boxes of {made}, not {maps}")
     constants = {name: launch.told[name][1] for name, type_ in source.signature.items() if type_ == CONSTANT}
     cluster = (metadata.num_ctas, 1, 1)
     entry = Entry(
         key=launch.key, arch=target[1] if target else arch, kernel=launch.kernel.id, solver=launch.solver,
         name=metadata.name, constants=constants, parameters=parameters, warps=metadata.num_warps,
-        shared=metadata.shared, cluster=cluster, tensor_maps=(), registers=registers, stack=stack,
+        shared=metadata.shared, cluster=cluster, tensor_maps=maps, registers=registers, stack=stack,
         cubin=hashlib.sha256(cubin).hexdigest(),
     )  # fmt: skip
     return [entry], cubin

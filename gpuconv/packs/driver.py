@@ -10,7 +10,8 @@ from math import prod
 from types import SimpleNamespace
 from typing import Any
 
-from ..launcher.layout import Layout, pack
+from ..launcher.layout import PORTABLE_CLUSTER, Layout, pack
+from ..launcher.maps import MapError, TensorMap, encode
 from .elf import parameter_sizes
 from .index import CudaEntry, Entry, PackError, read_cubin
 from .search import Found
@@ -28,9 +29,6 @@ _PREFER_SHARED = 1
 
 _NON_PORTABLE_CLUSTER = 14
 """``CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED``: asked for clusters of more than 8 blocks."""
-
-_PORTABLE_CLUSTER = 8
-"""Blocks of a cluster that every GPU with clusters takes (CUDA C++ Programming Guide, 5.2.1)."""
 
 _SCRATCH = (bytes(8), bytes(8))
 """Pointers to scratch memory behind the parameters of Triton's kernels, null for those here."""
@@ -146,11 +144,22 @@ class PackedKernel:
         )
 
     def bytes_of(self, arguments: Mapping[str, Any]) -> list[bytes]:
-        """Return the bytes of every parameter of a launch; tensors stand for their addresses."""
+        """Return the bytes of every parameter of a launch; tensors stand for their addresses.
+
+        Raises
+        ------
+        DriverError
+            If the driver refuses a tensor map.
+        """
         found = []
         for parameter in self.layout.parameters:
             value = arguments[parameter.name]
-            if parameter.is_pointer:
+            if isinstance(value, TensorMap):
+                try:
+                    found += [encode(value), *value.scalars()]
+                except MapError as error:
+                    raise DriverError(f"{self.entry.name}: {error}") from None
+            elif parameter.is_pointer:
                 address = value if isinstance(value, int) else value.data_ptr()
                 found.append(address.to_bytes(8, "little"))
             else:
@@ -245,7 +254,8 @@ def check_parameters(entry: Entry, cubin: bytes) -> None:
     PackError
         If it does not: the driver would read beyond what it is given.
     """
-    sizes, taken = [*(parameter.size for parameter in entry.layout.parameters)], parameter_sizes(cubin, entry.name)
+    sizes = [size for parameter in entry.layout.parameters for size in parameter.sizes]
+    taken = parameter_sizes(cubin, entry.name)
     sizes += map(len, _SCRATCH)
     if taken is not None and taken != sizes:
         raise PackError(
@@ -258,8 +268,6 @@ def _function(found: Found, device: int) -> int:
     entry, index = found.entry, found.pack.index
     assert index is not None
     launched = entry if isinstance(entry, Entry) else None  # what CUDA C++ declares has its size in the cubin
-    if launched is not None and launched.tensor_maps:
-        raise DriverError(f"{entry.name} needs tensor maps, which are not made from packs yet")
     driver, module = _driver(), ctypes.c_void_p(_modules.get((device, entry.cubin)))
     _ensure_context(device)
     image = read_cubin(found.pack.folder, index, entry.cubin)
@@ -271,7 +279,7 @@ def _function(found: Found, device: int) -> int:
     function = ctypes.c_void_p()
     name = entry.name.encode()
     _check(driver.cuModuleGetFunction(ctypes.byref(function), module, name), f"{entry.name} in its cubin")
-    if launched is not None and prod(launched.cluster) > _PORTABLE_CLUSTER:
+    if launched is not None and prod(launched.cluster) > PORTABLE_CLUSTER:
         code = driver.cuFuncSetAttribute(function, _NON_PORTABLE_CLUSTER, 1)
         _check(code, f"clusters of {prod(launched.cluster)} blocks for {entry.name}")
     if launched is not None and launched.shared > _SHARED_BY_DEFAULT:

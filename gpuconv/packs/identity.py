@@ -3,6 +3,7 @@
 The rules are those of Triton's JIT: None and integers equal to 1 are constants, of other integers the compiler knows
 whether they need 64 bits and whether 16 divides them, of pointers whether 16 divides their address. By a rule of this
 library the names of ``constexpr`` parameters are in capitals, and no others: so no kernel's source has to be read.
+Kernels of ``hopper`` have one binary for all sizes: of their numbers and pointers the compiler knows the types alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.resources import files
 from typing import Any
+
+from ..launcher.maps import TensorMap
 
 __all__ = [
     "ALIGNMENT",
@@ -56,6 +59,11 @@ class KernelReference:
     name: str
 
     @property
+    def one_binary(self) -> bool:
+        """Whether the compiler is told of numbers and pointers their types alone."""
+        return self.module.startswith("hopper.")
+
+    @property
     def id(self) -> str:
         """What a pack calls it."""
         return f"{self.module}:{self.name}"
@@ -65,7 +73,7 @@ class KernelReference:
         return getattr(import_module(f"gpuconv.kernels.tl.{self.module}"), self.name)
 
 
-def described(name: str, value: Any, aligned: bool | None = None) -> list[Any]:
+def described(name: str, value: Any, aligned: bool | None = None, one_binary: bool = False) -> list[Any]:
     """Return what the compiler is told of an argument, as plain data.
 
     Parameters
@@ -73,9 +81,11 @@ def described(name: str, value: Any, aligned: bool | None = None) -> list[Any]:
     name
         Its name.
     value
-        A constant, None, a number, or a torch tensor that stands for its address.
+        A constant, None, a number, a tensor map, or a torch tensor that stands for its address.
     aligned
         Whether the address of a tensor is a multiple of 16; by default that is looked up.
+    one_binary
+        That of the kernel.
 
     Raises
     ------
@@ -86,12 +96,14 @@ def described(name: str, value: Any, aligned: bool | None = None) -> list[Any]:
         return [CONSTANT, f"tl.{value}" if isinstance(value, TypeName) else value]
     if value is None:
         return [CONSTANT, None]
+    if isinstance(value, TensorMap):
+        return [str(value.type), False]
     if type(value) is int:
-        if value == 1:
+        if value == 1 and not one_binary:
             return [CONSTANT, 1]
         fits = -(2**31) <= value < 2**31
         type_ = "i32" if fits else "i64" if -(2**63) <= value < 2**63 else "u64"
-        return [type_, value % ALIGNMENT == 0]
+        return [type_, value % ALIGNMENT == 0 and not one_binary]
     if type(value) is float:
         return ["fp32", False]
     dtype = str(getattr(value, "dtype", None)).removeprefix("torch.")
@@ -99,7 +111,7 @@ def described(name: str, value: Any, aligned: bool | None = None) -> list[Any]:
         raise TypeError(f"argument {name}: kernels take tensors, integers and floats, but got {value!r}")
     if aligned is None:
         aligned = value.data_ptr() % ALIGNMENT == 0
-    return [_POINTERS[dtype], aligned]
+    return [_POINTERS[dtype], aligned and not one_binary]
 
 
 def key_of(
@@ -121,7 +133,7 @@ def key_of(
     aligned
         That of :func:`described`, for all tensors.
     """
-    told = {name: described(name, value, aligned) for name, value in sorted(arguments.items())}
+    told = {name: described(name, value, aligned, kernel.one_binary) for name, value in sorted(arguments.items())}
     text = json.dumps([kernel.id, told, sorted(options.items())], separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest(), told
 

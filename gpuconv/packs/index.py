@@ -26,7 +26,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
-from ..launcher.layout import Layout, Parameter
+from ..launcher.layout import PORTABLE_CLUSTER, Layout, Parameter
+from ..launcher.maps import is_map, parse_map_type
 from .identity import CONSTANT, TYPES
 
 __all__ = [
@@ -47,7 +48,9 @@ _MOST_ENTRIES = 200_000
 _HASH = re.compile(r"[0-9a-f]{64}")
 _ARCH = re.compile(r"sm_(\d{2,3})(a?)")
 _SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_WARPS = (1, 2, 4, 8, 16, 32)
+_WARPS = (1, 2, *range(4, 33, 4))
+"""A kernel of several roles has any number of groups of four."""
+
 
 
 class PackError(ValueError):
@@ -86,7 +89,8 @@ class Entry:
     cluster
         Blocks of a cluster along each axis of the grid.
     tensor_maps
-        How tensor maps among the parameters are made. None of today's kernels has any.
+        How tensor maps among the parameters are made, in their order: the name of each, and the elements along each axis
+        of what one instruction copies. What the driver is told besides is in the parameter's type and in the launch.
     registers, stack
         Registers and bytes of local memory of a thread; a stack says that registers spill.
     cubin
@@ -103,7 +107,7 @@ class Entry:
     warps: int
     shared: int
     cluster: tuple[int, int, int]
-    tensor_maps: tuple[Any, ...]
+    tensor_maps: tuple[tuple[str, tuple[int, ...]], ...]
     registers: int
     stack: int
     cubin: str
@@ -111,7 +115,7 @@ class Entry:
     @property
     def layout(self) -> Layout:
         """What the symbol takes."""
-        plain = self.cluster == (1, 1, 1)
+        plain = self.cluster[1:] == (1, 1) and self.cluster[0] <= PORTABLE_CLUSTER
         return Layout(tuple(Parameter(*parameter) for parameter in self.parameters), plain)
 
     def runs_on(self, capability: tuple[int, int]) -> bool:
@@ -122,7 +126,7 @@ class Entry:
         """Tell whether it has the constants and parameters of a launch that :func:`.identity.key_of` describes."""
         taken = {name: [type_, aligned] for name, type_, aligned in self.parameters}
         taken |= {name: [CONSTANT, value] for name, value in self.constants.items()}
-        asked = {name: [type_, known if type_[0] in "*c" else False] for name, (type_, known) in told.items()}
+        asked = {name: [type_, known if type_[0] in "*c" else is_map(type_)] for name, (type_, known) in told.items()}
         return json.dumps(taken, sort_keys=True) == json.dumps(asked, sort_keys=True)
 
 
@@ -251,6 +255,13 @@ def _parse_place(data: Any) -> Place:
     return Place(_text(bundle, _HASH, "a bundle"), *(_count(number, _MOST_CUBIN, "a place") for number in numbers))
 
 
+def _is_map_type(type: str) -> bool:
+    try:
+        return str(parse_map_type(type)) == type
+    except ValueError:
+        return False
+
+
 def _parse_entry(data: Any, place: int, cubins: Mapping[str, Place]) -> Entry:
     at = f"entry {place}"
     _complete(data, Entry, at)
@@ -262,13 +273,14 @@ def _parse_entry(data: Any, place: int, cubins: Mapping[str, Place]) -> Entry:
         _require(isinstance(parameter, list) and len(parameter) == 3, f"{at}: a parameter is {parameter!r:.80}")
         name, type_, aligned = parameter
         _require(type(aligned) is bool, f"{at}: a parameter is {parameter!r:.80}")
-        _require(isinstance(type_, str) and type_ in TYPES, f"{at}: a type is {type_!r:.80}")
+        _require(isinstance(type_, str) and (type_ in TYPES or _is_map_type(type_)), f"{at}: a type is {type_!r:.80}")
         found.append((_text(name, _SYMBOL, f"{at}: a name"), type_, aligned))
     names = [*data["constants"], *(name for name, *_ in found)]
     _require(len(set(names)) == len(names), f"{at}: a name is there twice")
     cluster, maps = data["cluster"], data["tensor_maps"]
     _require(isinstance(cluster, list) and len(cluster) == 3, f"{at}: cluster is {cluster!r:.80}")
-    _require(isinstance(maps, list), f"{at}: tensor_maps is no list")
+    messages = [[name, list(parse_map_type(type_).message)] for name, type_, _ in found if is_map(type_)]
+    _require(maps == messages, f"{at}: tensor_maps are not those of the parameters")
     cubin = _cubin_of(data, cubins, at)
     x, y, z = (_count(size, 16, f"{at}: cluster") for size in cluster)
     _require(x * y * z > 0, f"{at}: cluster is {cluster!r:.80}")
@@ -280,7 +292,7 @@ def _parse_entry(data: Any, place: int, cubins: Mapping[str, Place]) -> Entry:
         solver=_text(data["solver"], re.compile(r"[\w.]+"), f"{at}: solver"),
         name=_text(data["name"], _SYMBOL, f"{at}: name"), constants=data["constants"], parameters=tuple(found),
         warps=warps, shared=_count(data["shared"], 1 << 20, f"{at}: shared"),
-        cluster=(x, y, z), tensor_maps=tuple(maps), registers=_count(data["registers"], 255, f"{at}: registers"),
+        cluster=(x, y, z), tensor_maps=tuple((name, tuple(box)) for name, box in maps), registers=_count(data["registers"], 255, f"{at}: registers"),
         stack=_count(data["stack"], 1 << 20, f"{at}: stack"), cubin=cubin,
     )  # fmt: skip
 

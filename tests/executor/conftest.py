@@ -1,4 +1,12 @@
-"""The executor lane: the Hopper kernels' own sources over a model of the hardware. Needs Gluon as of Triton 3.8."""
+"""The executor lane: the Hopper kernels' own sources over a model of the hardware. Needs Gluon as of Triton 3.8.
+
+The plain kernels that stand in front of and behind them in a plan are interpreted, which is settled when they are
+imported.
+"""
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 try:
     from triton.experimental.gluon.language.nvidia.hopper import cluster, tma

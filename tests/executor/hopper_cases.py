@@ -113,7 +113,7 @@ def _named(names: str, values) -> dict:
 
 def _dense(case: Case, operands: Operands, layouts, box_x, box_y) -> dict:
     """Return the arguments that the three dense kernels share."""
-    layout_x, layout_w, layout_y, cluster = layouts
+    layout_x, layout_w, layout_y = layouts
     known = {"dtype": case.dtype, "itemsize": 4 if case.dtype == "float32" else 2}
     box_w = (1, case.block_c, case.block_k) if case.transposed else (1, case.block_k, case.block_c)
     halves = 2 if case.shared == "pixels" else 1
@@ -139,7 +139,7 @@ def _dense(case: Case, operands: Operands, layouts, box_x, box_y) -> dict:
         "INSTRUCTION_K": 8 if case.dtype == "float32" else 16,
         "CONSUMER_REGISTERS": 240,
         "PRODUCER_REGISTERS": 24,
-        "CLUSTER": cluster,
+        "SHARED": case.shared,
     }
 
 
@@ -160,9 +160,9 @@ def _tiles(case: Case, operands: Operands) -> tuple[str, dict]:
     tile_n, tile_p, tile_q = case.tile
     split = _outermost((tile_n, 1, tile_p, tile_q, 1))
     layouts = {
-        "": (WHOLE, WHOLE, WHOLE, ()),
-        "weights": (split, Layout(((0, 0, 0),)), split, ((1, 0),)),
-        "pixels": (Layout(((0, 0, 0, 0, 0),)), Layout(((0, 1, 0),)), Layout(((0, 0, 0, 0, 1),)), ((0, 1),)),
+        "": (WHOLE, WHOLE, WHOLE),
+        "weights": (split, Layout(((0, 0, 0),)), split),
+        "pixels": (Layout(((0, 0, 0, 0, 0),)), Layout(((0, 1, 0),)), Layout(((0, 0, 0, 0, 1),))),
     }
     if case.transposed and case.shared == "pixels":
         layouts["pixels"] = (layouts["pixels"][0], Layout(((0, 0, 1),)), *layouts["pixels"][2:])
@@ -183,7 +183,7 @@ def _tiles(case: Case, operands: Operands) -> tuple[str, dict]:
 def _strips(case: Case, operands: Operands) -> tuple[str, dict]:
     tile_n, _, tile_q = case.tile
     split = _outermost((tile_n, 1, 1, tile_q, 1))
-    layouts = {"": (WHOLE, WHOLE, WHOLE, ()), "weights": (split, Layout(((0, 0, 0),)), split, ((1, 0),))}
+    layouts = {"": (WHOLE, WHOLE, WHOLE), "weights": (split, Layout(((0, 0, 0),)), split)}
     box = (tile_n, 1, 1, tile_q)
     known = _dense(case, operands, layouts[case.shared], (*box, case.block_c), (*box, case.block_k // case.chunks))
     first, step = _directions(case)
@@ -205,9 +205,9 @@ def _strips(case: Case, operands: Operands) -> tuple[str, dict]:
 
 def _pixels(case: Case, operands: Operands) -> tuple[str, dict]:
     layouts = {
-        "": (WHOLE, WHOLE, WHOLE, ()),
-        "weights": (Layout(((0, 0),)), Layout(((0, 0, 0),)), Layout(((0, 0, 0, 1, 0),)), ((1, 0),)),
-        "pixels": (Layout(((0, 0),)), Layout(((0, 1, 0),)), Layout(((0, 0, 0, 0, 1),)), ((0, 1),)),
+        "": (WHOLE, WHOLE, WHOLE),
+        "weights": (Layout(((0, 0),)), Layout(((0, 0, 0),)), Layout(((0, 0, 0, 1, 0),))),
+        "pixels": (Layout(((0, 0),)), Layout(((0, 1, 0),)), Layout(((0, 0, 0, 0, 1),))),
     }
     if case.transposed and case.shared == "pixels":
         layouts["pixels"] = (layouts["pixels"][0], Layout(((0, 0, 1),)), *layouts["pixels"][2:])
@@ -242,7 +242,6 @@ def _pixels(case: Case, operands: Operands) -> tuple[str, dict]:
         "CONSUMERS": case.consumers,
         "AXES": case.axes,
         "WARPS": 4,
-        "OPERAND": Layout(((1, 0),)) if case.shared == "weights" else None,
     }
 
 

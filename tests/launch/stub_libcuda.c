@@ -136,5 +136,42 @@ Result cuFuncSetCacheConfig(void *function, int config) { others++; return 0; }
 Result cuPointerGetAttribute(void *data, int attribute, uint64_t pointer) { *(uint64_t *)data = pointer; return 0; }
 Result cuStreamIsCapturing(void *stream, int *status) { *status = 0; return 0; }
 Result cuOccupancyMaxActiveClusters(int *count, void *function, const void *config) { *count = 1; return 0; }
-Result cuTensorMapEncodeTiled(void *map) { return 0; }
-Result cuTensorMapEncodeIm2col(void *map) { return 0; }
+
+/* A map is its address, and a hash of everything else that it was made of. */
+static uint64_t mix(uint64_t hash, const void *data, size_t size) {
+  for (size_t i = 0; i < size; i++) hash = (hash ^ ((const unsigned char *)data)[i]) * 1099511628211u;
+  return hash;
+}
+static Result make_map(void *map, int type, unsigned rank, void *address, const uint64_t *sizes,
+                       const uint64_t *strides, const unsigned *steps, const int *rest, uint64_t hash) {
+  if ((uintptr_t)map % 64 || (uintptr_t)address % 16 || rank < 2 || rank > 5) return 1;
+  for (unsigned i = 0; i + 1 < rank; i++)
+    if (strides[i] % 16) return 1;
+  hash = mix(mix(mix(hash, &type, sizeof(type)), sizes, rank * sizeof(*sizes)), strides, (rank - 1) * sizeof(*strides));
+  hash = mix(mix(hash, steps, rank * sizeof(*steps)), rest, 4 * sizeof(*rest));
+  memset(map, 0, 128);
+  memcpy(map, &address, sizeof(address));
+  memcpy((char *)map + 8, &hash, sizeof(hash));
+  return 0;
+}
+Result cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *address, const uint64_t *sizes,
+                              const uint64_t *strides, const unsigned *box, const unsigned *steps, int interleave,
+                              int swizzle, int promotion, int fill) {
+  int rest[] = {interleave, swizzle, promotion, fill};
+  return make_map(map, type, rank, address, sizes, strides, steps, rest, mix(1, box, rank * sizeof(*box)));
+}
+Result cuTensorMapEncodeIm2col(void *map, int type, unsigned rank, void *address, const uint64_t *sizes,
+                               const uint64_t *strides, const int *lower, const int *upper, unsigned channels,
+                               unsigned pixels, const unsigned *steps, int interleave, int swizzle, int promotion,
+                               int fill) {
+  int rest[] = {interleave, swizzle, promotion, fill};
+  unsigned box[] = {channels, pixels};
+  size_t corner = (rank - 2) * sizeof(*lower);
+  uint64_t hash = mix(mix(mix(2, box, sizeof(box)), lower, corner), upper, corner);
+  return make_map(map, type, rank, address, sizes, strides, steps, rest, hash);
+}
+Result cuTensorMapReplaceAddress(void *map, void *address) {
+  if ((uintptr_t)map % 64 || (uintptr_t)address % 16) return 1;
+  memcpy(map, &address, sizeof(address));
+  return 0;
+}

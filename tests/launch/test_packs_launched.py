@@ -233,7 +233,7 @@ def test_a_cubin_says_what_its_kernel_takes(
     """Were the cubin of another launch of that kernel named, the driver would read beyond what it is given."""
     index = read_index(pack)
     for entry in index.entries:
-        sizes = [parameter.size for parameter in entry.layout.parameters] + [8, 8]
+        sizes = [size for parameter in entry.layout.parameters for size in parameter.sizes] + [8, 8]
         assert parameter_sizes(read_cubin(pack, index, entry.cubin), entry.name) == sizes
     one = index.entries[0]
     few = replace(one, parameters=one.parameters[:-1], constants={**one.constants, one.parameters[-1][0]: 1})

@@ -11,6 +11,7 @@ from typing import Any
 from ...config import interpreting
 from ...costs.constants import gpu_of
 from ...costs.files import warn_once
+from ...launcher.maps import TensorMap
 from ...packs.driver import DriverError, PackedKernel, load
 from ...packs.identity import KernelReference, TypeName
 from ...packs.index import PackError
@@ -18,6 +19,7 @@ from ...packs.origins import NotPackedError, note, refuse_to_compile
 from ...packs.search import any_packs, look_up
 from ...problem import Problem
 from . import common
+from .gluon import descriptor
 from .interpreter import repair_interpreter
 
 __all__ = ["Listener", "capability_of", "for_triton", "launch_kernel", "listening"]
@@ -51,10 +53,15 @@ def capability_of(device: str) -> tuple[int, int] | None:
 
 
 def for_triton(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments with Triton's types in the place of their names."""
+    """Return arguments with Triton's types in the place of their names, and its descriptors of tensor maps."""
     import triton.language as tl
 
-    return {name: getattr(tl, value) if isinstance(value, TypeName) else value for name, value in arguments.items()}
+    def as_triton_has_it(value: Any) -> Any:
+        if isinstance(value, TypeName):
+            return getattr(tl, value)
+        return descriptor(value) if isinstance(value, TensorMap) else value
+
+    return {name: as_triton_has_it(value) for name, value in arguments.items()}
 
 
 def launch_kernel(

@@ -5,9 +5,28 @@ arrival, which names their bytes), `empty` that every consumer has read it. Who 
 phase that is not there yet passes at once.
 """
 
+from inspect import signature
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import cluster, fence_async_shared, mbarrier, tma
+
+
+def one_binary(kernel):
+    """Make a kernel of a function: one binary for all sizes, as no number and no address is known but by its type."""
+    names = [name for name in signature(kernel).parameters if not name.isupper() and not name.endswith("_map")]
+    pointers = [name for name in names if name.endswith("_ptr")]
+    numbers = [name for name in names if name not in pointers]
+    return gluon.jit(do_not_specialize=numbers, do_not_specialize_on_alignment=pointers)(kernel)
+
+
+@gluon.constexpr_function
+def halves(shared):
+    """Return how the two CTAs of a cluster share a tile [pixels, channels], as a `cga_layout`: nothing of one CTA.
+
+    Those that share "weights" have half of the pixels each, those that share "pixels" half of the channels.
+    """
+    return {"weights": ((1, 0),), "pixels": ((0, 1),)}.get(shared, ())
 
 
 @gluon.jit

@@ -8,8 +8,15 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
-from .common import advance, cluster_exit, tile_axes
+from .common import advance, cluster_exit, halves, one_binary, tile_axes
 from .consume import consume_tiles
+
+
+@gluon.constexpr_function
+def split_pixels(block_c, bits):
+    """Return the layout in which a cluster reads boxes [pixels, channels] that each CTA has loaded by itself."""
+    width = min(128, block_c * bits // 8)
+    return gl.NVMMASharedLayout(swizzle_byte_width=width, element_bitwidth=bits, rank=2, cga_layout=[[1, 0]])
 
 
 @gluon.jit
@@ -123,7 +130,7 @@ def _pixels_produce(
                         tap += 1
 
 
-@gluon.jit
+@one_binary
 def _conv_pixels_kernel(
     x_map,
     w_map,
@@ -170,8 +177,7 @@ def _conv_pixels_kernel(
     WARPS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
-    CLUSTER: gl.constexpr,
-    OPERAND: gl.constexpr,
+    SHARED: gl.constexpr,
 ):
     """Compute y = activation((sums + bias) * scale + shift + residual) for runs of output pixels.
 
@@ -185,25 +191,26 @@ def _conv_pixels_kernel(
     boxes [1, 1, 1, BLOCK_M, BLOCK_K / CHUNKS]. N O P Q + BLOCK_M is below 2**31. With AXES = 2, corners go from -128 to
     127 and offsets to 255; with 3, from -16 to 15 and to 31.
 
-    CONSUMERS (1 or 2) have one box of BLOCK_M pixels each. CLUSTER ((0, 1),): two CTAs split the channels and x is
-    multicast (Triton 3.9). CLUSTER ((1, 0),) with OPERAND: they split the pixels, BLOCK_M counts both, and the weights
-    are multicast. A box that is split along pixels would start at a wrong one (the hardware adds to W), so each CTA
-    loads its own box of BLOCK_M / 2 in a layout that is not split, and OPERAND is the split one that it is read in.
+    CONSUMERS (1 or 2) have one box of BLOCK_M pixels each. SHARED "pixels": two CTAs split the channels and x is
+    multicast (Triton 3.9). SHARED "weights": they split the pixels, BLOCK_M counts both, and the weights are multicast.
+    A box that is split along pixels would start at a wrong one (the hardware adds to W), so each CTA loads its own box
+    of BLOCK_M / 2 in a layout that is not split, and it is read in one that is.
 
     Grid: (programs,), the number of multiprocessors or half of it with a cluster.
     """
-    PAIR: gl.constexpr = len(CLUSTER) > 0
+    PAIR: gl.constexpr = SHARED != ""
     gl.static_assert(STAGES >= 2, "a slot is freed one step after it is read")
     gl.static_assert(not TRANSPOSED or w_map.dtype != gl.float32, "tf32 products take weights with channels innermost")
     if PAIR:
-        gl.static_assert(CHUNKS == 1 or CLUSTER[0][1] == 0, "channels of a cluster are stored in one piece")
-    OWN_PIXELS: gl.constexpr = OPERAND is not None
+        gl.static_assert(CHUNKS == 1 or SHARED == "weights", "channels of a cluster are stored in one piece")
+    OWN_PIXELS: gl.constexpr = SHARED == "weights"
+    OPERAND: gl.constexpr = split_pixels(BLOCK_C, 256 // INSTRUCTION_K) if OWN_PIXELS else None
     BOX: gl.constexpr = BLOCK_M // 2 if OWN_PIXELS else BLOCK_M
     layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0],
         warps_per_cta=[WARPS, 1],
         instr_shape=[16, INSTRUCTION_N, INSTRUCTION_K],
-        cga_layout=CLUSTER,
+        cga_layout=halves(SHARED),
     )
     x_ring = gl.allocate_shared_memory(x_map.dtype, [STAGES * CONSUMERS, BOX, BLOCK_C], x_map.layout)
     if TRANSPOSED:

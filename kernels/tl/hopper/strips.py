@@ -16,7 +16,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .common import advance, cluster_exit, store_tile, tile_axes
+from .common import advance, cluster_exit, halves, one_binary, store_tile, tile_axes
 
 
 @gluon.jit
@@ -203,7 +203,7 @@ def _strips_consume(
     tma.store_wait(0)
 
 
-@gluon.jit
+@one_binary
 def _conv_strips_kernel(
     x_map,
     w_map,
@@ -248,7 +248,7 @@ def _conv_strips_kernel(
     INSTRUCTION_K: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
-    CLUSTER: gl.constexpr,
+    SHARED: gl.constexpr,
 ):
     """Compute y = activation((sums + bias) * scale + shift + residual), sums over taps and channels of x times w.
 
@@ -258,21 +258,22 @@ def _conv_strips_kernel(
 
     TILE_N TILE_Q = 64 pixels in a strip; 2 or more output rows, TILE_P / CONSUMERS, for each of 2 or 3 consumers of 4
     warps.
-    SETS of strips and STAGES of weights in shared memory. CLUSTER ((1, 0),): two CTAs split the tile along Q (or N),
+    SETS of strips and STAGES of weights in shared memory. SHARED "weights": two CTAs split the tile along Q (or N),
     whose size is then that of both, and the weights are multicast.
 
     Grid: (programs,), the number of multiprocessors or half of it with a cluster.
     """
     gl.static_assert(TILE_P >= 2 * CONSUMERS, "a consumer has 2 rows or more")
     STRIPS: gl.constexpr = TILE_P + (R - 1) * DILATION
-    PAIR: gl.constexpr = len(CLUSTER) > 0
+    PAIR: gl.constexpr = SHARED != ""
+    gl.static_assert(SHARED != "pixels", "strips of a cluster share weights alone")
     gl.static_assert(STAGES >= 2 and SETS >= 2, "a slot is freed one step after it is read")
     gl.static_assert(not TRANSPOSED or w_map.dtype != gl.float32, "tf32 products take weights with channels innermost")
     layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0],
         warps_per_cta=[4, 1],
         instr_shape=[16, INSTRUCTION_N, INSTRUCTION_K],
-        cga_layout=CLUSTER,
+        cga_layout=halves(SHARED),
     )
     strips = gl.allocate_shared_memory(x_map.dtype, [SETS * STRIPS, TILE_N, 1, 1, TILE_Q, BLOCK_C], x_map.layout)
     if TRANSPOSED:

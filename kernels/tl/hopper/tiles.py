@@ -9,7 +9,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
-from .common import advance, cluster_exit, tile_axes
+from .common import advance, cluster_exit, halves, one_binary, tile_axes
 from .consume import consume_tiles
 
 
@@ -80,7 +80,7 @@ def _tiles_produce(
                         tap += 1
 
 
-@gluon.jit
+@one_binary
 def _conv_tiles_kernel(
     x_map,
     w_map,
@@ -126,7 +126,7 @@ def _conv_tiles_kernel(
     WARPS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
-    CLUSTER: gl.constexpr,
+    SHARED: gl.constexpr,
 ):
     """Compute y = activation((sums + bias) * scale + shift + residual), sums over taps and channels of x times w.
 
@@ -142,23 +142,24 @@ def _conv_tiles_kernel(
 
     ROWS x COLUMNS consumers (1 to 3) of WARPS warps have one box each, side by side. A 1x1 convolution is one row of
     N O P Q pixels, a 1-D one has one row.
-    CLUSTER is () or says how two CTAs share a tile, whose sizes are then those of both: ((1, 0),) splits pixels and
-    multicasts the weights, ((0, 1),) splits channels and multicasts x. The maps' layouts say the same of their boxes.
+    SHARED, if not "", says what the two CTAs of a cluster share of a tile, whose sizes are then those of both: of
+    "weights" pixels are split and the weights multicast, of "pixels" channels are split and x is multicast. The maps'
+    layouts say the same of their boxes.
     Registers of the consumers but the first, which gets what is left, and of the producer: `setmaxnreg`.
 
     Grid: (programs,), the number of multiprocessors or half of it with a cluster.
     """
     CONSUMERS: gl.constexpr = ROWS * COLUMNS
-    PAIR: gl.constexpr = len(CLUSTER) > 0
+    PAIR: gl.constexpr = SHARED != ""
     gl.static_assert(STAGES >= 2, "a slot is freed one step after it is read")
     gl.static_assert(not TRANSPOSED or w_map.dtype != gl.float32, "tf32 products take weights with channels innermost")
     if PAIR:
-        gl.static_assert(CHUNKS == 1 or CLUSTER[0][1] == 0, "channels of a cluster are stored in one piece")
+        gl.static_assert(CHUNKS == 1 or SHARED == "weights", "channels of a cluster are stored in one piece")
     layout: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0],
         warps_per_cta=[WARPS, 1],
         instr_shape=[16, INSTRUCTION_N, INSTRUCTION_K],
-        cga_layout=CLUSTER,
+        cga_layout=halves(SHARED),
     )
     x_ring = gl.allocate_shared_memory(
         x_map.dtype, [STAGES * CONSUMERS, TILE_N, 1, TILE_P, TILE_Q, BLOCK_C], x_map.layout

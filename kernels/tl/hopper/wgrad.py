@@ -1,6 +1,6 @@
 """Weight gradient of a dense convolution: both operands from shared memory as they lie, pixels outermost.
 
-dw[tap, k, c] sums dy[pixel, k] x[pixel + tap, c] over all pixels. wgmma takes both without a transpose (16-bit types
+dw[k, tap, c] sums dy[pixel, k] x[pixel + tap, c] over all pixels. wgmma takes both without a transpose (16-bit types
 alone). Programs split the pixels; their partial sums are added in order by a second kernel, so equal calls give equal
 bits.
 """
@@ -15,7 +15,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .common import advance
+from .common import advance, one_binary
+from .pixels import first_pixel
 
 
 @gluon.jit
@@ -60,6 +61,45 @@ def _wgrad_produce(
 
 
 @gluon.jit
+def _wgrad_produce_pixels(
+    dy_map,
+    x_map,
+    dy_ring,
+    x_ring,
+    full,
+    empty,
+    at_k,
+    at_c,
+    offsets,
+    begin,
+    end,
+    sizes,
+    strides,
+    first,
+    PIXELS: gl.constexpr,
+    STAGES: gl.constexpr,
+    AXES: gl.constexpr,
+):
+    """Fill the ring with runs of pixels: of dy as one long row, and of x by the im2col mode, at the tap's offsets."""
+    slot = 0
+    phase = 1
+    for tile in range(begin, end):
+        pixel = tile * PIXELS
+        at = first_pixel(pixel, sizes, strides, first, AXES)
+        mbarrier.wait(empty.index(slot), phase)
+        mbarrier.expect(full.index(slot), dy_map.nbytes_per_cta + x_map.nbytes_per_cta)
+        tma.async_load(dy_map, [0, 0, 0, pixel, at_k], full.index(slot), dy_ring.index(slot))
+        if AXES == 2:
+            box = [at[0], at[1], at[2], at_c]
+            taps = [offsets[1], offsets[2]]
+        else:
+            box = [at[0], at[1], at[2], at[3], at_c]
+            taps = [offsets[0], offsets[1], offsets[2]]
+        tma.async_load_im2col(x_map, box, taps, full.index(slot), x_ring.index(slot))
+        slot, phase = advance(slot, phase, STAGES)
+
+
+@gluon.jit
 def _wgrad_consume(
     dw_ptr,
     dy_ring,
@@ -70,6 +110,7 @@ def _wgrad_consume(
     at_c,
     k,
     c,
+    pitch,
     begin,
     end,
     PIXELS: gl.constexpr,
@@ -78,7 +119,7 @@ def _wgrad_consume(
     STAGES: gl.constexpr,
     LAYOUT: gl.constexpr,
 ):
-    """Multiply, and store one partial sum of a tile. A program without pixels stores zeros."""
+    """Multiply, and store one partial sum of a tile, rows `pitch` apart. A program without pixels stores zeros."""
     sums = warpgroup_mma_init(gl.zeros([BLOCK_K, BLOCK_C], gl.float32, LAYOUT))
     slot = 0
     phase = 0
@@ -96,10 +137,10 @@ def _wgrad_consume(
     row = at_k + gl.arange(0, BLOCK_K, layout=gl.SliceLayout(1, LAYOUT))
     column = at_c + gl.arange(0, BLOCK_C, layout=gl.SliceLayout(0, LAYOUT))
     inside = gl.expand_dims(row < k, 1) & gl.expand_dims(column < c, 0)
-    gl.store(dw_ptr + (gl.expand_dims(row, 1) * c + gl.expand_dims(column, 0)), sums, mask=inside)
+    gl.store(dw_ptr + (gl.expand_dims(row, 1) * pitch + gl.expand_dims(column, 0)), sums, mask=inside)
 
 
-@gluon.jit
+@one_binary
 def _conv_wgrad_tiles_kernel(
     dy_map,
     x_map,
@@ -113,6 +154,10 @@ def _conv_wgrad_tiles_kernel(
     r,
     s,
     splits,
+    elements,
+    stride_d,
+    stride_h,
+    stride_w,
     first_d,
     first_h,
     first_w,
@@ -125,17 +170,24 @@ def _conv_wgrad_tiles_kernel(
     BLOCK_K: gl.constexpr,
     BLOCK_C: gl.constexpr,
     STAGES: gl.constexpr,
+    AXES: gl.constexpr,
     INSTRUCTION_N: gl.constexpr,
     WARPS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
 ):
-    """Write partial sums dw[split, (t r + r') s + s', k, c] in float32, for a convolution of stride 1.
+    """Write partial sums dw[split, k, (t r + r') s + s', c] in float32; a split has `elements` numbers in all.
 
-    Tensor maps, channels last: dy_map over [N, O, P, Q, K] in boxes [TILE_N, 1, TILE_P, TILE_Q, BLOCK_K], x_map over
-    [N, D, H, W, C] in [TILE_N, 1, TILE_P, TILE_Q, BLOCK_C]; the pixels of a box are the length of one product. What
-    lies outside of dy is zero and adds nothing to what is finite: where TILE_P and TILE_Q do not divide P and Q, an
-    infinity or NaN of x beyond the last result reaches taps that do not read it. What lies outside of x is the padding.
-    first = -padding, step = dilation. dw has splits taps k c numbers, below 2**31 in all.
+    dw[k, tap, c'] sums dy[n, o, p, q, k] x[n, o stride_d + first_d + t' step_d, .., c'] over n o p q; forward:
+    first = -padding, step = dilation.
+
+    Tensor maps, channels last. AXES = 0, for strides of 1: dy_map over [N, O, P, Q, K] in boxes [TILE_N, 1, TILE_P,
+    TILE_Q, BLOCK_K], x_map over [N, D, H, W, C] in [TILE_N, 1, TILE_P, TILE_Q, BLOCK_C]; the pixels of a box are the
+    length of one product. What lies outside of dy is zero and adds nothing to what is finite: where TILE_P and TILE_Q
+    do not divide P and Q, an infinity or NaN of x beyond the last result reaches taps that do not read it.
+    AXES = 2 or 3: dy_map over [1, 1, 1, N O P Q, K] in boxes [1, 1, 1, TILE_Q, BLOCK_K], x_map of the im2col mode over
+    [N, H, W, C] or [N, D, H, W, C] in boxes [TILE_Q, BLOCK_C]; no pixel is read that is not there, as in pixels.py,
+    whose bounds on corners and offsets hold. N O P Q + TILE_Q and `elements` splits are below 2**31.
+    What lies outside of x is the padding.
 
     Grid: (cdiv(K, BLOCK_K) cdiv(C, BLOCK_C), taps, splits).
     """
@@ -147,9 +199,14 @@ def _conv_wgrad_tiles_kernel(
     split = gl.program_id(2)
     at_s = tap % s
     rows = tap // s
-    shift = (first_d + rows // r * step_d, first_h + rows % r * step_h, first_w + at_s * step_w)
+    at_t = rows // r * step_d
+    at_r = rows % r * step_h
+    shift = (first_d + at_t, first_h + at_r, first_w + at_s * step_w)
     tiles = (o, gl.cdiv(p, TILE_P), gl.cdiv(q, TILE_Q))
-    boxes = gl.cdiv(n, TILE_N) * tiles[0] * tiles[1] * tiles[2]
+    if AXES == 0:
+        boxes = gl.cdiv(n, TILE_N) * tiles[0] * tiles[1] * tiles[2]
+    else:
+        boxes = gl.cdiv(n * o * p * q, TILE_Q)
     share = gl.cdiv(boxes, splits)
     begin = min(split * share, boxes)
     end = min(begin + share, boxes)
@@ -158,26 +215,51 @@ def _conv_wgrad_tiles_kernel(
         version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, INSTRUCTION_N, 16]
     )
     dy_ring = gl.allocate_shared_memory(dy_map.dtype, [STAGES, TILE_N, 1, TILE_P, TILE_Q, BLOCK_K], dy_map.layout)
-    x_ring = gl.allocate_shared_memory(x_map.dtype, [STAGES, TILE_N, 1, TILE_P, TILE_Q, BLOCK_C], x_map.layout)
+    if AXES == 0:
+        x_ring = gl.allocate_shared_memory(x_map.dtype, [STAGES, TILE_N, 1, TILE_P, TILE_Q, BLOCK_C], x_map.layout)
+    else:
+        x_ring = gl.allocate_shared_memory(x_map.dtype, [STAGES, TILE_Q, BLOCK_C], x_map.layout)
     full = mbarrier.allocate_mbarrier(batch=STAGES)
     empty = mbarrier.allocate_mbarrier(batch=STAGES)
     for i in gl.static_range(STAGES):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=1)
-    dw_ptr = dw_ptr + (split * gl.num_programs(1) + tap) * (k * c)
-    gl.warp_specialize(
-        [
-            (
-                _wgrad_consume,
-                (dw_ptr, dy_ring, x_ring, full, empty, at_k, at_c, k, c, begin, end, PIXELS, BLOCK_K, BLOCK_C, STAGES,
-                 layout),
-            ),
-            (
-                _wgrad_produce,
-                (dy_map, x_map, dy_ring, x_ring, full, empty, at_k, at_c, shift, begin, end, tiles, TILE_N, TILE_P,
-                 TILE_Q, STAGES),
-            ),
-        ],
-        [1],
-        [PRODUCER_REGISTERS],
-    )  # fmt: skip
+    pitch = gl.num_programs(1) * c
+    dw_ptr = dw_ptr + (split * elements + tap * c)
+    if AXES == 0:
+        gl.warp_specialize(
+            [
+                (
+                    _wgrad_consume,
+                    (dw_ptr, dy_ring, x_ring, full, empty, at_k, at_c, k, c, pitch, begin, end, PIXELS, BLOCK_K,
+                     BLOCK_C, STAGES, layout),
+                ),
+                (
+                    _wgrad_produce,
+                    (dy_map, x_map, dy_ring, x_ring, full, empty, at_k, at_c, shift, begin, end, tiles, TILE_N, TILE_P,
+                     TILE_Q, STAGES),
+                ),
+            ],
+            [1],
+            [PRODUCER_REGISTERS],
+        )  # fmt: skip
+    else:
+        offsets = (at_t.to(gl.int16), at_r.to(gl.int16), (at_s * step_w).to(gl.int16))
+        strides = (stride_d, stride_h, stride_w)
+        first = (first_d, first_h, first_w)
+        gl.warp_specialize(
+            [
+                (
+                    _wgrad_consume,
+                    (dw_ptr, dy_ring, x_ring, full, empty, at_k, at_c, k, c, pitch, begin, end, PIXELS, BLOCK_K,
+                     BLOCK_C, STAGES, layout),
+                ),
+                (
+                    _wgrad_produce_pixels,
+                    (dy_map, x_map, dy_ring, x_ring, full, empty, at_k, at_c, offsets, begin, end, (o, p, q), strides,
+                     first, PIXELS, STAGES, AXES),
+                ),
+            ],
+            [1],
+            [PRODUCER_REGISTERS],
+        )  # fmt: skip

@@ -1,0 +1,345 @@
+"""Dense convolution on Hopper's tensor cores out of shared memory, which TMA fills: forward and data gradients.
+
+What does not lie with channels innermost is turned in front of the launch, and the result behind it, in as many images
+at a time as the limit on workspaces has room for. Weights that lie otherwise than the kernel reads them are packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+from ...config import workspace_limit
+from ...costs.constants import constants_of
+from ...costs.model import Work
+from ...launcher.maps import MapType, TensorMap
+from ...packs.identity import KernelReference
+from ...problem import ConvProblem, Problem, itemsize
+from ...shapes import ceil_div
+from ..base import Plan, Solver
+from .common import VECTORS, Memo, TritonConv
+from .hopper_costs import dense_work
+from .hopper_forms import (
+    FORMS,
+    Form,
+    box_of,
+    configs_of,
+    constants_of_form,
+    corners_of,
+    programs_of,
+    split_axis,
+)
+from .hopper_passes import aligned, channels_last, turn, turn_back, turned_bytes, weights_pass
+from .hopper_view import Dense, dense_of, in_order, number_of, refusal
+from .launch import capability_of, launch_kernel
+
+__all__ = ["SOLVERS", "HopperConv", "hopper_refusal"]
+
+OLDEST = (3, 8)
+"""The oldest Triton that compiles these kernels; packs have them for others."""
+
+
+def hopper_refusal(problem: ConvProblem) -> str | None:
+    """Return why no Hopper kernel runs on the device of a problem, or None."""
+    if not problem.device.startswith("cuda"):
+        return "Gluon kernels are not interpreted"
+    capability = capability_of(problem.device)
+    if capability is not None and capability[0] != 9:
+        return f"is for sm_90, not sm_{capability[0]}{capability[1]}"
+    return None
+
+
+def _images(problem: ConvProblem, dense: Dense) -> int:
+    """Return how many images are turned at a time: all that the limit on workspaces has room for beside the weights.
+
+    The result, the source and the residual may each be turned.
+    """
+    item = itemsize(problem.dtype)
+    room = workspace_limit() - weights_pass(problem, dense).elements * item
+    each = turned_bytes(problem, dense)
+    return dense.n if not each else max(min(dense.n, room // each), 0)
+
+
+class HopperConv(TritonConv):
+    """Dense convolution by TMA and wgmma: tiles, strips of rows or runs of pixels, alone or in clusters of two."""
+
+    kinds: tuple[str, ...]
+    oldest_triton = OLDEST
+
+    def __init__(self, name: str, kinds: tuple[str, ...]) -> None:
+        self.id = f"triton.conv.{name}.hopper"
+        self.kinds = kinds
+
+    def why_not(self, problem: Problem) -> str | None:
+        reason = super().why_not(problem)
+        if reason is not None:
+            return reason
+        assert isinstance(problem, ConvProblem)
+        reason = refusal(problem) or hopper_refusal(problem)
+        if reason is not None:
+            return reason
+        if problem.kind != "fprop" and max(problem.stride) > 1:
+            return f"computes gradients of stride 1, not {max(problem.stride)}"
+        dense = dense_of(problem)
+        if next(configs_of(dense), None) is None:
+            return f"has no form for stride {max(problem.stride)}, dilation {max(problem.dilation)} and this window"
+        if _images(problem, dense) < 1:
+            return f"turns images of {turned_bytes(problem, dense):,} bytes, and the limit is {workspace_limit():,}"
+        return None
+
+    def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
+        assert isinstance(problem, ConvProblem)
+        dense = dense_of(problem)
+        images = _images(problem, dense)
+        of_one = replace(dense, n=images)
+        for config in configs_of(of_one):
+            yield config | {"images": images}
+
+    def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
+        assert isinstance(problem, ConvProblem)
+        dense = dense_of(problem)
+        packed = weights_pass(problem, dense).elements
+        each = turned_bytes(problem, dense)
+        extra = []
+        for config in configs:
+            passes = ceil_div(dense.n, config["images"])
+            turned = [letter for letter in (dense.source, dense.result) if not in_order(problem, letter)]
+            turned += [dense.result] if problem.residual and dense.result in turned else []
+            launches = (passes * (1 + len(turned)) - 1) + (packed > 0)
+            moved = 2 * packed * dense.item + 2 * each * dense.n
+            extra.append((float(moved), launches))
+        return dense_work(problem, dense, configs, extra)
+
+    def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
+        assert isinstance(problem, ConvProblem)
+        plan = Plan(self, problem, 0, dict(config))
+        used = sum(itemsize(dtype) * elements for dtype, elements in self.parts(plan).values())
+        return replace(plan, workspace=used)
+
+    def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:
+        problem = plan.problem
+        assert isinstance(problem, ConvProblem)
+        dense, images = dense_of(problem), plan.config["images"]
+        found: dict[str, tuple[str, int]] = {}
+        packed = weights_pass(problem, dense).elements
+        if packed:
+            found["packed"] = (problem.dtype, packed)
+        sizes = {dense.source: dense.reduced * prod(dense.size), dense.result: dense.channels * prod(dense.output)}
+        for letter, elements in sizes.items():
+            if not in_order(problem, letter):
+                found[f"{letter}_turned"] = (problem.dtype, images * elements)
+        if problem.residual and f"{dense.result}_turned" in found:
+            found["residual_turned"] = found[f"{dense.result}_turned"]
+        return found
+
+    def launch(
+        self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, Any], memo: Memo = None
+    ) -> None:
+        dense = dense_of(problem)
+        weights = weights_pass(problem, dense)
+        w = tensors["w"]
+        if weights.elements:
+            weights.launch(problem, w, tensors["packed"])
+            w = tensors["packed"]
+        else:
+            w = aligned(channels_last(w))
+        operands = {"source": tensors[dense.source], "result": tensors[dense.result], "residual": tensors["residual"]}
+        for name, letter in (("source", dense.source), ("residual", dense.result)):
+            if operands[name] is not None and in_order(problem, letter):
+                operands[name] = aligned(operands[name], dense_rows=name == "residual" or dense.flat)
+        for first in range(0, dense.n, config["images"]):
+            part = replace(dense, n=min(config["images"], dense.n - first))
+            self._images(problem, part, first, operands, w, tensors, config)
+
+    def _images(
+        self, problem: ConvProblem, dense: Dense, first: int, operands: Mapping[str, Any], w: Any,
+        tensors: Mapping[str, Any], config: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        """Launch for images from `first` on: turn what is to be turned, multiply, turn back."""
+        places = {"source": (operands["source"], first), "result": (operands["result"], first)}
+        if operands["residual"] is not None:
+            places["residual"] = (operands["residual"], first)
+        turned = f"{dense.source}_turned"
+        if turned in tensors:
+            turn(problem, operands["source"], tensors[turned], first, dense.n, dense.reduced, prod(dense.size))
+            places["source"] = (tensors[turned], 0)
+        turned = f"{dense.result}_turned"
+        if turned in tensors:
+            places["result"] = (tensors[turned], 0)
+            if "residual" in places:
+                own = tensors["residual_turned"]
+                turn(problem, operands["residual"], own, first, dense.n, dense.channels, prod(dense.output))
+                places["residual"] = (own, 0)
+        launch_dense(problem, dense, places, w, tensors, config)
+        if turned in tensors:
+            turn_back(problem, tensors[turned], operands["result"], first, dense.n, dense.channels, prod(dense.output))
+
+
+def _strides(tensor: Any, shape: tuple[int, ...], dense_memory: bool) -> tuple[int, ...]:
+    """Return the strides of a tensor as [N, D, H, W, C]; one of the workspace is dense."""
+    n, d, h, w, c = shape
+    found = [d * h * w * c, h * w * c, w * c, c, 1]
+    if not dense_memory:
+        own = tensor.stride()
+        spatial = [0] * (5 - len(own)) + list(own[2:])
+        given = [own[0], *spatial]
+        # The stride of an axis of size 1 is never used; TMA wants a multiple of 16 bytes all the same.
+        found = [step if size > 1 else dense for step, size, dense in zip(given, shape, found)] + [1]
+    return tuple(found)
+
+
+def _row_map(tensor: Any, type: MapType, pixels: int, channels: int, offset: int) -> TensorMap:
+    """Return a map over pixels in one row, [1, 1, 1, pixels, channels]."""
+    whole = pixels * channels
+    return TensorMap(tensor, type, (1, 1, 1, pixels, channels), (whole, whole, whole, channels, 1), offset)
+
+
+def launch_dense(
+    problem: ConvProblem, dense: Dense, places: Mapping[str, tuple[Any, int]], w: Any, tensors: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Launch the kernel of a config.
+
+    Parameters
+    ----------
+    problem
+        The problem, for its epilogue and device.
+    dense
+        What is computed.
+    places
+        For ``source``, ``result`` and ``residual``: a tensor, and its first image.
+    w
+        Weights, [channels, taps, reduced] or, where they are read turned, [reduced, taps, channels].
+    tensors
+        The vectors of the epilogue.
+    config
+        One of :func:`.configs_of`.
+    """
+    form = FORMS[config["form"]]
+    constants = constants_of_form(form, problem, dense, config)
+    maps = _maps(form, problem, dense, places, w, constants)
+    n, o, p, q = dense.walked
+    numbers: dict[str, int] = {"n": n, "c": dense.reduced, "k": dense.channels, "o": o, "p": p, "q": q}
+    first, step = dense.first, dense.step
+    if form.kernel != "tiles":
+        first, step = _from_the_lowest(form, dense)
+    t, r, s = dense.taps
+    numbers |= {"t": t, "s": s} if form.kernel == "strips" else {"t": t, "r": r, "s": s}
+    numbers |= zip(("first_d", "first_h", "first_w"), first, strict=True)
+    numbers |= zip(("step_d", "step_h", "step_w"), step, strict=True)
+    if form.kernel == "strips":
+        del numbers["step_h"]
+    if form.kernel == "pixels":
+        numbers |= zip("nopq", (dense.n, *dense.output), strict=True)
+        numbers |= zip(("stride_d", "stride_h", "stride_w"), dense.stride, strict=True)
+    vectors = {name: tensors.get(name) for name in VECTORS}
+    numbers |= {f"{name}_stride": 1 if v is None or v.numel() == 1 else v.stride(0) for name, v in vectors.items()}
+    programs = programs_of(form, dense, config, int(constants_of(problem.device).values["sms"]))
+    kernel = KernelReference(f"hopper.{form.kernel}", f"_conv_{form.kernel}_kernel")
+    arguments = {**maps, **numbers, "programs": programs, **constants}
+    launch_kernel(problem, kernel, (programs,), vectors, arguments, _options(form))
+
+
+def _options(form: Form) -> dict[str, int]:
+    options = {"num_warps": form.warps, "num_ctas": form.ctas}
+    return options if form.limit is None else options | {"maxnreg": form.limit}
+
+
+def _from_the_lowest(form: Form, dense: Dense) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return where the lowest position of the source lies that a result reads, and steps upwards from there.
+
+    Strips walk rows so alone, runs of pixels every axis.
+    """
+    if form.kernel == "pixels":
+        return dense.upwards, tuple(map(abs, dense.step))
+    return (dense.first[0], dense.upwards[1], dense.first[2]), dense.step
+
+
+def _maps(
+    form: Form, problem: ConvProblem, dense: Dense, places: Mapping[str, tuple[Any, int]], w: Any,
+    constants: Mapping[str, Any],
+) -> dict[str, TensorMap | None]:  # fmt: skip
+    number, box = number_of(problem), box_of(form, constants)
+    stored = "fp32" if number == "tf32" else number
+    block_c, chunk = constants["BLOCK_C"], constants["BLOCK_K"] // constants["CHUNKS"]
+    split: int | str | None = None
+    if form.shared:
+        split = "all" if form.shared == "pixels" else split_axis(box)
+    # Runs of pixels that a cluster splits are copied by each CTA for itself: boxes of one.
+    own_runs = form.kernel == "pixels" and form.shared == "weights"
+    x_box = (box[0] // 2 if own_runs else box[0], *box[1:], block_c)
+    x_type = _map_type(number, x_box, "all" if own_runs else split)
+    y_box = (1, 1, 1, *box, chunk) if form.kernel == "pixels" else (*box, chunk)
+    y_split: int | str | None = split
+    if form.shared == "pixels":
+        y_split = len(y_box) - 1
+    elif form.shared == "weights" and form.kernel == "pixels":
+        y_split = 3
+    y_type = _map_type(stored, y_box, y_split)
+    found: dict[str, TensorMap | None] = {"w_map": _weights_map(form, problem, dense, w, constants)}
+    source, first = places["source"]
+    if form.kernel == "pixels":
+        found["x_map"] = im2col_map(dense, replace(x_type, axes=len(corners_of(dense)[0]) + 2), source, first)
+    else:
+        found["x_map"] = _tensor_map(dense, x_type, source, first, dense.size, dense.reduced)
+    for name, of in (("y_map", "result"), ("residual_map", "residual")):
+        tensor, first = places.get(of, (None, 0))
+        if tensor is None:
+            found[name] = None
+        elif form.kernel == "pixels" or dense.flat:
+            start = first * prod(dense.output) * dense.channels
+            found[name] = _row_map(tensor, y_type, dense.pixels, dense.channels, start)
+        else:
+            found[name] = _tensor_map(dense, y_type, tensor, first, dense.output, dense.channels)
+    return found
+
+
+def _map_type(number: str, box: tuple[int, ...], split: int | str | None) -> MapType:
+    item = 4 if number in ("tf32", "fp32") else 2
+    own = box[-1] // 2 if split == len(box) - 1 else box[-1]
+    return MapType(number, box, min(128, own * item), split)
+
+
+def _tensor_map(
+    dense: Dense, type: MapType, tensor: Any, first: int, size: tuple[int, ...], channels: int
+) -> TensorMap:
+    """Return a map over images of a tensor, [N, D, H, W, C], from image `first` on."""
+    if dense.flat:
+        return _row_map(tensor, type, dense.n * prod(size), channels, first * prod(size) * channels)
+    shape = (dense.n, *size, channels)
+    strides = _strides(tensor, shape, tensor.dim() == 1)
+    return TensorMap(tensor, type, shape, strides, first * strides[0])
+
+
+def im2col_map(dense: Dense, type: MapType, tensor: Any, first: int) -> TensorMap:
+    """Return a map of the im2col mode over images of the source from image `first` on."""
+    axes = type.axes - 2
+    lower, upper = corners_of(dense)
+    shape = (dense.n, *dense.size, dense.reduced)
+    strides = _strides(tensor, shape, tensor.dim() == 1)
+    kept = (0, *range(4 - axes, 5))
+    sizes = tuple(shape[axis] for axis in kept), tuple(strides[axis] for axis in kept)
+    return TensorMap(tensor, type, *sizes, first * strides[0], lower, upper, dense.stride[-axes:])
+
+
+def _weights_map(
+    form: Form, problem: ConvProblem, dense: Dense, w: Any, constants: Mapping[str, Any]
+) -> TensorMap:
+    number, taps = number_of(problem), prod(dense.taps)
+    block_c, block_k = constants["BLOCK_C"], constants["BLOCK_K"]
+    rows, columns = (dense.reduced, dense.channels) if dense.turned else (dense.channels, dense.reduced)
+    box = (1, block_c, block_k) if dense.turned else (1, block_k, block_c)
+    split: int | str | None = None
+    if form.shared == "weights":
+        split = "all"
+    elif form.shared == "pixels":
+        split = 2 if dense.turned else 1
+    return TensorMap(w, _map_type(number, box, split), (taps, rows, columns), (columns, taps * columns, 1))
+
+
+SOLVERS: tuple[Solver, ...] = (
+    HopperConv("fprop", ("fprop",)),
+    HopperConv("dgrad", ("dgrad", "transposed")),
+)

@@ -1,0 +1,120 @@
+"""What the Hopper kernels do, for the cost model: bytes asked of L2, instructions of the loops that were compiled.
+
+Bytes are those of whole boxes, as the executor counts them (tests/executor/test_bytes.py): what lies outside of a
+tensor is counted though it is not read, and what a cluster shares is counted once for both of its CTAs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ...costs.constants import PATHS
+from ...costs.model import Work
+from ...costs.work import pipe_of
+from ...problem import ConvProblem, itemsize
+from ...shapes import ceil_div
+from .hopper_forms import FORMS, Form, stages_of, step_bytes, tiles_of
+from .hopper_view import Dense
+from .hopper_wgrad_forms import GRADIENT_FORMS, gradient_steps, gradient_tiles
+
+__all__ = ["dense_work", "gradient_work"]
+
+_FEED = {64: 0.92, 128: 1.0, 256: 1.0}
+"""Fraction of the tensor cores' rate by the channels of one product: of 64 shared memory is read at its own rate.
+
+m64n64k16 reads 4 KiB in 32 clocks, which are 128 bytes a clock."""
+
+_PRODUCER = 16.0
+"""Instructions of the producer for each slot that it fills, and for each box in it. Assumed: read off no loop."""
+
+_EPILOGUE_TRIPS = 2.0
+"""Round trips to memory of a tile that nothing hides behind: the last slot, and what was stored before."""
+
+
+def _path(form: Form, dense: Dense) -> str:
+    if form.kernel == "tiles":
+        return "gemm" if dense.flat else "tma"
+    return "halo" if form.kernel == "strips" else "im2col"
+
+
+def _of_tile(form: Form, dense: Dense, block_c: int) -> tuple[float, float, float, float]:
+    """Return products, bytes through L2, instructions and round trips of a CTA for one tile."""
+    reach = (dense.taps[1] - 1) * abs(dense.step[1])
+    x, w, _ = step_bytes(form, reach, block_c, dense.item)
+    stages = stages_of(form, reach, block_c, dense.item)[1]
+    steps = dense.steps(block_c)
+    sets = steps // dense.taps[1] if form.kernel == "strips" else steps  # slots of x
+    bytes_x = x * sets * (0.5 if form.shared == "pixels" else 1.0)
+    bytes_w = w * steps * (0.5 if form.shared == "weights" else 1.0)
+    pixels = form.consumers * form.pixels * form.lines
+    stored = pixels * form.channels_of_cta * dense.item
+    boxes = steps + sets * (form.consumers * (form.lines if form.kernel == "strips" else 1))
+    issued = form.consumers * form.warps * (form.loop * sets + form.epilogue) + _PRODUCER * boxes
+    products = pixels * form.channels_of_cta * steps * block_c
+    return products, bytes_x + bytes_w + stored, issued, steps / max(stages - 1, 1) + _EPILOGUE_TRIPS
+
+
+def dense_work(
+    problem: ConvProblem, dense: Dense, configs: Sequence[Mapping[str, Any]], extra: Sequence[tuple[float, int]]
+) -> Work:
+    """Describe the launches of each of `configs`; `extra` are bytes and launches of passes before and after."""
+    pipe, factor = pipe_of(problem)
+    forms = [FORMS[config["form"]] for config in configs]
+    tiles = [_of_tile(form, dense, config["BLOCK_C"]) for form, config in zip(forms, configs, strict=True)]
+    products, l2_bytes, issued, chain = np.array(tiles, float).reshape(-1, 4).T
+    counts = [tiles_of(form, dense, config) * form.ctas for form, config in zip(forms, configs, strict=True)]
+    residual = prod(problem.result_shape) * itemsize(problem.dtype) if problem.residual else 0
+    counted = np.array(counts, float)
+    return Work(
+        programs=counted,
+        resident=np.array([form.resident for form in forms], float),
+        pipe=np.full(len(configs), pipe),
+        path=np.array([PATHS.index(_path(form, dense)) for form in forms]),
+        flops=2 * products * factor,
+        feed=np.array([_FEED[form.instruction or form.channels_of_cta] for form in forms]),
+        l2_bytes=l2_bytes + residual / counted,
+        dram_bytes=float(problem.min_bytes),
+        instructions=issued,
+        chain=chain,
+        extra_bytes=np.array([moved for moved, _ in extra], float),
+        launches=np.array([1 + launches for _, launches in extra], float),
+    )
+
+
+def gradient_work(
+    problem: ConvProblem, configs: Sequence[Mapping[str, Any]], extra: Sequence[tuple[float, int]]
+) -> Work:
+    """Describe weight gradients of each of `configs`, partial sums and the pass that adds them included."""
+    pipe, factor = pipe_of(problem)
+    rows = []
+    for config in configs:
+        form = GRADIENT_FORMS[config["form"]]
+        programs = gradient_tiles(problem, form) * config["splits"]
+        steps = ceil_div(gradient_steps(problem, config), config["splits"])
+        products = form.channels_k * form.channels_c * form.pixels * steps
+        taken = (form.channels_k + form.channels_c) * form.pixels * itemsize(problem.dtype) * steps
+        stored = form.channels_k * form.channels_c * 4
+        issued = form.warps * (form.loop * steps + form.epilogue) + 3 * _PRODUCER * steps
+        rows.append((programs, products, taken + stored, issued, steps / (form.stages - 1) + _EPILOGUE_TRIPS))
+    programs, products, l2_bytes, issued, chain = np.array(rows, float).reshape(-1, 5).T
+    splits = np.array([config["splits"] for config in configs], float)
+    partial = splits * 4 * (prod(problem.w_shape) + (problem.k if problem.bias else 0))
+    read_again = prod(problem.y_shape) * itemsize(problem.dtype) if problem.bias else 0
+    return Work(
+        programs=programs,
+        resident=1.0,
+        pipe=np.full(len(configs), pipe),
+        path=np.array([PATHS.index("im2col" if config["AXES"] else "gemm") for config in configs]),
+        flops=2 * products * factor,
+        feed=1.0,
+        l2_bytes=l2_bytes,
+        dram_bytes=float(problem.min_bytes),
+        instructions=issued,
+        chain=chain,
+        extra_bytes=2 * partial + read_again + np.array([moved for moved, _ in extra], float),
+        launches=np.array([2 + bool(problem.bias) + launches for _, launches in extra], float),
+    )

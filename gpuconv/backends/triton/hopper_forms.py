@@ -1,0 +1,293 @@
+"""The forms that the Hopper kernels come in: who multiplies what, with which registers, and how many stages fit.
+
+A form is what has been compiled and found to spill nothing (tests/codegen/hopper_forms.py); a config is a form, the
+channels of a step and, for tiles and strips, how their pixels lie in images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...problem import ConvProblem
+from ...shapes import ceil_div
+from .hopper_view import Dense
+
+__all__ = [
+    "FORMS", "Form", "axes_of", "box_of", "configs_of", "constants_of_form", "corners_of", "products_of",
+    "programs_of", "reached", "split_axis", "stages_of", "step_bytes", "tiles_of",
+]  # fmt: skip
+
+SHARED_BYTES = 232_448
+"""Bytes of shared memory that a block may have on sm_90."""
+
+_BARRIERS = 1024
+"""Bytes for barriers, and for buffers to begin at multiples of what is swizzled together."""
+
+_MOST_STAGES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A kernel and the constants that its registers depend on.
+
+    Attributes
+    ----------
+    kernel
+        ``tiles``, ``strips`` or ``pixels``: a module of ``kernels/tl/hopper``.
+    consumers, warps
+        Partitions that multiply, and the warps of each.
+    pixels
+        Pixels of a consumer in each CTA: a box, or of strips one line, of which it has `lines`.
+    channels
+        Channels of a tile, of both CTAs of a cluster.
+    chunks
+        Pieces in which a tile is stored.
+    registers
+        Of each consumer but the first, and of the producer.
+    loop
+        Instructions of a consumer between two waits for x, in the machine code.
+    epilogue
+        Instructions of a consumer for a tile beside that loop, at most: those of the whole kernel over the consumers.
+    lines, shared, instruction, limit, resident
+        Output rows of a consumer; what a cluster shares; channels of one wgmma, if not all; a bound on registers, and
+        the blocks of a multiprocessor that it lets in.
+    """
+
+    kernel: str
+    consumers: int
+    pixels: int
+    channels: int
+    chunks: int
+    registers: tuple[int, int]
+    loop: int
+    epilogue: int
+    warps: int = 4
+    lines: int = 1
+    shared: str = ""
+    instruction: int | None = None
+    limit: int | None = None
+    resident: int = 1
+
+    @property
+    def ctas(self) -> int:
+        """CTAs that share a tile."""
+        return 2 if self.shared else 1
+
+    @property
+    def channels_of_cta(self) -> int:
+        """Channels that one CTA multiplies."""
+        return self.channels // 2 if self.shared == "pixels" else self.channels
+
+
+FORMS: dict[str, Form] = {
+    "256x128": Form("tiles", 2, 128, 128, 2, (240, 24), 56, 700),
+    "128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 44, 700),
+    "192x256": Form("tiles", 3, 64, 256, 4, (160, 24), 57, 700, instruction=128),
+    "128x128": Form("tiles", 2, 64, 128, 2, (240, 24), 46, 500),
+    "256x64": Form("tiles", 2, 128, 64, 1, (240, 24), 56, 500),
+    "128x64": Form("tiles", 1, 128, 64, 1, (240, 24), 56, 500, limit=128, resident=2),
+    "2 x 128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 46, 700, shared="weights"),
+    "2 x 256x128": Form("tiles", 2, 128, 256, 1, (240, 24), 58, 700, shared="pixels"),
+    "strips 4x64x128": Form("strips", 2, 64, 128, 1, (232, 40), 161, 700, lines=2),
+    "strips 6x64x128": Form("strips", 2, 64, 128, 2, (232, 40), 237, 900, lines=3),
+    "strips 8x64x64": Form("strips", 2, 64, 64, 2, (224, 48), 318, 900, lines=4),
+    "2 x strips 4x64x128": Form("strips", 2, 64, 128, 1, (224, 56), 173, 700, lines=2, shared="weights"),
+    "pixels 256x128": Form("pixels", 2, 128, 128, 2, (232, 40), 56, 700),
+    "pixels 128x256": Form("pixels", 1, 128, 256, 4, (232, 40), 47, 700, warps=8),
+    "pixels 128x128": Form("pixels", 2, 64, 128, 2, (232, 40), 46, 500),
+    "pixels 256x64": Form("pixels", 2, 128, 64, 1, (232, 40), 56, 500),
+    "2 x pixels 128x256": Form("pixels", 1, 128, 256, 4, (232, 40), 49, 700, warps=8, shared="weights"),
+    "2 x pixels 256x128": Form("pixels", 2, 128, 256, 1, (232, 40), 58, 700, shared="pixels"),
+}
+"""Forms by name: pixels x channels of a CTA; of strips rows x columns x channels."""
+
+
+def step_bytes(form: Form, reach: int, block_c: int, item: int) -> tuple[int, int, int]:
+    """Return the bytes of a CTA's slots of x and of weights, and of what is stored at once."""
+    x = form.consumers * form.pixels * block_c * item
+    if form.kernel == "strips":
+        x = (form.consumers * form.lines + reach) * form.pixels * block_c * item
+    staging = form.consumers * form.pixels * form.channels_of_cta // form.chunks * item
+    return x, form.channels_of_cta * block_c * item, staging
+
+
+def stages_of(form: Form, reach: int, block_c: int, item: int) -> tuple[int, int]:
+    """Return how many slots of x and of weights fit in shared memory; of strips there are 2 sets of x.
+
+    Parameters
+    ----------
+    form
+        The form.
+    reach
+        Rows from the first tap to the last.
+    block_c, item
+        Channels of a step, and bytes of an element.
+    """
+    x, w, staging = step_bytes(form, reach, block_c, item)
+    room = (SHARED_BYTES - 1024 * (form.resident - 1)) // form.resident - _BARRIERS - staging
+    if form.kernel == "strips":
+        return 2, min((room - 2 * x) // w, _MOST_STAGES)
+    stages = min(room // (x + w), _MOST_STAGES)
+    return stages, stages
+
+
+def cluster_tile(form: Form, config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return images, rows and columns of a consumer's box, or strip, of both CTAs."""
+    tile = (config["TILE_N"], config["TILE_P"], config["TILE_Q"])
+    if form.shared != "weights":
+        return tile
+    axis = split_axis(tile)
+    return tuple(2 * size if at == axis else size for at, size in enumerate(tile))  # type: ignore[return-value]
+
+
+def split_axis(tile: tuple[int, ...]) -> int:
+    """Return the axis that two CTAs split: the outermost along which there is more than one pixel."""
+    return next(axis for axis, size in enumerate(tile) if size > 1)
+
+
+def _arrangement(form: Form, dense: Dense) -> tuple[int, int]:
+    """Return rows and columns of consumers: one below the other, but where there is one row."""
+    return (1, form.consumers) if dense.walked[2] == 1 else (form.consumers, 1)
+
+
+def tiles_of(form: Form, dense: Dense, config: Mapping[str, Any]) -> int:
+    """Return how many tiles there are; a cluster's counts once."""
+    n, o, p, q = dense.walked
+    of_channels = ceil_div(dense.channels, form.channels)
+    if form.kernel == "pixels":
+        return ceil_div(dense.pixels, form.pixels * form.consumers * (2 if form.shared == "weights" else 1)) * of_channels
+    images, height, width = cluster_tile(form, config)
+    if form.kernel == "strips":
+        height = form.consumers * form.lines
+    else:
+        rows, columns = _arrangement(form, dense)
+        height, width = height * rows, width * columns
+    return ceil_div(n, images) * o * ceil_div(p, height) * ceil_div(q, width) * of_channels
+
+
+def boxes_of(form: Form, dense: Dense) -> dict[str, int]:
+    """Return the shape of a box in images, rows and columns of which there are the fewest; the widest of those."""
+    n, _, p, q = dense.walked
+    sides = [1 << bit for bit in range(form.pixels.bit_length())]
+    found = []
+    for width in sides:
+        for height in sides if form.kernel == "tiles" else (1,):
+            images, rest = divmod(form.pixels, width * height)
+            if rest or not images or (n == 1 and images > 1) or (p == 1 and height > 1):
+                continue
+            box = {"TILE_N": images, "TILE_P": height, "TILE_Q": width}
+            found.append((tiles_of(form, dense, box), -width, -height, box))
+    return min(found, key=lambda entry: entry[:3])[3] if found else {}
+
+
+_CORNERS = {2: (-128, 127, 255), 3: (-16, 15, 31)}
+"""Least and largest corner, and largest offset, of the im2col mode by spatial axes."""
+
+MOST_STRIDE = 8
+
+
+def axes_of(dense: Dense) -> int:
+    """Return the spatial axes of the im2col mode."""
+    return 3 if dense.size[0] > 1 or dense.taps[0] > 1 or dense.output[0] > 1 else 2
+
+
+def corners_of(dense: Dense) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return lower and upper corners of the positions that boxes of the im2col mode begin at."""
+    axes = axes_of(dense)
+    low = dense.upwards
+    high = tuple(
+        (out - 1) * by + 1 - size + first
+        for out, by, size, first in zip(dense.output, dense.stride, dense.size, low, strict=True)
+    )
+    return low[-axes:], high[-axes:]
+
+
+def reached(dense: Dense) -> bool:
+    """Tell whether the im2col mode reaches from the first tap to the last, and to the last position."""
+    least, most, furthest = _CORNERS[axes_of(dense)]
+    corners = [at for corner in corners_of(dense) for at in corner]
+    offsets = [(tap - 1) * abs(step) for tap, step in zip(dense.taps, dense.step, strict=True)]
+    return max(dense.stride) <= MOST_STRIDE and all(least <= at <= most for at in corners) and max(offsets) <= furthest
+
+
+def takes(form: Form, dense: Dense) -> bool:
+    """Tell whether a form computes a convolution at all."""
+    if form.kernel == "pixels":
+        return not dense.flat and reached(dense)
+    if dense.stride != (1, 1, 1):
+        return False
+    if form.kernel == "strips":
+        return dense.taps[1] > 1 and dense.walked[2] > 1
+    return True
+
+
+def block_channels(dense: Dense) -> list[int]:
+    """Return the channels of a step: as many as are swizzled together, or half where the last block is half empty."""
+    whole = 128 // dense.item
+    half = whole // 2
+    if 0 < dense.reduced % whole <= half:
+        return [whole, half]
+    return [whole]
+
+
+def configs_of(dense: Dense) -> Iterator[dict[str, Any]]:
+    """Yield the configs of a convolution."""
+    reach = (dense.taps[1] - 1) * abs(dense.step[1])
+    for name, form in FORMS.items():
+        if not takes(form, dense):
+            continue
+        wasted = form.channels_of_cta * (form.ctas if form.shared == "pixels" else 1) >= 2 * max(dense.channels, 64)
+        if wasted or (form.shared and dense.item == 4):
+            continue
+        for block_c in block_channels(dense):
+            sets, stages = stages_of(form, reach, block_c, dense.item)
+            if min(sets, stages) < 2 or (dense.item == 4 and form.kernel == "strips" and form.lines > 2):
+                continue
+            box = boxes_of(form, dense) if form.kernel != "pixels" else {}
+            if form.kernel == "pixels" or box:
+                yield {"form": name, "BLOCK_C": block_c, **box}
+
+
+def programs_of(form: Form, dense: Dense, config: Mapping[str, Any], multiprocessors: int) -> int:
+    """Return the programs of a launch, which take tiles in turn; one of a cluster is two CTAs."""
+    return max(min(tiles_of(form, dense, config), multiprocessors * form.resident // form.ctas), 1)
+
+
+def constants_of_form(form: Form, problem: ConvProblem, dense: Dense, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constants of a kernel by name."""
+    reach = (dense.taps[1] - 1) * abs(dense.step[1])
+    sets, stages = stages_of(form, reach, config["BLOCK_C"], dense.item)
+    chunks = form.chunks if dense.item == 2 or form.shared == "pixels" else min(2 * form.chunks, 4)
+    found = {
+        "BLOCK_K": form.channels, "BLOCK_C": config["BLOCK_C"], "GROUP": 8, "STAGES": stages, "CHUNKS": chunks,
+        "TRANSPOSED": dense.turned, "ACTIVATION": problem.activation, "ROUND_EACH": False,
+        "INSTRUCTION_N": form.instruction or form.channels_of_cta, "INSTRUCTION_K": 32 // dense.item,
+        "CONSUMER_REGISTERS": form.registers[0], "PRODUCER_REGISTERS": form.registers[1], "SHARED": form.shared,
+    }  # fmt: skip
+    if form.kernel == "pixels":
+        pixels = form.pixels * (2 if form.shared == "weights" else 1)
+        return found | {"BLOCK_M": pixels, "CONSUMERS": form.consumers, "AXES": axes_of(dense), "WARPS": form.warps}
+    found |= zip(("TILE_N", "TILE_P", "TILE_Q"), cluster_tile(form, config), strict=True)
+    if form.kernel == "strips":
+        lines = form.consumers * form.lines
+        of_strips = {"TILE_P": lines, "CONSUMERS": form.consumers, "SETS": sets}
+        return found | of_strips | {"R": dense.taps[1], "DILATION": abs(dense.step[1])}
+    rows, columns = _arrangement(form, dense)
+    return found | {"ROWS": rows, "COLUMNS": columns, "WARPS": form.warps}
+
+
+def box_of(form: Form, constants: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the box of pixels that is copied at once: images, planes, rows, columns; of runs their pixels."""
+    if form.kernel == "pixels":
+        return (constants["BLOCK_M"],)
+    rows = 1 if form.kernel == "strips" else constants["TILE_P"]
+    return (constants["TILE_N"], 1, rows, constants["TILE_Q"])
+
+
+def products_of(form: Form, dense: Dense, config: Mapping[str, Any]) -> int:
+    """Return the products that all tiles form, those with nothing included."""
+    pixels = form.pixels * form.consumers * form.lines * (2 if form.shared == "weights" else 1)
+    steps = dense.steps(config["BLOCK_C"])
+    return tiles_of(form, dense, config) * pixels * form.channels * steps * config["BLOCK_C"]

@@ -1,0 +1,148 @@
+"""What stands in front of and behind the Hopper kernels: tensors turned to channels innermost and back, weights packed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from ...arrays import CHANNELS_LAST
+from ...packs.identity import KernelReference
+from ...problem import ConvProblem, itemsize
+from ...shapes import ceil_div
+from .hopper_view import Dense, in_order
+from .launch import launch_kernel
+
+__all__ = ["WeightsPass", "aligned", "channels_last", "launch_turn", "turn", "turn_back", "turned_bytes", "weights_pass"]
+
+_TILE = {"BLOCK_R": 64, "BLOCK_C": 64, "num_warps": 4}
+_TURN = KernelReference("conv.layout", "_conv_turn_kernel")
+
+
+def channels_last(tensor: Any) -> Any:
+    """Return a tensor with channels innermost and nothing in between: itself, or a copy."""
+    n, c, *spatial = tensor.shape
+    wanted, step = [0] * tensor.dim(), c
+    wanted[1] = 1
+    for axis in range(tensor.dim() - 1, 1, -1):
+        wanted[axis], step = step, step * spatial[axis - 2]
+    wanted[0] = step
+    lies = all(
+        size == 1 or has == wants for size, has, wants in zip(tensor.shape, tensor.stride(), wanted, strict=True)
+    )
+    if lies:
+        return tensor
+    return tensor.new_empty_strided(tuple(tensor.shape), tuple(wanted)).copy_(tensor)
+
+
+def aligned(tensor: Any, dense_rows: bool = False) -> Any:
+    """Return a tensor that a tensor map can describe: itself, or a copy with channels innermost.
+
+    Its address, and strides of axes longer than 1, are multiples of 16 bytes; with `dense_rows` its pixels lie in one
+    row.
+    """
+    if dense_rows:
+        tensor = channels_last(tensor)
+    item = tensor.element_size()
+    longer = [
+        (axis, step) for axis, (size, step) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)) if size > 1
+    ]
+    fits = all(step == 1 if axis == 1 else step > 0 and step * item % 16 == 0 for axis, step in longer)
+    if fits and tensor.data_ptr() % 16 == 0:
+        return tensor
+    copy = tensor.new_empty(tensor.shape).copy_(tensor)
+    return channels_last(copy)
+
+
+def launch_turn(
+    problem: ConvProblem, source: Any, result: Any, sizes: tuple[int, int, int], firsts: tuple[int, int],
+    source_strides: tuple[int, int, int], result_strides: tuple[int, int, int],
+) -> None:  # fmt: skip
+    """Copy ``[batches, rows, columns]``, both sides by strides of those axes, from an element of either side on."""
+    batches, rows, columns = sizes
+    arguments: dict[str, Any] = {"rows": rows, "columns": columns}
+    arguments |= {"source_first": firsts[0], "result_first": firsts[1]}
+    for side, strides in (("source", source_strides), ("result", result_strides)):
+        arguments |= zip((f"{side}_stride_{axis}" for axis in "brc"), strides, strict=True)
+    reached = [
+        abs(first) + sum(size * abs(step) for size, step in zip(sizes, strides, strict=True))
+        for first, strides in zip(firsts, (source_strides, result_strides), strict=True)
+    ]
+    arguments |= {"INDEX64": max(reached) >= 2**31, "BLOCK_R": _TILE["BLOCK_R"], "BLOCK_C": _TILE["BLOCK_C"]}
+    grid = (batches * ceil_div(rows, _TILE["BLOCK_R"]) * ceil_div(columns, _TILE["BLOCK_C"]),)
+    launch_kernel(problem, _TURN, grid, {"source": source, "result": result}, arguments, _TILE)
+
+
+def _plane(tensor: Any) -> tuple[int, int, int]:
+    """Return strides of image, channel and position of a tensor whose positions lie in one run."""
+    last = max((axis for axis in range(2, tensor.dim()) if tensor.shape[axis] > 1), default=None)
+    return tensor.stride(0), tensor.stride(1), 1 if last is None else tensor.stride(last)
+
+
+def _in_runs(tensor: Any) -> Any:
+    """Return a tensor whose positions have one stride: itself, or a contiguous copy."""
+    step, runs = None, True
+    for axis in range(tensor.dim() - 1, 1, -1):
+        if tensor.shape[axis] > 1:
+            runs = runs and (step is None or tensor.stride(axis) == step)
+            step = (tensor.stride(axis) if step is None else step) * tensor.shape[axis]
+        elif step is not None:
+            continue
+    return tensor if runs else tensor.contiguous()
+
+
+def turn(problem: ConvProblem, tensor: Any, result: Any, first: int, n: int, channels: int, positions: int) -> None:
+    """Copy `n` images from `first` on to `result`, channels innermost."""
+    tensor = _in_runs(tensor)
+    of_n, of_c, of_p = _plane(tensor)
+    sides = ((of_n, of_c, of_p), (positions * channels, 1, channels))
+    launch_turn(problem, tensor, result, (n, channels, positions), (first * of_n, 0), *sides)
+
+
+def turn_back(
+    problem: ConvProblem, source: Any, tensor: Any, first: int, n: int, channels: int, positions: int
+) -> None:
+    """Copy `n` images with channels innermost to images from `first` on of a result, which is contiguous."""
+    of_n, of_c, of_p = _plane(tensor)
+    sides = ((positions * channels, channels, 1), (of_n, of_p, of_c))
+    launch_turn(problem, source, tensor, (n, positions, channels), (0, first * of_n), *sides)
+
+
+def turned_bytes(problem: ConvProblem, dense: Dense) -> int:
+    """Return the bytes of one image of everything that is turned: source, result and residual."""
+    found = 0
+    if not in_order(problem, dense.source):
+        found += dense.reduced * prod(dense.size)
+    if not in_order(problem, dense.result):
+        found += dense.channels * prod(dense.output) * (2 if problem.residual else 1)
+    return found * itemsize(problem.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsPass:
+    """The pass that packs weights: `elements` of them, or none where they are read as they lie."""
+
+    elements: int
+    flipped: bool
+
+    def launch(self, problem: ConvProblem, w: Any, packed: Any) -> None:
+        """Copy w [K, C, taps] to [K, taps, C] or, for a gradient in tf32, to [C, taps, K] with the last tap first."""
+        taps = prod(problem.kernel)
+        w = _in_runs(w)
+        of_k, of_c, of_t = _plane(w)
+        k, c = problem.k, problem.c
+        if not self.flipped:
+            launch_turn(problem, w, packed, (k, c, taps), (0, 0), (of_k, of_c, of_t), (taps * c, 1, c))
+        elif problem.w_format == CHANNELS_LAST:
+            turned = ((of_t, of_k, of_c), (-k, 1, taps * k))
+            launch_turn(problem, w, packed, (taps, k, c), (0, (taps - 1) * k), *turned)
+        else:
+            turned = ((of_c, of_k, of_t), (taps * k, 1, -k))
+            launch_turn(problem, w, packed, (c, k, taps), (0, (taps - 1) * k), *turned)
+
+
+def weights_pass(problem: ConvProblem, dense: Dense) -> WeightsPass:
+    """Return how weights are packed: where channels are not innermost, and for gradients in tf32."""
+    flipped = problem.kind != "fprop" and not dense.turned
+    packs = flipped or not in_order(problem, "w")
+    return WeightsPass(prod(problem.w_shape) if packs else 0, flipped)

@@ -1,0 +1,155 @@
+"""Every form of the Hopper solvers, planned by the product, gives torch's results: tensor maps, grids and all."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from planned import run
+
+from gpuconv.backends.triton.conv_hopper import SOLVERS as DENSE
+from gpuconv.backends.triton.conv_hopper_wgrad import SOLVERS as GRADIENT
+from gpuconv.backends.triton.hopper_forms import FORMS
+from gpuconv.backends.triton.hopper_wgrad_forms import GRADIENT_FORMS
+from gpuconv.costs.constants import Gpu, assuming
+from gpuconv.problem import ConvProblem
+
+HOPPER = Gpu("NVIDIA H200", (9, 0))
+CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
+TRANSPOSED = {
+    1: torch.nn.functional.conv_transpose1d,
+    2: torch.nn.functional.conv_transpose2d,
+    3: torch.nn.functional.conv_transpose3d,
+}
+FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
+ORDERS = ("channels_last", "channels_last", "contiguous")
+
+
+def _problem(rng: random.Random, kind: str, ndim: int, strides: tuple[int, ...]) -> ConvProblem:
+    kernel = tuple(rng.choice((1, 2, 3, 3)) for _ in range(ndim))
+    dilation = tuple(rng.choice((1, 1, 2)) if tap > 1 else 1 for tap in kernel)
+    stride = tuple(rng.choice(strides) for _ in range(ndim))
+    low = tuple(rng.randint(0, (tap - 1) * by) for tap, by in zip(kernel, dilation, strict=True))
+    high = low if rng.random() < 0.7 else tuple(rng.randint(0, 2) for _ in range(ndim))
+    sizes = {1: (9, 40), 2: (5, 14), 3: (3, 6)}[ndim]
+    size = tuple(
+        max(rng.randint(*sizes), (tap - 1) * by + 1) for tap, by in zip(kernel, dilation, strict=True)
+    )
+    output = tuple(
+        (length + lo + hi - by * (tap - 1) - 1) // step + 1
+        for length, lo, hi, by, tap, step in zip(size, low, high, dilation, kernel, stride, strict=True)
+    )
+    dtype = "float32" if kind != "wgrad" and rng.random() < 0.25 else rng.choice(("bfloat16", "float16"))
+    names = ("bias", "scale", "shift", "residual") if kind in ("fprop", "transposed") else ()
+    extras: dict[str, Any] = {name: rng.random() < 0.35 for name in names}
+    if names:
+        extras["activation"] = rng.choice((None, None, "relu"))
+    if kind == "wgrad":
+        extras["bias"] = rng.random() < 0.5
+    order = [rng.choice(ORDERS) for _ in "xwy"] if ndim > 1 else ["contiguous" if rng.random() < 0.5 else "channels_last"] * 3
+    return ConvProblem(
+        f"conv{ndim}d", kind, rng.randint(1, 3), 8 * rng.randint(1, 6), 8 * rng.randint(1, 6), 1, size, kernel,
+        output, stride, low, high, dilation, "zeros", dtype, "cuda:0", "torch", *order, precision="tf32", **extras,
+    )  # fmt: skip
+
+
+def _laid(tensor: torch.Tensor, order: str) -> torch.Tensor:
+    if order == "contiguous":
+        return tensor.contiguous()
+    axes = (0, *range(2, tensor.dim()), 1)
+    back = (0, tensor.dim() - 1, *range(1, tensor.dim() - 1))
+    return tensor.permute(axes).contiguous().permute(back)
+
+
+def _arrays(problem: ConvProblem, seed: int) -> dict[str, torch.Tensor | None]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def integers(shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randint(-2, 3, shape, generator=generator).to(getattr(torch, problem.dtype))
+
+    shapes = {"x": problem.x_shape, "w": problem.w_shape, "y": problem.y_shape}
+    orders = {"x": problem.x_format, "w": problem.w_format, "y": problem.y_format}
+    found: dict[str, torch.Tensor | None] = {
+        name: _laid(integers(shape), orders[name]) for name, shape in shapes.items() if name != problem.result
+    }
+    if problem.kind != "wgrad":
+        channels = problem.k if problem.kind == "fprop" else problem.c
+        for name in ("bias", "scale", "shift"):
+            found[name] = integers((channels,)) if getattr(problem, name) else None
+        of_result = _laid(integers(problem.result_shape), problem.result_format)
+        found["residual"] = of_result if problem.residual else None
+    return found
+
+
+def _reference(problem: ConvProblem, arrays: dict[str, torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
+    """Return torch's results in float64."""
+    given = {name: None if array is None else array.double() for name, array in arrays.items()}
+    ndim = problem.ndim
+    pads = [side for lo, hi in zip(problem.pad_lo[::-1], problem.pad_hi[::-1], strict=True) for side in (lo, hi)]
+    known = {"stride": problem.stride, "dilation": problem.dilation}
+
+    def forward(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return CONVOLUTIONS[ndim](torch.nn.functional.pad(x, pads), w, **known)
+
+    if problem.kind == "fprop":
+        result = forward(given["x"], given["w"])
+    else:
+        shapes = {"x": problem.x_shape, "w": problem.w_shape}
+        leaf = torch.zeros(shapes[problem.result], dtype=torch.float64, requires_grad=True)
+        y = forward(*(leaf if name == problem.result else given[name] for name in "xw"))
+        (result,) = torch.autograd.grad(y, leaf, given["y"])
+    if problem.kind == "wgrad":
+        return (result, given["y"].sum([0, *range(2, 2 + ndim)])) if problem.bias else (result,)
+    for name in ("bias", "scale", "shift"):
+        if given[name] is not None:
+            vector = given[name].reshape(-1, *[1] * ndim)
+            result = result * vector if name == "scale" else result + vector
+    if given["residual"] is not None:
+        result = result + given["residual"]
+    return (torch.relu(result) if problem.activation else result,)
+
+
+def _check(problem: ConvProblem, solver: Any, config: dict[str, Any], seed: int) -> None:
+    with assuming(HOPPER):
+        plan = solver.bind(problem, config)
+        arrays = _arrays(problem, seed)
+        found = run(plan, arrays, seed)
+    found = found if isinstance(found, tuple) else (found,)
+    for got, right in zip(found, _reference(problem, arrays), strict=True):
+        assert got.dtype == getattr(torch, problem.dtype)
+        torch.testing.assert_close(got, right.to(got.dtype), rtol=0, atol=0)
+
+
+def _drawn(kind: str, form: str, number: int) -> tuple[ConvProblem, Any, dict[str, Any]]:
+    """Return a problem that a form takes, its solver and the config."""
+    solver = next(solver for solver in (*DENSE, *GRADIENT) if kind in solver.kinds)
+    rng = random.Random(f"{kind} {form} {number}")
+    strides = (1, 2, 3) if kind in ("fprop", "wgrad") and "pixels" in form else (1,)
+    strides = (1, 2) if kind == "wgrad" else strides
+    while True:
+        problem = _problem(rng, kind, rng.choice((1, 2, 2, 2, 3)), strides)
+        if "2 x" in form or "256" in form.split("x")[-1] or kind == "wgrad":
+            problem = replace(problem, k=8 * rng.randint(17, 20), c=8 * rng.randint(17, 20))
+        elif "x128" in form:
+            problem = replace(problem, k=8 * rng.randint(9, 12), c=8 * rng.randint(9, 12))
+        with assuming(HOPPER):
+            if 0 in problem.y_shape or solver.why_not(problem) is not None:
+                continue
+            configs = [config for config in solver.variants(problem) if config["form"] == form]
+        if configs:
+            return problem, solver, rng.choice(configs)
+
+
+DENSE_CASES = [
+    (kind, form, number) for form in FORMS for kind in ("fprop", "dgrad", "transposed") for number in range(4)
+]
+GRADIENT_CASES = [("wgrad", form, number) for form in GRADIENT_FORMS for number in range(8)]
+
+
+@pytest.mark.parametrize("case", [*DENSE_CASES, *GRADIENT_CASES], ids=lambda case: "-".join(map(str, case)).replace(" ", "_"))
+def test_planned_form(case: tuple[str, str, int]) -> None:
+    """Equal on integers, which every type here holds."""
+    _check(*_drawn(*case), seed=case[2])
