@@ -87,7 +87,10 @@ def compiled(form: Form) -> tuple[Entry, bytes]:
     return entries[0], cubin
 
 
-WHOLE = {"bias": True, "scale": True, "shift": True, "residual": True, "activation": "gelu"}
+VECTORS = {"bias": True, "scale": True, "shift": True, "residual": True}
+EPILOGUES = {"all": VECTORS | {"activation": "gelu"}, "relu": VECTORS | {"activation": "relu"}}
+"""The most that stands behind the sums, by what a form says that it takes."""
+
 VOLUME = {"size": (8, 28, 28), "kernel": (3, 3, 3)}
 
 FORMS: dict[str, Form] = {
@@ -99,10 +102,17 @@ FORMS: dict[str, Form] = {
     "2 x tiles 256x128 as a data gradient": Form("2 x 256x128", 58, kind="dgrad"),
     "tiles 256x128 of 1x1": Form("256x128", 56, kernel=(1, 1)),
     "tiles 256x128 of a line": Form("256x128", 56, size=(4096,), kernel=(7,)),
-    "tiles 256x128, whole epilogue": Form("256x128", 56, epilogue=WHOLE),
+    **{
+        f"{'' if form.kernel != 'tiles' else 'tiles '}{name}, whole epilogue": Form(
+            name, form.loop + (form.kernel == "strips") * 32, stride=2 if form.kernel == "pixels" else 1,
+            epilogue=EPILOGUES[form.epilogues],
+        )
+        for name, form in OF_PRODUCT.items()
+        if form.epilogues in EPILOGUES
+    },
     "tiles 256x128 of 32 channels": Form("256x128", 45, channels=(32, 128), block_c=32),
     "strips 6x64x128 as a data gradient": Form("strips 6x64x128", 237, kind="dgrad"),
-    "strips 4x64x128, whole epilogue": Form("strips 4x64x128", 161, epilogue=WHOLE),
+    "tiles 256x128, a phase of a gradient": Form("256x128", 56, kind="dgrad", stride=2),
     "pixels 256x128 of volumes": Form("pixels 256x128", 56, stride=2, **VOLUME),
     "pixels 256x128 as a data gradient": Form("pixels 256x128", 56, kind="dgrad"),
     **{

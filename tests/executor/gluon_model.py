@@ -194,6 +194,7 @@ def _language(machine: Machine) -> SimpleNamespace:
         zeros=lambda shape, dtype, layout=None: fragment(np.zeros(shape, np.float32), layout),
         arange=lambda start, end, layout=None: fragment(np.arange(start, end), layout),
         expand_dims=lambda value, axis: value.expand_dims(axis),
+        convert_layout=lambda value, layout: value,
         allocate_shared_memory=machine.allocate,
         load=load,
         store=store,

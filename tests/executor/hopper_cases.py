@@ -123,7 +123,6 @@ def _dense(case: Case, operands: Operands, layouts, box_x, box_y) -> dict:
         "y_map": Map(operands.y, box_y, layout=layout_y, **known),
         "residual_map": None if operands.residual is None else Map(operands.residual, box_y, layout=layout_y, **known),
         **{f"{name}_ptr": Pointer(operands.vectors[name]) if name in operands.vectors else None for name in VECTORS},
-        **{f"{name}_stride": 1 for name in VECTORS},
         **_named("n o p q k", (case.n, *case.output, case.filters)),
         "c": case.channels,
         "programs": case.programs,
@@ -150,6 +149,15 @@ def _directions(case: Case) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(-pad for pad in case.padding), case.dilation
 
 
+def _order(case: Case, downwards: tuple[int, ...]) -> dict:
+    """Return how taps are walked: from the last one on along some axes."""
+    _, r, s = case.taps
+    steps = (r * s, s, 1)
+    first = sum(steps[axis] * (case.taps[axis] - 1) for axis in downwards)
+    turned = (-step if axis in downwards else step for axis, step in enumerate(steps))
+    return {"tap_first": first, **_named("tap_step_d tap_step_h tap_step_w", turned)}
+
+
 def _outermost(box: tuple[int, ...]) -> Layout:
     """Return the layout that splits a box over two CTAs so that each has consecutive pixels."""
     axis = next(at for at, size in enumerate(box) if size > 1)
@@ -173,6 +181,7 @@ def _tiles(case: Case, operands: Operands) -> tuple[str, dict]:
         **_named("t r s", case.taps),
         **_named("first_d first_h first_w", first),
         **_named("step_d step_h step_w", step),
+        **_order(case, downwards=()),
         **_named("TILE_N TILE_P TILE_Q", case.tile),
         "ROWS": case.rows,
         "COLUMNS": case.columns,
@@ -195,6 +204,7 @@ def _strips(case: Case, operands: Operands) -> tuple[str, dict]:
         **_named("first_d first_h first_w", first),
         "step_d": step[0],
         "step_w": step[2],
+        **_order(case, downwards=(1,) if case.transposed else ()),
         "R": case.taps[1],
         "DILATION": case.dilation[1],
         **_named("TILE_N TILE_P TILE_Q", case.tile),
@@ -238,6 +248,7 @@ def _pixels(case: Case, operands: Operands) -> tuple[str, dict]:
         **_named("stride_d stride_h stride_w", case.stride),
         **_named("first_d first_h first_w", low),
         **_named("step_d step_h step_w", case.dilation),
+        **_order(case, downwards=(0, 1, 2) if case.transposed else ()),
         "BLOCK_M": block_m,
         "CONSUMERS": case.consumers,
         "AXES": case.axes,

@@ -127,7 +127,9 @@ def _drawn(kind: str, form: str, number: int) -> tuple[ConvProblem, Any, dict[st
     """Return a problem that a form takes, its solver and the config."""
     solver = next(solver for solver in (*DENSE, *GRADIENT) if kind in solver.kinds)
     rng = random.Random(f"{kind} {form} {number}")
-    strides = (1, 2, 3) if kind in ("fprop", "wgrad") and "pixels" in form else (1,)
+    strides: tuple[int, ...] = (1, 2, 3) if "pixels" in form and kind == "fprop" else (1,)
+    if "x" in form and "pixels" not in form and "strips" not in form and kind in ("dgrad", "transposed"):
+        strides = (1, 1, 2, 3)
     strides = (1, 2) if kind == "wgrad" else strides
     while True:
         problem = _problem(rng, kind, rng.choice((1, 2, 2, 2, 3)), strides)

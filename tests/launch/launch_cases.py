@@ -30,6 +30,9 @@ PLAIN_X, PLAIN_W = half(1, 128, 8, 8, last=False), half(64, 128, 3, 3, last=Fals
 UNALIGNED = unaligned(half(1, 32, 8, 8, last=False))
 COLUMNS = half(2, 36, 144)
 MANY_X, MANY_DY = half(8, 32, 12, 12), half(8, 32, 12, 12)
+WIDE_X, WIDE_W, WIDE_B = half(2, 64, 12, 12), half(256, 64, 3, 3), half(256)
+WIDE_DY = half(2, 256, 12, 12)
+CONTIGUOUS_X, CONTIGUOUS_W = half(2, 64, 12, 12, last=False), half(256, 64, 3, 3, last=False)
 LEAVES = [tensor.clone().requires_grad_() for tensor in (MANY_X, W, B)]
 POSITIONS = torch.arange(144).view(12, 12).expand(2, 32, 12, 12).to(memory_format=LAST)
 LEAF, POOLED = X.clone().requires_grad_(), half(2, 32, 6, 6)
@@ -54,6 +57,25 @@ def _pool_backward() -> list[torch.Tensor]:
     return [y.detach(), *torch.autograd.grad(y, LEAF, POOLED)]
 
 
+FPROP, DGRAD, WGRAD = (f"triton.conv.{kind}.hopper" for kind in ("fprop", "dgrad", "wgrad"))
+
+HOPPER: dict[str, tuple[int, Callable[[], Any]]] = {
+    "hopper fprop": (1, lambda: gpuconv.conv2d(WIDE_X, WIDE_W, WIDE_B, padding=1, backend=FPROP)),
+    "hopper fprop, stride 2": (1, lambda: gpuconv.conv2d(WIDE_X, WIDE_W, stride=2, padding=1, backend=FPROP)),
+    "hopper fprop, residual": (
+        1,
+        lambda: gpuconv.conv2d(WIDE_X, WIDE_W, padding=1, residual=WIDE_DY, activation="relu", backend=FPROP),
+    ),
+    "hopper fprop, contiguous": (4, lambda: gpuconv.conv2d(CONTIGUOUS_X, CONTIGUOUS_W, padding=1, backend=FPROP)),
+    "hopper transposed": (1, lambda: gpuconv.conv_transpose2d(WIDE_DY, WIDE_W, padding=1, backend=DGRAD)),
+    "hopper dgrad": (
+        1,
+        lambda: gpuconv.conv2d_input_grad(WIDE_X.shape, WIDE_W, WIDE_DY, padding=1, backend=DGRAD),
+    ),
+    "hopper wgrad": (2, lambda: gpuconv.conv2d_weight_grad(WIDE_X, WIDE_W.shape, WIDE_DY, padding=1, backend=WGRAD)),
+}
+"""Calls through tensor maps, some of them with clusters, by solvers that are named."""
+
 CALLS: dict[str, tuple[int, Callable[[], Any]]] = {
     "fprop": (1, lambda: gpuconv.conv2d(X, W, B, padding=1)),
     "fprop without bias": (1, lambda: gpuconv.conv2d(X, W, padding=(1, 1))),
@@ -75,5 +97,6 @@ CALLS: dict[str, tuple[int, Callable[[], Any]]] = {
     "unfold": (1, lambda: gpuconv.unfold(X, 3, padding=1)),
     "fold, unbatched": (1, lambda: gpuconv.fold(COLUMNS[0], (12, 12), 3, padding=1)),
     "max_pool, forward and backward": (2, _pool_backward),
+    **HOPPER,
 }
 """The number of launches, and the call."""

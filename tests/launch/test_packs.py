@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import stub_alone
-from launch_cases import CALLS
+from launch_cases import CALLS, HOPPER
 from stub_gpu import StubGpu, launcher
 from test_launch import _observe
 
@@ -61,7 +61,9 @@ def problems_of(calls: list[Callable[[], Any]]) -> list[Problem]:
 def pack(_gpu: StubGpu, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pack of what the calls launch."""
     folder = tmp_path_factory.mktemp("packs") / "pack"
-    built = build_pack({"first": problems_of([CALLS[name][1] for name in NAMES])}, ["sm_90"], folder, jobs=2)
+    named = problems_of([call for _, call in HOPPER.values()])
+    others = problems_of([CALLS[name][1] for name in NAMES if name not in HOPPER])
+    built = build_pack({"first": others, "solvers": named}, ["sm_90"], folder, jobs=2)
     assert built.failures == () and built.compiled == built.entries >= 15
     return folder
 
@@ -145,8 +147,8 @@ def test_two_processes_without_triton(gpu: StubGpu, pack: Path, use_packs: Use, 
             CALLS[name][1]()
         expected = [stub_alone.facts(launched) for launched in gpu.launches()]
         assert launches == [expected] * 3
-    assert "triton.conv.fprop.rolling" in found["explained"]
-    assert found["unaligned"].startswith("conv2d: no pack has conv.rolling:_conv_rolling_kernel for this call")
+    assert "triton.conv.fprop.hopper" in found["explained"]
+    assert found["unaligned"].startswith("max_pool2d: no pack has pool.tiled:_pool_fprop_tiled_kernel for this call")
     assert "triton is not installed" in found["lacking"] and "packs lack conv.fprop:" in found["lacking"]
 
 

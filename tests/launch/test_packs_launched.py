@@ -166,7 +166,8 @@ def _fewer(entries: list[Any]) -> None:
 
 def _renamed(entries: list[Any]) -> None:
     for entry in entries:
-        entry["parameters"][0][0] = "other_ptr"
+        if not entry["tensor_maps"]:  # which the index names once more
+            entry["parameters"][0][0] = "other_ptr"
 
 
 def _wider(entries: list[Any]) -> None:
@@ -180,7 +181,7 @@ def _unaligned(entries: list[Any]) -> None:
 
 
 CHANGES = {
-    "fewer": _fewer, "renamed": _renamed, "wider": _wider, "unaligned": _unaligned, "none": _each(parameters=[]),
+    "fewer": _fewer, "renamed": _renamed, "wider": _wider, "unaligned": _unaligned, "none": _each(parameters=[], tensor_maps=[]),
     "other constants": _each(constants={}),
 }  # fmt: skip
 

@@ -49,7 +49,7 @@ def main():
             told[name] = launches
         shifted = X.new_zeros(X.numel() + 8).as_strided(X.shape, X.stride(), 1)
         try:
-            gpuconv.conv2d(shifted, W, B, padding=1)
+            gpuconv.max_pool2d(shifted, 3, 2, 1)
             unaligned = "it ran"
         except RuntimeError as error:
             unaligned = str(error)

@@ -32,13 +32,19 @@ from .hopper_forms import (
     split_axis,
 )
 from .hopper_passes import aligned, channels_last, turn, turn_back, turned_bytes, weights_pass
-from .hopper_view import Dense, dense_of, in_order, number_of, refusal
+from .gluon import installed_triton
+from .hopper_view import Dense, dense_of, elements_of, in_order, number_of, phases_of, refusal
 from .launch import capability_of, launch_kernel
 
 __all__ = ["SOLVERS", "HopperConv", "hopper_refusal"]
 
+_MOST_PHASES = 16
+
 OLDEST = (3, 8)
 """The oldest Triton that compiles these kernels; packs have them for others."""
+
+_OF_NEWER_TRITON = "2 x pixels 256x128"
+"""The form of which Triton 3.8 writes the operands in the wrong order: im2col with multicast."""
 
 
 def hopper_refusal(problem: ConvProblem) -> str | None:
@@ -80,10 +86,11 @@ class HopperConv(TritonConv):
         reason = refusal(problem) or hopper_refusal(problem)
         if reason is not None:
             return reason
-        if problem.kind != "fprop" and max(problem.stride) > 1:
-            return f"computes gradients of stride 1, not {max(problem.stride)}"
-        dense = dense_of(problem)
-        if next(configs_of(dense), None) is None:
+        phases = phases_of(problem) if prod(problem.stride) <= _MOST_PHASES or problem.kind == "fprop" else []
+        if not phases:
+            return f"runs at most {_MOST_PHASES} phases one after the other, not {prod(problem.stride)}"
+        dense = phases[0]
+        if next(configs_of(problem, phases), None) is None:
             return f"has no form for stride {max(problem.stride)}, dilation {max(problem.dilation)} and this window"
         if _images(problem, dense) < 1:
             return f"turns images of {turned_bytes(problem, dense):,} bytes, and the limit is {workspace_limit():,}"
@@ -91,15 +98,16 @@ class HopperConv(TritonConv):
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)
-        dense = dense_of(problem)
-        images = _images(problem, dense)
-        of_one = replace(dense, n=images)
-        for config in configs_of(of_one):
-            yield config | {"images": images}
+        phases = phases_of(problem)
+        images = _images(problem, phases[0])
+        for config in configs_of(problem, [replace(phase, n=images) for phase in phases]):
+            if installed_triton() != (3, 8) or config["form"] != _OF_NEWER_TRITON:
+                yield config | {"images": images}
 
     def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
         assert isinstance(problem, ConvProblem)
-        dense = dense_of(problem)
+        phases = phases_of(problem)
+        dense = phases[0]
         packed = weights_pass(problem, dense).elements
         each = turned_bytes(problem, dense)
         extra = []
@@ -107,10 +115,10 @@ class HopperConv(TritonConv):
             passes = ceil_div(dense.n, config["images"])
             turned = [letter for letter in (dense.source, dense.result) if not in_order(problem, letter)]
             turned += [dense.result] if problem.residual and dense.result in turned else []
-            launches = (passes * (1 + len(turned)) - 1) + (packed > 0)
+            launches = (passes * (len(phases) + len(turned)) - len(phases)) + (packed > 0)
             moved = 2 * packed * dense.item + 2 * each * dense.n
             extra.append((float(moved), launches))
-        return dense_work(problem, dense, configs, extra)
+        return dense_work(problem, phases, configs, extra)
 
     def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
         assert isinstance(problem, ConvProblem)
@@ -126,10 +134,9 @@ class HopperConv(TritonConv):
         packed = weights_pass(problem, dense).elements
         if packed:
             found["packed"] = (problem.dtype, packed)
-        sizes = {dense.source: dense.reduced * prod(dense.size), dense.result: dense.channels * prod(dense.output)}
-        for letter, elements in sizes.items():
+        for letter in (dense.source, dense.result):
             if not in_order(problem, letter):
-                found[f"{letter}_turned"] = (problem.dtype, images * elements)
+                found[f"{letter}_turned"] = (problem.dtype, images * elements_of(problem, letter))
         if problem.residual and f"{dense.result}_turned" in found:
             found["residual_turned"] = found[f"{dense.result}_turned"]
         return found
@@ -137,7 +144,8 @@ class HopperConv(TritonConv):
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, Any], memo: Memo = None
     ) -> None:
-        dense = dense_of(problem)
+        phases = phases_of(problem)
+        dense = phases[0]
         weights = weights_pass(problem, dense)
         w = tensors["w"]
         if weights.elements:
@@ -145,36 +153,39 @@ class HopperConv(TritonConv):
             w = tensors["packed"]
         else:
             w = aligned(channels_last(w))
-        operands = {"source": tensors[dense.source], "result": tensors[dense.result], "residual": tensors["residual"]}
+        operands = {"source": tensors[dense.source], "result": tensors[dense.result], "residual": tensors.get("residual")}
         for name, letter in (("source", dense.source), ("residual", dense.result)):
             if operands[name] is not None and in_order(problem, letter):
                 operands[name] = aligned(operands[name], dense_rows=name == "residual" or dense.flat)
         for first in range(0, dense.n, config["images"]):
-            part = replace(dense, n=min(config["images"], dense.n - first))
-            self._images(problem, part, first, operands, w, tensors, config)
+            n = min(config["images"], dense.n - first)
+            self._images(problem, [replace(phase, n=n) for phase in phases], first, operands, w, tensors, config)
 
     def _images(
-        self, problem: ConvProblem, dense: Dense, first: int, operands: Mapping[str, Any], w: Any,
+        self, problem: ConvProblem, phases: Sequence[Dense], first: int, operands: Mapping[str, Any], w: Any,
         tensors: Mapping[str, Any], config: Mapping[str, Any],
     ) -> None:  # fmt: skip
         """Launch for images from `first` on: turn what is to be turned, multiply, turn back."""
+        dense = phases[0]
+        size, whole = prod(dense.size), prod(dense.whole)
         places = {"source": (operands["source"], first), "result": (operands["result"], first)}
         if operands["residual"] is not None:
             places["residual"] = (operands["residual"], first)
         turned = f"{dense.source}_turned"
         if turned in tensors:
-            turn(problem, operands["source"], tensors[turned], first, dense.n, dense.reduced, prod(dense.size))
+            turn(problem, operands["source"], tensors[turned], first, dense.n, dense.reduced, size)
             places["source"] = (tensors[turned], 0)
         turned = f"{dense.result}_turned"
         if turned in tensors:
             places["result"] = (tensors[turned], 0)
             if "residual" in places:
                 own = tensors["residual_turned"]
-                turn(problem, operands["residual"], own, first, dense.n, dense.channels, prod(dense.output))
+                turn(problem, operands["residual"], own, first, dense.n, dense.channels, whole)
                 places["residual"] = (own, 0)
-        launch_dense(problem, dense, places, w, tensors, config)
+        for phase in phases:
+            launch_dense(problem, phase, places, w, tensors, config)
         if turned in tensors:
-            turn_back(problem, tensors[turned], operands["result"], first, dense.n, dense.channels, prod(dense.output))
+            turn_back(problem, tensors[turned], operands["result"], first, dense.n, dense.channels, whole)
 
 
 def _strides(tensor: Any, shape: tuple[int, ...], dense_memory: bool) -> tuple[int, ...]:
@@ -218,14 +229,15 @@ def launch_dense(
         One of :func:`.configs_of`.
     """
     form = FORMS[config["form"]]
+    # Strips walk rows upwards, and runs of pixels every axis.
+    dense = dense.upwards({"tiles": (), "strips": (1,), "pixels": (0, 1, 2)}[form.kernel])
     constants = constants_of_form(form, problem, dense, config)
     maps = _maps(form, problem, dense, places, w, constants)
     n, o, p, q = dense.walked
     numbers: dict[str, int] = {"n": n, "c": dense.reduced, "k": dense.channels, "o": o, "p": p, "q": q}
     first, step = dense.first, dense.step
-    if form.kernel != "tiles":
-        first, step = _from_the_lowest(form, dense)
     t, r, s = dense.taps
+    numbers |= zip(("tap_first", "tap_step_d", "tap_step_h", "tap_step_w"), dense.order, strict=True)
     numbers |= {"t": t, "s": s} if form.kernel == "strips" else {"t": t, "r": r, "s": s}
     numbers |= zip(("first_d", "first_h", "first_w"), first, strict=True)
     numbers |= zip(("step_d", "step_h", "step_w"), step, strict=True)
@@ -234,8 +246,7 @@ def launch_dense(
     if form.kernel == "pixels":
         numbers |= zip("nopq", (dense.n, *dense.output), strict=True)
         numbers |= zip(("stride_d", "stride_h", "stride_w"), dense.stride, strict=True)
-    vectors = {name: tensors.get(name) for name in VECTORS}
-    numbers |= {f"{name}_stride": 1 if v is None or v.numel() == 1 else v.stride(0) for name, v in vectors.items()}
+    vectors = {name: None if tensors.get(name) is None else tensors[name].contiguous() for name in VECTORS}
     programs = programs_of(form, dense, config, int(constants_of(problem.device).values["sms"]))
     kernel = KernelReference(f"hopper.{form.kernel}", f"_conv_{form.kernel}_kernel")
     arguments = {**maps, **numbers, "programs": programs, **constants}
@@ -245,16 +256,6 @@ def launch_dense(
 def _options(form: Form) -> dict[str, int]:
     options = {"num_warps": form.warps, "num_ctas": form.ctas}
     return options if form.limit is None else options | {"maxnreg": form.limit}
-
-
-def _from_the_lowest(form: Form, dense: Dense) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return where the lowest position of the source lies that a result reads, and steps upwards from there.
-
-    Strips walk rows so alone, runs of pixels every axis.
-    """
-    if form.kernel == "pixels":
-        return dense.upwards, tuple(map(abs, dense.step))
-    return (dense.first[0], dense.upwards[1], dense.first[2]), dense.step
 
 
 def _maps(
@@ -292,7 +293,7 @@ def _maps(
             start = first * prod(dense.output) * dense.channels
             found[name] = _row_map(tensor, y_type, dense.pixels, dense.channels, start)
         else:
-            found[name] = _tensor_map(dense, y_type, tensor, first, dense.output, dense.channels)
+            found[name] = _of_phase(dense, _tensor_map(dense, y_type, tensor, first, dense.whole, dense.channels))
     return found
 
 
@@ -313,6 +314,17 @@ def _tensor_map(
     return TensorMap(tensor, type, shape, strides, first * strides[0])
 
 
+def _of_phase(dense: Dense, map: TensorMap) -> TensorMap:
+    """Return the part of a map of the whole result that is of a phase."""
+    if dense.spread == (1, 1, 1):
+        return map
+    n, d, h, w, c = map.strides
+    strides = tuple(by * step for by, step in zip(dense.spread, (d, h, w), strict=True))
+    offset = sum(at * step for at, step in zip(dense.at, (d, h, w), strict=True))
+    shape = (map.shape[0], *dense.output, map.shape[4])
+    return replace(map, shape=shape, strides=(n, *strides, c), offset=map.offset + offset)
+
+
 def im2col_map(dense: Dense, type: MapType, tensor: Any, first: int) -> TensorMap:
     """Return a map of the im2col mode over images of the source from image `first` on."""
     axes = type.axes - 2
@@ -327,7 +339,7 @@ def im2col_map(dense: Dense, type: MapType, tensor: Any, first: int) -> TensorMa
 def _weights_map(
     form: Form, problem: ConvProblem, dense: Dense, w: Any, constants: Mapping[str, Any]
 ) -> TensorMap:
-    number, taps = number_of(problem), prod(dense.taps)
+    number, taps = number_of(problem), prod(problem.kernel)
     block_c, block_k = constants["BLOCK_C"], constants["BLOCK_K"]
     rows, columns = (dense.reduced, dense.channels) if dense.turned else (dense.channels, dense.reduced)
     box = (1, block_c, block_k) if dense.turned else (1, block_k, block_c)

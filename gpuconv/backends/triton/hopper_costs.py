@@ -31,6 +31,13 @@ m64n64k16 reads 4 KiB in 32 clocks, which are 128 bytes a clock."""
 _PRODUCER = 16.0
 """Instructions of the producer for each slot that it fills, and for each box in it. Assumed: read off no loop."""
 
+_PER_VECTOR = 2.5
+_PER_RESIDUAL = 4.0
+_PER_ACTIVATION = {None: 0.0, "relu": 1.0, "relu6": 2.0, "gelu": 32.0, "gelu_tanh": 26.0}
+_PER_OTHER_ACTIVATION = 15.0
+"""Instructions for each element that a thread of the epilogue has: read off compiled forms, of activations that are not
+named here off that of silu."""
+
 _EPILOGUE_TRIPS = 2.0
 """Round trips to memory of a tile that nothing hides behind: the last slot, and what was stored before."""
 
@@ -41,11 +48,17 @@ def _path(form: Form, dense: Dense) -> str:
     return "halo" if form.kernel == "strips" else "im2col"
 
 
-def _of_tile(form: Form, dense: Dense, block_c: int) -> tuple[float, float, float, float]:
+def _per_element(problem: ConvProblem) -> float:
+    """Return the instructions of the epilogue for each element of a thread, beside storing it."""
+    vectors = sum((problem.bias, problem.scale, problem.shift))
+    found = _PER_ACTIVATION.get(problem.activation, _PER_OTHER_ACTIVATION)
+    return found + _PER_VECTOR * vectors + _PER_RESIDUAL * problem.residual
+
+
+def _of_tile(form: Form, dense: Dense, block_c: int, per_element: float) -> tuple[float, float, float, float]:
     """Return products, bytes through L2, instructions and round trips of a CTA for one tile."""
-    reach = (dense.taps[1] - 1) * abs(dense.step[1])
-    x, w, _ = step_bytes(form, reach, block_c, dense.item)
-    stages = stages_of(form, reach, block_c, dense.item)[1]
+    x, w, _ = step_bytes(form, dense.reach, block_c, dense.item)
+    stages = stages_of(form, dense.reach, block_c, dense.item)[1]
     steps = dense.steps(block_c)
     sets = steps // dense.taps[1] if form.kernel == "strips" else steps  # slots of x
     bytes_x = x * sets * (0.5 if form.shared == "pixels" else 1.0)
@@ -54,18 +67,25 @@ def _of_tile(form: Form, dense: Dense, block_c: int) -> tuple[float, float, floa
     stored = pixels * form.channels_of_cta * dense.item
     boxes = steps + sets * (form.consumers * (form.lines if form.kernel == "strips" else 1))
     issued = form.consumers * form.warps * (form.loop * sets + form.epilogue) + _PRODUCER * boxes
+    issued += per_element * pixels * form.channels_of_cta / 32
     products = pixels * form.channels_of_cta * steps * block_c
     return products, bytes_x + bytes_w + stored, issued, steps / max(stages - 1, 1) + _EPILOGUE_TRIPS
 
 
 def dense_work(
-    problem: ConvProblem, dense: Dense, configs: Sequence[Mapping[str, Any]], extra: Sequence[tuple[float, int]]
-) -> Work:
-    """Describe the launches of each of `configs`; `extra` are bytes and launches of passes before and after."""
+    problem: ConvProblem, phases: Sequence[Dense], configs: Sequence[Mapping[str, Any]],
+    extra: Sequence[tuple[float, int]],
+) -> Work:  # fmt: skip
+    """Describe the launches of each of `configs`; `extra` are bytes and launches of passes before and after.
+
+    Of several phases, which run one after the other, each is described as the first, which is the largest.
+    """
+    dense, count = phases[0], len(phases)
     pipe, factor = pipe_of(problem)
     forms = [FORMS[config["form"]] for config in configs]
-    tiles = [_of_tile(form, dense, config["BLOCK_C"]) for form, config in zip(forms, configs, strict=True)]
-    products, l2_bytes, issued, chain = np.array(tiles, float).reshape(-1, 4).T
+    per_element = _per_element(problem)
+    tiles = [_of_tile(form, dense, config["BLOCK_C"], per_element) for form, config in zip(forms, configs, strict=True)]
+    products, l2_bytes, issued, chain = count * np.array(tiles, float).reshape(-1, 4).T
     counts = [tiles_of(form, dense, config) * form.ctas for form, config in zip(forms, configs, strict=True)]
     residual = prod(problem.result_shape) * itemsize(problem.dtype) if problem.residual else 0
     counted = np.array(counts, float)
@@ -81,7 +101,7 @@ def dense_work(
         instructions=issued,
         chain=chain,
         extra_bytes=np.array([moved for moved, _ in extra], float),
-        launches=np.array([1 + launches for _, launches in extra], float),
+        launches=np.array([count + launches for _, launches in extra], float),
     )
 
 

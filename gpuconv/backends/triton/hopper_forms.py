@@ -6,7 +6,7 @@ channels of a step and, for tiles and strips, how their pixels lie in images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,8 @@ class Form:
     lines, shared, instruction, limit, resident
         Output rows of a consumer; what a cluster shares; channels of one wgmma, if not all; a bound on registers, and
         the blocks of a multiprocessor that it lets in.
+    epilogues
+        What stands behind the sums without spilling: ``all``, ``relu`` (anything but other activations) or ``none``.
     """
 
     kernel: str
@@ -69,6 +71,7 @@ class Form:
     instruction: int | None = None
     limit: int | None = None
     resident: int = 1
+    epilogues: str = "all"
 
     @property
     def ctas(self) -> int:
@@ -83,23 +86,25 @@ class Form:
 
 FORMS: dict[str, Form] = {
     "256x128": Form("tiles", 2, 128, 128, 2, (240, 24), 56, 700),
-    "128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 44, 700),
-    "192x256": Form("tiles", 3, 64, 256, 4, (160, 24), 57, 700, instruction=128),
-    "128x128": Form("tiles", 2, 64, 128, 2, (240, 24), 46, 500),
-    "256x64": Form("tiles", 2, 128, 64, 1, (240, 24), 56, 500),
-    "128x64": Form("tiles", 1, 128, 64, 1, (240, 24), 56, 500, limit=128, resident=2),
-    "2 x 128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 46, 700, shared="weights"),
-    "2 x 256x128": Form("tiles", 2, 128, 256, 1, (240, 24), 58, 700, shared="pixels"),
-    "strips 4x64x128": Form("strips", 2, 64, 128, 1, (232, 40), 161, 700, lines=2),
-    "strips 6x64x128": Form("strips", 2, 64, 128, 2, (232, 40), 237, 900, lines=3),
-    "strips 8x64x64": Form("strips", 2, 64, 64, 2, (224, 48), 318, 900, lines=4),
-    "2 x strips 4x64x128": Form("strips", 2, 64, 128, 1, (224, 56), 173, 700, lines=2, shared="weights"),
-    "pixels 256x128": Form("pixels", 2, 128, 128, 2, (232, 40), 56, 700),
-    "pixels 128x256": Form("pixels", 1, 128, 256, 4, (232, 40), 47, 700, warps=8),
-    "pixels 128x128": Form("pixels", 2, 64, 128, 2, (232, 40), 46, 500),
-    "pixels 256x64": Form("pixels", 2, 128, 64, 1, (232, 40), 56, 500),
-    "2 x pixels 128x256": Form("pixels", 1, 128, 256, 4, (232, 40), 49, 700, warps=8, shared="weights"),
-    "2 x pixels 256x128": Form("pixels", 2, 128, 256, 1, (232, 40), 58, 700, shared="pixels"),
+    "128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 44, 728),
+    "192x256": Form("tiles", 3, 64, 256, 4, (160, 24), 56, 666, instruction=128, epilogues="none"),
+    "128x128": Form("tiles", 2, 64, 128, 2, (240, 24), 44, 608),
+    "256x64": Form("tiles", 2, 128, 64, 1, (240, 24), 56, 580),
+    "128x64": Form("tiles", 1, 128, 64, 1, (240, 24), 57, 799, limit=128, resident=2),
+    "2 x 128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 46, 794, shared="weights"),
+    "2 x 256x128": Form("tiles", 2, 128, 256, 1, (240, 24), 58, 758, shared="pixels", epilogues="relu"),
+    "strips 4x64x128": Form("strips", 2, 64, 128, 4, (224, 48), 161, 915, lines=2, epilogues="relu"),
+    "strips 6x64x128": Form("strips", 2, 64, 128, 2, (232, 40), 237, 1035, lines=3, epilogues="none"),
+    "strips 8x64x64": Form("strips", 2, 64, 64, 2, (216, 56), 318, 1046, lines=4, epilogues="relu"),
+    "2 x strips 4x64x128": Form(
+        "strips", 2, 64, 128, 4, (224, 56), 174, 906, lines=2, shared="weights", epilogues="relu"
+    ),
+    "pixels 256x128": Form("pixels", 2, 128, 128, 2, (232, 40), 56, 660),
+    "pixels 128x256": Form("pixels", 1, 128, 256, 4, (232, 40), 47, 873, warps=8),
+    "pixels 128x128": Form("pixels", 2, 64, 128, 2, (232, 40), 44, 572),
+    "pixels 256x64": Form("pixels", 2, 128, 64, 1, (232, 40), 56, 540),
+    "2 x pixels 128x256": Form("pixels", 1, 128, 256, 4, (232, 40), 49, 975, warps=8, shared="weights"),
+    "2 x pixels 256x128": Form("pixels", 2, 128, 256, 1, (232, 40), 58, 722, shared="pixels", epilogues="relu"),
 }
 """Forms by name: pixels x channels of a CTA; of strips rows x columns x channels."""
 
@@ -196,7 +201,7 @@ def axes_of(dense: Dense) -> int:
 def corners_of(dense: Dense) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return lower and upper corners of the positions that boxes of the im2col mode begin at."""
     axes = axes_of(dense)
-    low = dense.upwards
+    low = dense.upwards((0, 1, 2)).first
     high = tuple(
         (out - 1) * by + 1 - size + first
         for out, by, size, first in zip(dense.output, dense.stride, dense.size, low, strict=True)
@@ -215,11 +220,11 @@ def reached(dense: Dense) -> bool:
 def takes(form: Form, dense: Dense) -> bool:
     """Tell whether a form computes a convolution at all."""
     if form.kernel == "pixels":
-        return not dense.flat and reached(dense)
+        return not dense.flat and dense.spread == (1, 1, 1) and reached(dense)
     if dense.stride != (1, 1, 1):
         return False
     if form.kernel == "strips":
-        return dense.taps[1] > 1 and dense.walked[2] > 1
+        return dense.taps[1] > 1 and dense.walked[2] > 1 and dense.step[1] != 0
     return True
 
 
@@ -232,18 +237,26 @@ def block_channels(dense: Dense) -> list[int]:
     return [whole]
 
 
-def configs_of(dense: Dense) -> Iterator[dict[str, Any]]:
-    """Yield the configs of a convolution."""
-    reach = (dense.taps[1] - 1) * abs(dense.step[1])
+def _epilogue_of(problem: ConvProblem) -> str:
+    """Return the least kind of epilogue that a form must stand: ``none``, ``relu`` or ``all``."""
+    if problem.activation not in (None, "relu", "relu6"):
+        return "all"
+    extras = problem.bias or problem.scale or problem.shift or problem.residual
+    return "relu" if extras or problem.activation else "none"
+
+
+def configs_of(problem: ConvProblem, phases: Sequence[Dense]) -> Iterator[dict[str, Any]]:
+    """Yield the configs of a convolution in phases, the largest first."""
+    dense = phases[0]
+    stand = {"none": ("none", "relu", "all"), "relu": ("relu", "all"), "all": ("all",)}[_epilogue_of(problem)]
     for name, form in FORMS.items():
-        if not takes(form, dense):
+        if form.epilogues not in stand or not all(takes(form, phase) for phase in phases):
             continue
         wasted = form.channels_of_cta * (form.ctas if form.shared == "pixels" else 1) >= 2 * max(dense.channels, 64)
         if wasted or (form.shared and dense.item == 4):
             continue
         for block_c in block_channels(dense):
-            sets, stages = stages_of(form, reach, block_c, dense.item)
-            if min(sets, stages) < 2 or (dense.item == 4 and form.kernel == "strips" and form.lines > 2):
+            if min(stages_of(form, dense.reach, block_c, dense.item)) < 2:
                 continue
             box = boxes_of(form, dense) if form.kernel != "pixels" else {}
             if form.kernel == "pixels" or box:
@@ -257,8 +270,7 @@ def programs_of(form: Form, dense: Dense, config: Mapping[str, Any], multiproces
 
 def constants_of_form(form: Form, problem: ConvProblem, dense: Dense, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the constants of a kernel by name."""
-    reach = (dense.taps[1] - 1) * abs(dense.step[1])
-    sets, stages = stages_of(form, reach, config["BLOCK_C"], dense.item)
+    sets, stages = stages_of(form, dense.reach, config["BLOCK_C"], dense.item)
     chunks = form.chunks if dense.item == 2 or form.shared == "pixels" else min(2 * form.chunks, 4)
     found = {
         "BLOCK_K": form.channels, "BLOCK_C": config["BLOCK_C"], "GROUP": 8, "STAGES": stages, "CHUNKS": chunks,

@@ -10,7 +10,7 @@ from ...arrays import CHANNELS_LAST
 from ...packs.identity import KernelReference
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
-from .hopper_view import Dense, in_order
+from .hopper_view import Dense, elements_of, in_order
 from .launch import launch_kernel
 
 __all__ = ["WeightsPass", "aligned", "channels_last", "launch_turn", "turn", "turn_back", "turned_bytes", "weights_pass"]
@@ -110,11 +110,9 @@ def turn_back(
 
 def turned_bytes(problem: ConvProblem, dense: Dense) -> int:
     """Return the bytes of one image of everything that is turned: source, result and residual."""
-    found = 0
-    if not in_order(problem, dense.source):
-        found += dense.reduced * prod(dense.size)
+    found = 0 if in_order(problem, dense.source) else elements_of(problem, dense.source)
     if not in_order(problem, dense.result):
-        found += dense.channels * prod(dense.output) * (2 if problem.residual else 1)
+        found += elements_of(problem, dense.result) * (2 if problem.residual else 1)
     return found * itemsize(problem.dtype)
 
 
@@ -123,26 +121,24 @@ class WeightsPass:
     """The pass that packs weights: `elements` of them, or none where they are read as they lie."""
 
     elements: int
-    flipped: bool
+    swapped: bool
 
     def launch(self, problem: ConvProblem, w: Any, packed: Any) -> None:
-        """Copy w [K, C, taps] to [K, taps, C] or, for a gradient in tf32, to [C, taps, K] with the last tap first."""
+        """Copy w [K, C, taps] to [K, taps, C] or, `swapped`, to [C, taps, K]."""
         taps = prod(problem.kernel)
         w = _in_runs(w)
         of_k, of_c, of_t = _plane(w)
         k, c = problem.k, problem.c
-        if not self.flipped:
+        if not self.swapped:
             launch_turn(problem, w, packed, (k, c, taps), (0, 0), (of_k, of_c, of_t), (taps * c, 1, c))
         elif problem.w_format == CHANNELS_LAST:
-            turned = ((of_t, of_k, of_c), (-k, 1, taps * k))
-            launch_turn(problem, w, packed, (taps, k, c), (0, (taps - 1) * k), *turned)
+            launch_turn(problem, w, packed, (taps, k, c), (0, 0), (of_t, of_k, of_c), (k, 1, taps * k))
         else:
-            turned = ((of_c, of_k, of_t), (taps * k, 1, -k))
-            launch_turn(problem, w, packed, (c, k, taps), (0, (taps - 1) * k), *turned)
+            launch_turn(problem, w, packed, (c, k, taps), (0, 0), (of_c, of_k, of_t), (taps * k, 1, k))
 
 
 def weights_pass(problem: ConvProblem, dense: Dense) -> WeightsPass:
     """Return how weights are packed: where channels are not innermost, and for gradients in tf32."""
-    flipped = problem.kind != "fprop" and not dense.turned
-    packs = flipped or not in_order(problem, "w")
-    return WeightsPass(prod(problem.w_shape) if packs else 0, flipped)
+    swapped = problem.kind != "fprop" and not dense.turned
+    packs = swapped or not in_order(problem, "w")
+    return WeightsPass(prod(problem.w_shape) if packs else 0, swapped)

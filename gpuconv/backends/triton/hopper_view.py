@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
+from itertools import product
+from math import gcd, prod
 
 from ...arrays import CHANNELS_LAST
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from ..axes import three
 
-__all__ = ["Dense", "dense_of", "in_order", "number_of", "refusal"]
+__all__ = ["Dense", "dense_of", "elements_of", "in_order", "number_of", "phases_of", "refusal"]
 
 _MOST_PIXELS = 2**31 - 2**17
 """Pixels of a result: their number, and that of a tile more, is a signed 32-bit integer."""
@@ -27,9 +28,11 @@ def number_of(problem: ConvProblem) -> str:
 class Dense:
     """Sums over taps and `reduced` channels of a source, [N, *size, reduced], times weights: [N, *output, channels].
 
-    Position o of an axis and tap r meet source position ``o stride + first + r step``. `turned` says that weights are
-    read as [tap, reduced, channels], where a step is negative as well: a data gradient. `source` and `result` are the
-    letters of the tensors. A convolution of one tap that leaves every position where it is has one row of pixels.
+    Position o of an axis and tap r meet source position ``o stride + first + r step``, and tap (t, r, s) is number
+    ``order[0] + t order[1] + r order[2] + s order[3]`` of the weights. `turned` says that weights are read as [tap,
+    reduced, channels]. `source` and `result` are the letters of the tensors. Position o is position ``at + o spread``
+    of the result, which has `whole` of them: one phase of a gradient of larger stride. A convolution of one tap that
+    leaves every position where it is has one row of pixels.
     """
 
     source: str
@@ -43,13 +46,17 @@ class Dense:
     stride: tuple[int, ...]
     first: tuple[int, ...]
     step: tuple[int, ...]
+    order: tuple[int, int, int, int]
     turned: bool
     item: int
+    whole: tuple[int, ...]
+    spread: tuple[int, ...] = (1, 1, 1)
+    at: tuple[int, ...] = (0, 0, 0)
 
     @property
     def flat(self) -> bool:
         """Whether result and source are one row of pixels each."""
-        still = self.stride == (1, 1, 1) and self.first == (0, 0, 0)
+        still = self.stride == self.spread == (1, 1, 1) and self.first == (0, 0, 0)
         return prod(self.taps) == 1 and still and self.size == self.output
 
     @property
@@ -64,33 +71,91 @@ class Dense:
         return (1, 1, 1, self.pixels) if self.flat else (self.n, o, p, q)
 
     @property
-    def upwards(self) -> tuple[int, ...]:
-        """Where the source's lowest position of result 0 lies, for kernels whose offsets go up."""
-        if all(step >= 0 for step in self.step):
-            return self.first
-        return tuple(at + (tap - 1) * step for at, tap, step in zip(self.first, self.taps, self.step, strict=True))
+    def reach(self) -> int:
+        """Rows from the first tap to the last."""
+        return (self.taps[1] - 1) * abs(self.step[1])
+
+    def upwards(self, axes: tuple[int, ...]) -> Dense:
+        """Return the same with taps of some axes walked in the order of the positions that they meet."""
+        first, step, order = list(self.first), list(self.step), list(self.order)
+        for axis in axes:
+            if step[axis] < 0:
+                first[axis] += (self.taps[axis] - 1) * step[axis]
+                order[0] += (self.taps[axis] - 1) * order[1 + axis]
+                step[axis], order[1 + axis] = -step[axis], -order[1 + axis]
+        return replace(self, first=tuple(first), step=tuple(step), order=tuple(order))  # type: ignore[arg-type]
 
     def steps(self, block_c: int) -> int:
         """Return the products of a tile, one for each tap and block of channels."""
         return prod(self.taps) * ceil_div(self.reduced, block_c)
 
 
-def dense_of(problem: ConvProblem) -> Dense:
-    """Return the forward pass, or a data gradient of stride 1, as the kernels take it.
+_NOWHERE = -(2**24)
+"""A position outside of every source: what is read there is zero."""
 
-    Of float32 the gradient's weights are packed, with taps in the opposite order: it is a forward pass then.
+
+def dense_of(problem: ConvProblem) -> Dense:
+    """Return the forward pass, or the largest phase of a data gradient, as the kernels take it."""
+    return phases_of(problem)[0]
+
+
+def phases_of(problem: ConvProblem) -> list[Dense]:
+    """Return the convolutions of stride 1 that a data gradient is, the largest first; a forward pass is one.
+
+    Weights of float32 gradients are packed with their channels swapped, as tf32 products want what is reduced innermost.
     """
     size, output, taps = three(problem.input_size, 1), three(problem.output_size, 1), three(problem.kernel, 1)
     stride, dilation, pad = three(problem.stride, 1), three(problem.dilation, 1), three(problem.pad_lo, 0)
-    item = itemsize(problem.dtype)
+    item, numbers = itemsize(problem.dtype), (taps[1] * taps[2], taps[2], 1)
     if problem.kind == "fprop":
         first = tuple(-lo for lo in pad)
-        return Dense("x", "y", problem.n, problem.c, problem.k, size, output, taps, stride, first, dilation, False, item)
-    turned, step = item == 2, dilation
-    first = tuple(lo - (tap - 1) * by for lo, tap, by in zip(pad, taps, dilation, strict=True))
-    if turned:
-        first, step = pad, tuple(-by for by in dilation)
-    return Dense("y", "x", problem.n, problem.k, problem.c, output, size, taps, stride, first, step, turned, item)
+        return [
+            Dense(
+                "x", "y", problem.n, problem.c, problem.k, size, output, taps, stride, first, dilation, (0, *numbers),
+                False, item, output,
+            )
+        ]  # fmt: skip
+    axes = [_phases(*axis) for axis in zip(size, taps, stride, dilation, pad, strict=True)]
+    found = []
+    for chosen in product(*axes):
+        order = (sum(phase.tap * number for phase, number in zip(chosen, numbers)),
+                 *(phase.tap_step * number for phase, number in zip(chosen, numbers)))  # fmt: skip
+        found.append(
+            Dense(
+                "y", "x", problem.n, problem.k, problem.c, output, tuple(phase.positions for phase in chosen),
+                tuple(phase.taps for phase in chosen), (1, 1, 1), tuple(phase.first for phase in chosen),
+                tuple(phase.step for phase in chosen), order, item == 2, item, size, stride,
+                tuple(phase.at for phase in chosen),
+            )  # type: ignore[arg-type]
+        )  # fmt: skip
+    return sorted(found, key=lambda dense: -prod(dense.taps) * prod(dense.output))
+
+
+@dataclass(frozen=True, slots=True)
+class _Phase:
+    """Positions of an axis that are equal modulo the stride, and the taps that meet them: one nowhere, if none does."""
+
+    at: int
+    positions: int
+    taps: int
+    tap: int
+    tap_step: int
+    first: int
+    step: int
+
+
+def _phases(size: int, taps: int, stride: int, dilation: int, pad: int) -> list[_Phase]:
+    """Return the phases of one axis of a data gradient: position i meets y at (i + pad - tap dilation) / stride."""
+    found, apart = [], stride // gcd(stride, dilation)
+    for at in range(min(stride, size)):
+        positions = ceil_div(size - at, stride)
+        here = [tap for tap in range(taps) if (at + pad - tap * dilation) % stride == 0]
+        if here:
+            first = (at + pad - here[0] * dilation) // stride
+            found.append(_Phase(at, positions, len(here), here[0], apart, first, -apart * dilation // stride))
+        else:
+            found.append(_Phase(at, positions, 1, 0, 0, _NOWHERE, 0))
+    return found
 
 
 def refusal(problem: ConvProblem) -> str | None:
@@ -121,3 +186,8 @@ def in_order(problem: ConvProblem, letter: str) -> bool:
     layout = {"x": problem.x_format, "w": problem.w_format, "y": problem.y_format}[letter]
     positions = {"x": problem.input_size, "w": problem.kernel, "y": problem.output_size}[letter]
     return layout == CHANNELS_LAST or prod(positions) == 1
+
+
+def elements_of(problem: ConvProblem, letter: str) -> int:
+    """Return the elements of one image of x or y."""
+    return prod((problem.x_shape if letter == "x" else problem.y_shape)[1:])

@@ -33,14 +33,14 @@ class GradientForm:
 
 
 GRADIENT_FORMS: dict[str, GradientForm] = {
-    "128x256": GradientForm(128, 256, 4, 47, 900),
-    "256x128": GradientForm(256, 128, 4, 59, 900),
-    "128x128": GradientForm(128, 128, 6, 46, 600),
-    "64x64": GradientForm(64, 64, 6, 46, 400, warps=4),
-    "64x128": GradientForm(64, 128, 6, 46, 400, warps=4),
-    "128x64": GradientForm(128, 64, 6, 46, 400),
-    "64x256": GradientForm(64, 256, 4, 46, 600, warps=4),
-    "256x64": GradientForm(256, 64, 4, 59, 600),
+    "128x256": GradientForm(128, 256, 4, 47, 1185),
+    "256x128": GradientForm(256, 128, 4, 60, 1164),
+    "128x128": GradientForm(128, 128, 6, 46, 874),
+    "64x64": GradientForm(64, 64, 6, 45, 683, warps=4),
+    "64x128": GradientForm(64, 128, 6, 46, 858, warps=4),
+    "128x64": GradientForm(128, 64, 6, 47, 697),
+    "64x256": GradientForm(64, 256, 4, 46, 1170, warps=4),
+    "256x64": GradientForm(256, 64, 4, 58, 838),
 }
 """Forms by name: channels of y x channels of x."""
 

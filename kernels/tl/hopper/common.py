@@ -119,11 +119,12 @@ def activate(x, ACTIVATION: gl.constexpr):
 
 
 @gluon.jit
-def channel_vector(ptr, stride, first, k, LAYOUT: gl.constexpr, WIDTH: gl.constexpr):
+def channel_vector(ptr, first, k, LAYOUT: gl.constexpr, WIDTH: gl.constexpr):
     """Return one number per column of a tile, as a row in float32; zeros beyond the last channel."""
     channel = first + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, LAYOUT))
-    vector = gl.load(ptr + channel * stride, mask=channel < k, other=0.0)
-    return gl.expand_dims(vector.to(gl.float32), 0)
+    vector = gl.load(ptr + channel, mask=channel < k, other=0.0)
+    # To the layout that it has: Gluon does not see that one is the other, spelled with lists and with tuples.
+    return gl.convert_layout(gl.expand_dims(vector.to(gl.float32), 0), LAYOUT)
 
 
 @gluon.jit
@@ -133,9 +134,6 @@ def epilogue(
     bias_ptr,
     scale_ptr,
     shift_ptr,
-    bias_stride,
-    scale_stride,
-    shift_stride,
     first,
     k,
     dtype: gl.constexpr,
@@ -152,15 +150,15 @@ def epilogue(
     if ROUND_EACH:
         value = value.to(dtype).to(gl.float32)
     if bias_ptr is not None:
-        value = value + channel_vector(bias_ptr, bias_stride, first, k, layout, WIDTH)
+        value = value + channel_vector(bias_ptr, first, k, layout, WIDTH)
         if ROUND_EACH:
             value = value.to(dtype).to(gl.float32)
     if scale_ptr is not None:
-        value = value * channel_vector(scale_ptr, scale_stride, first, k, layout, WIDTH)
+        value = value * channel_vector(scale_ptr, first, k, layout, WIDTH)
         if ROUND_EACH:
             value = value.to(dtype).to(gl.float32)
     if shift_ptr is not None:
-        value = value + channel_vector(shift_ptr, shift_stride, first, k, layout, WIDTH)
+        value = value + channel_vector(shift_ptr, first, k, layout, WIDTH)
         if ROUND_EACH:
             value = value.to(dtype).to(gl.float32)
     if residual is not None:
@@ -196,9 +194,6 @@ def store_tile(
     bias_ptr,
     scale_ptr,
     shift_ptr,
-    bias_stride,
-    scale_stride,
-    shift_stride,
     at_n,
     at_o,
     at_p,
@@ -236,9 +231,6 @@ def store_tile(
             bias_ptr,
             scale_ptr,
             shift_ptr,
-            bias_stride,
-            scale_stride,
-            shift_stride,
             first + i * WIDTH,
             k,
             dtype,

@@ -57,6 +57,7 @@ def _pixels_produce(
     strides,
     first,
     step,
+    order,
     c,
     programs,
     BLOCK_M: gl.constexpr,
@@ -87,7 +88,6 @@ def _pixels_produce(
         if CONSUMERS == 2:
             at1 = first_pixel(m0 + BLOCK_M, sizes, strides, first, AXES)
         for chunk in range(0, gl.cdiv(c, BLOCK_C)):
-            tap = 0
             for t in range(0, taps[0]):
                 for r in range(0, taps[1]):
                     for s in range(0, taps[2]):
@@ -95,9 +95,10 @@ def _pixels_produce(
                         if PAIR:
                             mbarrier.wait(pair.index(slot), phase)  # the first CTA alone: the slot of the other is free
                         mbarrier.expect(full.index(slot), CONSUMERS * x_map.nbytes_per_cta + w_map.nbytes_per_cta)
+                        tap = order[0] + t * order[1] + r * order[2] + s * order[3]
                         weights = [tap, at_k * BLOCK_K, chunk * BLOCK_C]
-                        if TRANSPOSED:  # offsets go up, so the taps go down
-                            weights = [taps[0] * taps[1] * taps[2] - 1 - tap, chunk * BLOCK_C, at_k * BLOCK_K]
+                        if TRANSPOSED:
+                            weights = [tap, chunk * BLOCK_C, at_k * BLOCK_K]
                         tma.async_load(w_map, weights, full.index(slot), w_ring.index(slot), multicast=PAIR)
                         offset_h = (r * step[1]).to(gl.int16)
                         offset_w = (s * step[2]).to(gl.int16)
@@ -127,7 +128,6 @@ def _pixels_produce(
                                 multicast=PAIR and not OWN_PIXELS,
                             )
                         slot, phase = advance(slot, phase, STAGES)
-                        tap += 1
 
 
 @one_binary
@@ -139,9 +139,6 @@ def _conv_pixels_kernel(
     bias_ptr,
     scale_ptr,
     shift_ptr,
-    bias_stride,
-    scale_stride,
-    shift_stride,
     n,
     c,
     k,
@@ -160,6 +157,10 @@ def _conv_pixels_kernel(
     step_d,
     step_h,
     step_w,
+    tap_first,
+    tap_step_d,
+    tap_step_h,
+    tap_step_w,
     programs,
     BLOCK_M: gl.constexpr,
     CONSUMERS: gl.constexpr,
@@ -183,7 +184,7 @@ def _conv_pixels_kernel(
 
     y[n, o, p, q, k] sums x[n, o stride_d + first_d + t' step_d, .., c'] times w[(t' r + r') s + s', k, c'], as in
     `_conv_tiles_kernel`, but step = dilation > 0. Forward: first = -padding. Data gradient of stride 1, TRANSPOSED:
-    first = padding - (taps - 1) dilation, and the taps of w are walked from the last one on.
+    first = padding - (taps - 1) dilation, and the taps of w are walked from the last one on (tap_step negative).
 
     Tensor maps, channels last: x_map of the im2col mode over [N, H, W, C] (AXES = 2) or [N, D, H, W, C] (3), boxes
     [BLOCK_M, BLOCK_C], lower corners first, upper ones such that there are O x P x Q positions, element strides those
@@ -235,10 +236,10 @@ def _conv_pixels_kernel(
     sizes = (1, 1, 1, pixels, k)
     taps = (t, r, s)
     vectors = (bias_ptr, scale_ptr, shift_ptr)
-    vector_strides = (bias_stride, scale_stride, shift_stride)
     strides = (stride_d, stride_h, stride_w)
     first = (first_d, first_h, first_w)
     step = (step_d, step_h, step_w)
+    order = (tap_first, tap_step_d, tap_step_h, tap_step_w)
     steps = t * r * s * gl.cdiv(c, BLOCK_C)
     TILE: gl.constexpr = (1, 1, BLOCK_M, 1, CONSUMERS, BLOCK_K, BLOCK_C, GROUP, STAGES)
     if CONSUMERS == 1:
@@ -247,13 +248,13 @@ def _conv_pixels_kernel(
                 (
                     consume_tiles,
                     (y_map, residual_map, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
-                     vectors, vector_strides, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
+                     vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
                      ROUND_EACH, PAIR, layout, OPERAND),
                 ),
                 (
                     _pixels_produce,
                     (x_map, w_map, x_ring, w_ring, full, empty, pair, pixels, (o, p, q), k, taps, strides, first, step,
-                     c, programs, BLOCK_M, CONSUMERS, BLOCK_K, BLOCK_C, GROUP, STAGES, AXES, TRANSPOSED, PAIR,
+                     order, c, programs, BLOCK_M, CONSUMERS, BLOCK_K, BLOCK_C, GROUP, STAGES, AXES, TRANSPOSED, PAIR,
                      OWN_PIXELS),
                 ),
             ],
@@ -266,19 +267,19 @@ def _conv_pixels_kernel(
                 (
                     consume_tiles,
                     (y_map, residual_map, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
-                     vectors, vector_strides, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
+                     vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
                      ROUND_EACH, PAIR, layout, OPERAND),
                 ),
                 (
                     consume_tiles,
                     (y_map, residual_map, x_ring, w_ring, staging.index(1), full, empty, pair, landed.index(1),
-                     vectors, vector_strides, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
+                     vectors, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
                      ROUND_EACH, PAIR, layout, OPERAND),
                 ),
                 (
                     _pixels_produce,
                     (x_map, w_map, x_ring, w_ring, full, empty, pair, pixels, (o, p, q), k, taps, strides, first, step,
-                     c, programs, BLOCK_M, CONSUMERS, BLOCK_K, BLOCK_C, GROUP, STAGES, AXES, TRANSPOSED, PAIR,
+                     order, c, programs, BLOCK_M, CONSUMERS, BLOCK_K, BLOCK_C, GROUP, STAGES, AXES, TRANSPOSED, PAIR,
                      OWN_PIXELS),
                 ),
             ],

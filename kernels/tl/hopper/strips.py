@@ -30,6 +30,7 @@ def _strips_produce(
     taps,
     first,
     step,
+    order,
     c,
     programs,
     FORM: gl.constexpr,
@@ -78,10 +79,10 @@ def _strips_produce(
                         if PAIR:
                             mbarrier.wait(pair.index(slot), phase)  # the first CTA alone: the slot of the other is free
                         mbarrier.expect(w_full.index(slot), w_map.nbytes_per_cta)
+                        tap = order[0] + t * order[1] + j * order[2] + s * order[3]
+                        weights = [tap, k * BLOCK_K, chunk * BLOCK_C]
                         if TRANSPOSED:
-                            weights = [(t * R + R - 1 - j) * taps[1] + s, chunk * BLOCK_C, k * BLOCK_K]
-                        else:
-                            weights = [(t * R + j) * taps[1] + s, k * BLOCK_K, chunk * BLOCK_C]
+                            weights = [tap, chunk * BLOCK_C, k * BLOCK_K]
                         tma.async_load(w_map, weights, w_full.index(slot), w_ring.index(slot), multicast=PAIR)
                         slot, phase = advance(slot, phase, STAGES)
 
@@ -96,7 +97,6 @@ def _strips_consume(
     barriers,
     landed,
     vectors,
-    strides,
     sizes,
     steps,
     programs,
@@ -185,9 +185,6 @@ def _strips_consume(
                 vectors[0],
                 vectors[1],
                 vectors[2],
-                strides[0],
-                strides[1],
-                strides[2],
                 n * TILE_N,
                 o,
                 p * TILE_P + CONSUMER * LINES + line,
@@ -212,9 +209,6 @@ def _conv_strips_kernel(
     bias_ptr,
     scale_ptr,
     shift_ptr,
-    bias_stride,
-    scale_stride,
-    shift_stride,
     n,
     c,
     k,
@@ -228,6 +222,10 @@ def _conv_strips_kernel(
     first_w,
     step_d,
     step_w,
+    tap_first,
+    tap_step_d,
+    tap_step_h,
+    tap_step_w,
     programs,
     R: gl.constexpr,
     DILATION: gl.constexpr,
@@ -253,8 +251,9 @@ def _conv_strips_kernel(
     """Compute y = activation((sums + bias) * scale + shift + residual), sums over taps and channels of x times w.
 
     Operands and formula as in `_conv_tiles_kernel`, with `first_h` the row of x that the uppermost tap of output row 0
-    reads: -padding forward, padding - (R - 1) DILATION for a data gradient, whose rows of the window TRANSPOSED walks
-    from the last one on. Boxes: x_map [TILE_N, 1, 1, TILE_Q, BLOCK_C], y_map [TILE_N, 1, 1, TILE_Q, BLOCK_K / CHUNKS].
+    reads: -padding forward, padding - (R - 1) DILATION for a data gradient, whose rows of the window are walked from the
+    last one on: tap_step_h is negative.
+    Boxes: x_map [TILE_N, 1, 1, TILE_Q, BLOCK_C], y_map [TILE_N, 1, 1, TILE_Q, BLOCK_K / CHUNKS].
 
     TILE_N TILE_Q = 64 pixels in a strip; 2 or more output rows, TILE_P / CONSUMERS, for each of 2 or 3 consumers of 4
     warps.
@@ -302,10 +301,10 @@ def _conv_strips_kernel(
     barriers = (x_full, x_empty, w_full, w_empty, pair)
     sizes = (n, o, p, q, k)
     vectors = (bias_ptr, scale_ptr, shift_ptr)
-    strides = (bias_stride, scale_stride, shift_stride)
     taps = (t, s)
     first = (first_d, first_h, first_w)
     step = (step_d, step_w)
+    order = (tap_first, tap_step_d, tap_step_h, tap_step_w)
     steps = t * s * gl.cdiv(c, BLOCK_C)
     FORM: gl.constexpr = (TILE_N, TILE_P, TILE_Q, STRIPS, DILATION, BLOCK_K, BLOCK_C, GROUP, SETS, STAGES)
     if CONSUMERS == 2:
@@ -314,19 +313,19 @@ def _conv_strips_kernel(
                 (
                     _strips_consume,
                     (y_map, residual_map, strips, w_ring, staging.index(0), barriers, landed.index(0), vectors,
-                     strides, sizes, steps, programs, 0, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
+                     sizes, steps, programs, 0, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
                      ROUND_EACH, PAIR, layout),
                 ),
                 (
                     _strips_consume,
                     (y_map, residual_map, strips, w_ring, staging.index(1), barriers, landed.index(1), vectors,
-                     strides, sizes, steps, programs, 1, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
+                     sizes, steps, programs, 1, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
                      ROUND_EACH, PAIR, layout),
                 ),
                 (
                     _strips_produce,
-                    (x_map, w_map, strips, w_ring, barriers, sizes, taps, first, step, c, programs, FORM, R,
-                     TRANSPOSED, PAIR),
+                    (x_map, w_map, strips, w_ring, barriers, sizes, taps, first, step, order, c, programs, FORM,
+                     R, TRANSPOSED, PAIR),
                 ),
             ],
             [4, 1],
@@ -338,25 +337,25 @@ def _conv_strips_kernel(
                 (
                     _strips_consume,
                     (y_map, residual_map, strips, w_ring, staging.index(0), barriers, landed.index(0), vectors,
-                     strides, sizes, steps, programs, 0, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
+                     sizes, steps, programs, 0, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
                      ROUND_EACH, PAIR, layout),
                 ),
                 (
                     _strips_consume,
                     (y_map, residual_map, strips, w_ring, staging.index(1), barriers, landed.index(1), vectors,
-                     strides, sizes, steps, programs, 1, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
+                     sizes, steps, programs, 1, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
                      ROUND_EACH, PAIR, layout),
                 ),
                 (
                     _strips_consume,
                     (y_map, residual_map, strips, w_ring, staging.index(2), barriers, landed.index(2), vectors,
-                     strides, sizes, steps, programs, 2, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
+                     sizes, steps, programs, 2, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
                      ROUND_EACH, PAIR, layout),
                 ),
                 (
                     _strips_produce,
-                    (x_map, w_map, strips, w_ring, barriers, sizes, taps, first, step, c, programs, FORM, R,
-                     TRANSPOSED, PAIR),
+                    (x_map, w_map, strips, w_ring, barriers, sizes, taps, first, step, order, c, programs, FORM,
+                     R, TRANSPOSED, PAIR),
                 ),
             ],
             [4, 4, 1],

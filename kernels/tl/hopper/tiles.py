@@ -26,6 +26,7 @@ def _tiles_produce(
     taps,
     first,
     step,
+    order,
     c,
     programs,
     TILE: gl.constexpr,
@@ -54,7 +55,6 @@ def _tiles_produce(
         p0 = p * (ROWS * TILE_P) + first[1]
         q0 = q * (COLUMNS * TILE_Q) + first[2]
         for chunk in range(0, gl.cdiv(c, BLOCK_C)):
-            tap = 0
             for t in range(0, taps[0]):
                 for r in range(0, taps[1]):
                     for s in range(0, taps[2]):
@@ -62,6 +62,7 @@ def _tiles_produce(
                         if CLUSTER:
                             mbarrier.wait(pair.index(slot), phase)  # the first CTA alone: the slot of the other is free
                         mbarrier.expect(full.index(slot), ROWS * COLUMNS * x_map.nbytes_per_cta + w_map.nbytes_per_cta)
+                        tap = order[0] + t * order[1] + r * order[2] + s * order[3]
                         weights = [tap, k * BLOCK_K, chunk * BLOCK_C]
                         if TRANSPOSED:
                             weights = [tap, chunk * BLOCK_C, k * BLOCK_K]
@@ -77,7 +78,6 @@ def _tiles_produce(
                             box = x_ring.index(slot * (ROWS * COLUMNS) + j)
                             tma.async_load(x_map, at, full.index(slot), box, multicast=CLUSTER)
                         slot, phase = advance(slot, phase, STAGES)
-                        tap += 1
 
 
 @one_binary
@@ -89,9 +89,6 @@ def _conv_tiles_kernel(
     bias_ptr,
     scale_ptr,
     shift_ptr,
-    bias_stride,
-    scale_stride,
-    shift_stride,
     n,
     c,
     k,
@@ -107,6 +104,10 @@ def _conv_tiles_kernel(
     step_d,
     step_h,
     step_w,
+    tap_first,
+    tap_step_d,
+    tap_step_h,
+    tap_step_w,
     programs,
     TILE_N: gl.constexpr,
     TILE_P: gl.constexpr,
@@ -131,14 +132,16 @@ def _conv_tiles_kernel(
     """Compute y = activation((sums + bias) * scale + shift + residual), sums over taps and channels of x times w.
 
     y[n, o, p, q, k] sums x[n, o + first_d + t' step_d, p + first_h + r' step_h, q + first_w + s' step_w, c'] times
-    w[(t' r + r') s + s', k, c'] over t' r' s' c'. Forward: first = -padding, step = dilation. Data gradient: x is the
-    gradient of y, first = padding, step = -dilation, and `c` and `k` trade places: TRANSPOSED reads w by [tap, c', k].
+    w[tap_first + t' tap_step_d + r' tap_step_h + s' tap_step_w, k, c'] over t' r' s' c'. Forward: first = -padding,
+    step = dilation. Data gradient: x is the gradient of y, first = padding, step = -dilation, and `c` and `k` trade
+    places: TRANSPOSED reads w by [tap, c', k]. Of stride s, for positions of the result that are equal modulo s: taps
+    that meet them alone, and a map of y with s times its strides.
 
     Tensor maps, channels last: x_map over [N, D, H, W, C] in boxes [TILE_N, 1, TILE_P, TILE_Q, BLOCK_C]; w_map over
     [taps, K, C] in boxes [1, BLOCK_K, BLOCK_C], TRANSPOSED over [taps, C, K] in [1, BLOCK_C, BLOCK_K]; y_map, and
     residual_map if there is one, over [N, O, P, Q, K] in boxes [TILE_N, 1, TILE_P, TILE_Q, BLOCK_K / CHUNKS]. What a
     box reads outside of its tensor is zero, which is the padding; what it would write there is dropped.
-    bias, scale, shift: K numbers each, by a stride in elements, or None.
+    bias, scale, shift: K contiguous numbers each, or None.
 
     ROWS x COLUMNS consumers (1 to 3) of WARPS warps have one box each, side by side. A 1x1 convolution is one row of
     N O P Q pixels, a 1-D one has one row.
@@ -187,24 +190,24 @@ def _conv_tiles_kernel(
     sizes = (n, o, p, q, k)
     taps = (t, r, s)
     vectors = (bias_ptr, scale_ptr, shift_ptr)
-    strides = (bias_stride, scale_stride, shift_stride)
     steps = t * r * s * gl.cdiv(c, BLOCK_C)
     TILE: gl.constexpr = (TILE_N, TILE_P, TILE_Q, ROWS, COLUMNS, BLOCK_K, BLOCK_C, GROUP, STAGES)
     first = (first_d, first_h, first_w)
     step = (step_d, step_h, step_w)
+    order = (tap_first, tap_step_d, tap_step_h, tap_step_w)
     if CONSUMERS == 1:
         gl.warp_specialize(
             [
                 (
                     consume_tiles,
                     (y_map, residual_map, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
-                     vectors, strides, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
                      PAIR, layout, None),
                 ),
                 (
                     _tiles_produce,
-                    (x_map, w_map, x_ring, w_ring, full, empty, pair, sizes, taps, first, step, c, programs, TILE,
-                     TRANSPOSED, PAIR),
+                    (x_map, w_map, x_ring, w_ring, full, empty, pair, sizes, taps, first, step, order, c, programs,
+                     TILE, TRANSPOSED, PAIR),
                 ),
             ],
             [1],
@@ -216,19 +219,19 @@ def _conv_tiles_kernel(
                 (
                     consume_tiles,
                     (y_map, residual_map, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
-                     vectors, strides, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
                      PAIR, layout, None),
                 ),
                 (
                     consume_tiles,
                     (y_map, residual_map, x_ring, w_ring, staging.index(1), full, empty, pair, landed.index(1),
-                     vectors, strides, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     vectors, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
                      PAIR, layout, None),
                 ),
                 (
                     _tiles_produce,
-                    (x_map, w_map, x_ring, w_ring, full, empty, pair, sizes, taps, first, step, c, programs, TILE,
-                     TRANSPOSED, PAIR),
+                    (x_map, w_map, x_ring, w_ring, full, empty, pair, sizes, taps, first, step, order, c, programs,
+                     TILE, TRANSPOSED, PAIR),
                 ),
             ],
             [WARPS, 1],
@@ -240,25 +243,25 @@ def _conv_tiles_kernel(
                 (
                     consume_tiles,
                     (y_map, residual_map, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
-                     vectors, strides, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
                      PAIR, layout, None),
                 ),
                 (
                     consume_tiles,
                     (y_map, residual_map, x_ring, w_ring, staging.index(1), full, empty, pair, landed.index(1),
-                     vectors, strides, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     vectors, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
                      PAIR, layout, None),
                 ),
                 (
                     consume_tiles,
                     (y_map, residual_map, x_ring, w_ring, staging.index(2), full, empty, pair, landed.index(2),
-                     vectors, strides, sizes, steps, programs, 2, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     vectors, sizes, steps, programs, 2, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
                      PAIR, layout, None),
                 ),
                 (
                     _tiles_produce,
-                    (x_map, w_map, x_ring, w_ring, full, empty, pair, sizes, taps, first, step, c, programs, TILE,
-                     TRANSPOSED, PAIR),
+                    (x_map, w_map, x_ring, w_ring, full, empty, pair, sizes, taps, first, step, order, c, programs,
+                     TILE, TRANSPOSED, PAIR),
                 ),
             ],
             [WARPS, WARPS, 1],
