@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from planned import run
 
+from gpuconv.backends.triton import conv_hopper
 from gpuconv.backends.triton.conv_hopper import SOLVERS as DENSE
 from gpuconv.backends.triton.conv_hopper_wgrad import SOLVERS as GRADIENT
 from gpuconv.backends.triton.hopper_forms import FORMS
@@ -155,3 +157,32 @@ GRADIENT_CASES = [("wgrad", form, number) for form in GRADIENT_FORMS for number 
 def test_planned_form(case: tuple[str, str, int]) -> None:
     """Equal on integers, which every type here holds."""
     _check(*_drawn(*case), seed=case[2])
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_images_in_parts(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the limit on workspaces has no room for an image: some rows at a time, or some images."""
+    rng = random.Random(f"parts {number}")
+    kind = rng.choice(("fprop", "fprop", "dgrad", "transposed"))
+    while True:
+        problem = _problem(rng, kind, rng.choice((1, 2, 2, 3)), (1, 1, 2) if kind == "fprop" else (1,))
+        problem = replace(
+            problem, x_format="contiguous", w_format="channels_last",
+            y_format=rng.choice(("contiguous", "channels_last")) if kind == "fprop" else "contiguous",
+        )  # fmt: skip
+        solver = next(solver for solver in DENSE if kind in solver.kinds)
+        whole = 0 not in problem.y_shape and math.prod(problem.result_shape[2:]) > 20
+        with assuming(HOPPER):
+            if not whole or solver.why_not(problem) is not None:
+                continue
+            needed = solver.plan(problem).workspace
+            limit = needed // rng.choice((2, 3, 5))
+            monkeypatch.setattr(conv_hopper, "workspace_limit", lambda limit=limit: limit)
+            if solver.why_not(problem) is None:
+                configs = list(solver.variants(problem))
+                break
+        monkeypatch.undo()
+    config = rng.choice(configs)
+    with assuming(HOPPER):
+        assert solver.bind(problem, config).workspace <= limit
+    _check(problem, solver, config, number)

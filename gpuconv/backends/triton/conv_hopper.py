@@ -57,15 +57,40 @@ def hopper_refusal(problem: ConvProblem) -> str | None:
     return None
 
 
-def _images(problem: ConvProblem, dense: Dense) -> int:
-    """Return how many images are turned at a time: all that the limit on workspaces has room for beside the weights.
+def _room(problem: ConvProblem, phases: Sequence[Dense]) -> tuple[int, int]:
+    """Return how many images, and how many rows of one image, are turned at a time: all that there is room for.
 
-    The result, the source and the residual may each be turned.
+    That is the limit on workspaces less packed weights. Rows are those of the result along its outermost axis; less
+    than all of them are turned of one image alone, of a convolution in one phase whose source is turned.
     """
-    item = itemsize(problem.dtype)
+    dense = phases[0]
+    rows, item = dense.output[dense.outermost], itemsize(problem.dtype)
     room = workspace_limit() - weights_pass(problem, dense).elements * item
     each = turned_bytes(problem, dense)
-    return dense.n if not each else max(min(dense.n, room // each), 0)
+    if not each:
+        return dense.n, rows
+    if room >= each:
+        return min(dense.n, room // each), rows
+    if len(phases) > 1 or in_order(problem, dense.source):
+        return 0, rows
+    while rows > 1 and _turned_bytes(problem, largest_part(dense, rows)) > room:
+        rows = ceil_div(rows, 2)
+    return int(_turned_bytes(problem, largest_part(dense, rows)) <= room), rows
+
+
+def largest_part(dense: Dense, rows: int) -> Dense:
+    """Return the part that reads most, of parts of so many rows: the first and the last ones may read padding."""
+    height = dense.output[dense.outermost]
+    parts = (dense.rows(begin, min(begin + rows, height), True) for begin in range(0, height, rows))
+    return max(parts, key=lambda part: (prod(part.size), prod(part.output)))
+
+
+def _turned_bytes(problem: ConvProblem, part: Dense) -> int:
+    """Return the bytes of what is turned of a part of one image: its source, and its result where that is turned."""
+    found = part.reduced * prod(part.size)
+    if not in_order(problem, part.result):
+        found += part.channels * prod(part.output) * (2 if problem.residual else 1)
+    return found * part.item
 
 
 class HopperConv(TritonConv):
@@ -92,17 +117,20 @@ class HopperConv(TritonConv):
         dense = phases[0]
         if next(configs_of(problem, phases), None) is None:
             return f"has no form for stride {max(problem.stride)}, dilation {max(problem.dilation)} and this window"
-        if _images(problem, dense) < 1:
+        if _room(problem, phases)[0] < 1:
             return f"turns images of {turned_bytes(problem, dense):,} bytes, and the limit is {workspace_limit():,}"
         return None
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)
         phases = phases_of(problem)
-        images = _images(problem, phases[0])
-        for config in configs_of(problem, [replace(phase, n=images) for phase in phases]):
+        images, rows = _room(problem, phases)
+        parts = [replace(phase, n=images) for phase in phases]
+        if rows < phases[0].output[phases[0].outermost]:
+            parts = [largest_part(parts[0], rows), parts[0].rows(0, rows, True)]
+        for config in configs_of(problem, parts):
             if installed_triton() != (3, 8) or config["form"] != _OF_NEWER_TRITON:
-                yield config | {"images": images}
+                yield config | {"images": images, "rows": rows}
 
     def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
         assert isinstance(problem, ConvProblem)
@@ -112,7 +140,7 @@ class HopperConv(TritonConv):
         each = turned_bytes(problem, dense)
         extra = []
         for config in configs:
-            passes = ceil_div(dense.n, config["images"])
+            passes = ceil_div(dense.n, config["images"]) * ceil_div(dense.output[dense.outermost], config["rows"])
             turned = [letter for letter in (dense.source, dense.result) if not in_order(problem, letter)]
             turned += [dense.result] if problem.residual and dense.result in turned else []
             launches = (passes * (len(phases) + len(turned)) - len(phases)) + (packed > 0)
@@ -129,14 +157,21 @@ class HopperConv(TritonConv):
     def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:
         problem = plan.problem
         assert isinstance(problem, ConvProblem)
-        dense, images = dense_of(problem), plan.config["images"]
+        dense = dense_of(problem)
+        part = replace(dense, n=plan.config["images"])
+        of_rows = plan.config["rows"] < dense.output[dense.outermost]
+        if of_rows:
+            most = largest_part(part, plan.config["rows"])
+            part = replace(part.rows(0, plan.config["rows"], True), size=most.size)
         found: dict[str, tuple[str, int]] = {}
         packed = weights_pass(problem, dense).elements
         if packed:
             found["packed"] = (problem.dtype, packed)
+        of_part = {dense.source: part.reduced * prod(part.size), dense.result: part.channels * prod(part.output)}
         for letter in (dense.source, dense.result):
             if not in_order(problem, letter):
-                found[f"{letter}_turned"] = (problem.dtype, images * elements_of(problem, letter))
+                elements = of_part[letter] if of_rows else elements_of(problem, letter)
+                found[f"{letter}_turned"] = (problem.dtype, part.n * elements)
         if problem.residual and f"{dense.result}_turned" in found:
             found["residual_turned"] = found[f"{dense.result}_turned"]
         return found
@@ -157,35 +192,43 @@ class HopperConv(TritonConv):
         for name, letter in (("source", dense.source), ("residual", dense.result)):
             if operands[name] is not None and in_order(problem, letter):
                 operands[name] = aligned(operands[name], dense_rows=name == "residual" or dense.flat)
+        height = dense.output[dense.outermost]
         for first in range(0, dense.n, config["images"]):
-            n = min(config["images"], dense.n - first)
-            self._images(problem, [replace(phase, n=n) for phase in phases], first, operands, w, tensors, config)
+            parts = [replace(phase, n=min(config["images"], dense.n - first)) for phase in phases]
+            for begin in range(0, height, config["rows"]):
+                end = min(begin + config["rows"], height)
+                rows = (begin, end) if end - begin < height else None
+                self._part(problem, parts, first, rows, operands, w, tensors, config)
 
-    def _images(
-        self, problem: ConvProblem, phases: Sequence[Dense], first: int, operands: Mapping[str, Any], w: Any,
-        tensors: Mapping[str, Any], config: Mapping[str, Any],
+    def _part(
+        self, problem: ConvProblem, phases: Sequence[Dense], first: int, rows: tuple[int, int] | None,
+        operands: Mapping[str, Any], w: Any, tensors: Mapping[str, Any], config: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        """Launch for images from `first` on: turn what is to be turned, multiply, turn back."""
+        """Launch for images from `first` on, or for some rows of one: turn what is to be turned, multiply, turn back."""
+        whole = phases[0]
+        turned = {letter: tensors.get(f"{letter}_turned") for letter in (whole.source, whole.result)}
+        if rows is not None:
+            phases = [whole.rows(*rows, turned[whole.result] is not None)]
         dense = phases[0]
-        size, whole = prod(dense.size), prod(dense.whole)
-        places = {"source": (operands["source"], first), "result": (operands["result"], first)}
-        if operands["residual"] is not None:
-            places["residual"] = (operands["residual"], first)
-        turned = f"{dense.source}_turned"
-        if turned in tensors:
-            turn(problem, operands["source"], tensors[turned], first, dense.n, dense.reduced, size)
-            places["source"] = (tensors[turned], 0)
-        turned = f"{dense.result}_turned"
-        if turned in tensors:
-            places["result"] = (tensors[turned], 0)
+        places = {name: (tensor, first) for name, tensor in operands.items() if tensor is not None}
+        own = turned[whole.source]
+        if own is not None:
+            row = prod(whole.size[whole.outermost + 1 :])
+            run = (0 if rows is None else whole.reads(*rows)[0] * row, prod(dense.size))
+            turn(problem, operands["source"], own, first, dense.n, dense.reduced, run)
+            places["source"] = (own, 0)
+        own = turned[whole.result]
+        if own is not None:
+            row = prod(whole.whole[whole.outermost + 1 :])
+            run = (0 if rows is None else rows[0] * row, prod(dense.whole))
+            places["result"] = (own, 0)
             if "residual" in places:
-                own = tensors["residual_turned"]
-                turn(problem, operands["residual"], own, first, dense.n, dense.channels, whole)
-                places["residual"] = (own, 0)
+                turn(problem, operands["residual"], tensors["residual_turned"], first, dense.n, dense.channels, run)
+                places["residual"] = (tensors["residual_turned"], 0)
         for phase in phases:
             launch_dense(problem, phase, places, w, tensors, config)
-        if turned in tensors:
-            turn_back(problem, tensors[turned], operands["result"], first, dense.n, dense.channels, whole)
+        if own is not None:
+            turn_back(problem, own, operands["result"], first, dense.n, dense.channels, run)
 
 
 def _strides(tensor: Any, shape: tuple[int, ...], dense_memory: bool) -> tuple[int, ...]:
@@ -290,7 +333,8 @@ def _maps(
         if tensor is None:
             found[name] = None
         elif form.kernel == "pixels" or dense.flat:
-            start = first * prod(dense.output) * dense.channels
+            row = prod(dense.whole[dense.outermost + 1 :])
+            start = (first * prod(dense.whole) + dense.at[dense.outermost] * row) * dense.channels
             found[name] = _row_map(tensor, y_type, dense.pixels, dense.channels, start)
         else:
             found[name] = _of_phase(dense, _tensor_map(dense, y_type, tensor, first, dense.whole, dense.channels))
@@ -315,9 +359,7 @@ def _tensor_map(
 
 
 def _of_phase(dense: Dense, map: TensorMap) -> TensorMap:
-    """Return the part of a map of the whole result that is of a phase."""
-    if dense.spread == (1, 1, 1):
-        return map
+    """Return the part of a map of the whole result that is of a phase, or of some rows."""
     n, d, h, w, c = map.strides
     strides = tuple(by * step for by, step in zip(dense.spread, (d, h, w), strict=True))
     offset = sum(at * step for at, step in zip(dense.at, (d, h, w), strict=True))

@@ -105,7 +105,7 @@ class HopperGradient(TritonConv):
         for letter, channels, size in (("x", dense.reduced, dense.size), ("y", dense.channels, dense.output)):
             tensor = tensors[letter]
             if f"{letter}_turned" in tensors:
-                turn(problem, tensor, tensors[f"{letter}_turned"], 0, dense.n, channels, prod(size))
+                turn(problem, tensor, tensors[f"{letter}_turned"], 0, dense.n, channels, (0, prod(size)))
                 tensor = tensors[f"{letter}_turned"]
             else:
                 tensor = aligned(tensor, dense_rows=letter == "y" or dense.flat)

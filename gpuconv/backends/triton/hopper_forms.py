@@ -99,12 +99,12 @@ FORMS: dict[str, Form] = {
     "2 x strips 4x64x128": Form(
         "strips", 2, 64, 128, 4, (224, 56), 174, 906, lines=2, shared="weights", epilogues="relu"
     ),
-    "pixels 256x128": Form("pixels", 2, 128, 128, 2, (232, 40), 56, 660),
+    "pixels 256x128": Form("pixels", 2, 128, 128, 2, (232, 40), 56, 660, epilogues="relu"),
     "pixels 128x256": Form("pixels", 1, 128, 256, 4, (232, 40), 47, 873, warps=8),
     "pixels 128x128": Form("pixels", 2, 64, 128, 2, (232, 40), 44, 572),
     "pixels 256x64": Form("pixels", 2, 128, 64, 1, (232, 40), 56, 540),
     "2 x pixels 128x256": Form("pixels", 1, 128, 256, 4, (232, 40), 49, 975, warps=8, shared="weights"),
-    "2 x pixels 256x128": Form("pixels", 2, 128, 256, 1, (232, 40), 58, 722, shared="pixels", epilogues="relu"),
+    "2 x pixels 256x128": Form("pixels", 2, 128, 256, 1, (232, 40), 58, 722, shared="pixels", epilogues="none"),
 }
 """Forms by name: pixels x channels of a CTA; of strips rows x columns x channels."""
 

@@ -91,21 +91,25 @@ def _in_runs(tensor: Any) -> Any:
     return tensor if runs else tensor.contiguous()
 
 
-def turn(problem: ConvProblem, tensor: Any, result: Any, first: int, n: int, channels: int, positions: int) -> None:
-    """Copy `n` images from `first` on to `result`, channels innermost."""
+def turn(
+    problem: ConvProblem, tensor: Any, result: Any, first: int, n: int, channels: int, run: tuple[int, int]
+) -> None:
+    """Copy `n` images from `first` on to `result`, channels innermost: of each, a run of positions (first, number)."""
     tensor = _in_runs(tensor)
     of_n, of_c, of_p = _plane(tensor)
+    at, positions = run
     sides = ((of_n, of_c, of_p), (positions * channels, 1, channels))
-    launch_turn(problem, tensor, result, (n, channels, positions), (first * of_n, 0), *sides)
+    launch_turn(problem, tensor, result, (n, channels, positions), (first * of_n + at * of_p, 0), *sides)
 
 
 def turn_back(
-    problem: ConvProblem, source: Any, tensor: Any, first: int, n: int, channels: int, positions: int
+    problem: ConvProblem, source: Any, tensor: Any, first: int, n: int, channels: int, run: tuple[int, int]
 ) -> None:
-    """Copy `n` images with channels innermost to images from `first` on of a result, which is contiguous."""
+    """Copy `n` images with channels innermost to a run of positions of those from `first` on, which are contiguous."""
     of_n, of_c, of_p = _plane(tensor)
+    at, positions = run
     sides = ((positions * channels, channels, 1), (of_n, of_p, of_c))
-    launch_turn(problem, source, tensor, (n, positions, channels), (0, first * of_n), *sides)
+    launch_turn(problem, source, tensor, (n, positions, channels), (0, first * of_n + at * of_p), *sides)
 
 
 def turned_bytes(problem: ConvProblem, dense: Dense) -> int:

@@ -85,6 +85,37 @@ class Dense:
                 step[axis], order[1 + axis] = -step[axis], -order[1 + axis]
         return replace(self, first=tuple(first), step=tuple(step), order=tuple(order))  # type: ignore[arg-type]
 
+    @property
+    def outermost(self) -> int:
+        """The outermost axis along which the result has more than one position; the last, if there is none."""
+        return next((axis for axis, size in enumerate(self.whole) if size > 1), 2)
+
+    def reads(self, begin: int, end: int) -> tuple[int, int]:
+        """Return which rows of the source some rows of the result read, along the outermost axis; one at least."""
+        axis = self.outermost
+        taps = (self.first[axis], self.first[axis] + (self.taps[axis] - 1) * self.step[axis])
+        size, stride = self.size[axis], self.stride[axis]
+        low = min(max(begin * stride + min(taps), 0), size - 1)
+        high = min(max((end - 1) * stride + max(taps) + 1, low + 1), size)
+        return low, high
+
+    def rows(self, begin: int, end: int, apart: bool) -> Dense:
+        """Return the part of some rows of the result, along the outermost axis, from the rows of the source it reads.
+
+        The source's rows are a tensor of their own, and so are those of the result if they are `apart`.
+        """
+        axis = self.outermost
+        low, high = self.reads(begin, end)
+
+        def put(values: tuple[int, ...], value: int) -> tuple[int, ...]:
+            return (*values[:axis], value, *values[axis + 1 :])
+
+        moved = put(self.first, self.first[axis] + begin * self.stride[axis] - low)
+        part = replace(self, size=put(self.size, high - low), output=put(self.output, end - begin), first=moved)
+        if apart:
+            return replace(part, whole=part.output)
+        return replace(part, at=put(self.at, begin))
+
     def steps(self, block_c: int) -> int:
         """Return the products of a tile, one for each tap and block of channels."""
         return prod(self.taps) * ceil_div(self.reduced, block_c)
