@@ -123,6 +123,9 @@ def _plans(device: str) -> Iterator[tuple[ConvProblem, Plan]]:
 def variants(plan: Plan) -> Iterator[tuple[str, str, Plan]]:
     """Yield (question, answer, plan) for the configurations that a sweep of `plan` times, its own among them."""
     config = plan.config
+    if "form" in config:
+        yield from _forms(plan)
+        return
     bounded = {name: value for name, value in config.items() if name != "maxnreg"}
     if "maxnreg" in config:
         yield "maxnreg", "none", replace(plan, config=bounded)
@@ -134,6 +137,19 @@ def variants(plan: Plan) -> Iterator[tuple[str, str, Plan]]:
         for stages in (2, 3, 4):
             changed = config | {"num_warps": warps, "num_stages": stages}
             yield "warps x stages", f"{warps} x {stages}", replace(plan, config=changed)
+
+
+def _forms(plan: Plan) -> Iterator[tuple[str, str, Plan]]:
+    """Yield the forms of a plan of the Hopper kernels, its own first and then those with clusters, each in one config.
+
+    What a cluster gains, and whether it is right under load and with an odd number of tiles, is asked first of all.
+    """
+    found = {plan.config["form"]: plan}
+    for config in plan.solver.configs(plan.problem):
+        found.setdefault(config["form"], plan.solver.bind(plan.problem, config))
+    first, *others = found
+    for form in (first, *sorted(others, key=lambda form: "2 x" not in form)):
+        yield "form", form, found[form]
 
 
 def _with_splits(plan: Plan, splits: int) -> Plan:

@@ -54,6 +54,8 @@ def odd_problems(layout: str) -> Iterator[Problem]:
     if layout == CHANNELS_LAST:  # 16 channels at a time are multiplied by weights in shared memory
         yield conv_problem((2, 48, 9, 11), (21, 48, 3, 3), "fprop", layout=layout, padding=1)
         yield conv_problem((2, 21, 9, 11), (48, 21, 3, 3), "dgrad", layout=layout, padding=1)
+    for kind in ("fprop", "dgrad", "wgrad"):  # TMA copies channels in eights, and leaves nothing else even
+        yield conv_problem((3, 72, 13, 11), (40, 72, 3, 3), kind, layout=layout, padding=1)
     for kind in ("fprop", "wgrad"):
         yield conv_problem((2, 3, 17, 19), (13, 3, 3, 3), kind, layout=layout, padding=1)
     yield conv_problem((2, 19, 17, 19), (3, 19, 3, 3), "dgrad", layout=layout, padding=1)

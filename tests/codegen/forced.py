@@ -16,9 +16,11 @@ from gpuconv import shapes
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, TORCH
 from gpuconv.backends.triton import backend as triton_backend
 from gpuconv.backends.triton.columns import columns_shape
+from gpuconv.backends.triton.dry import launches_of_plan
+from gpuconv.backends.triton.launch import for_triton
 from gpuconv.problem import Call, ConvProblem, PoolProblem, Problem, SeparableProblem
 
-__all__ = ["launches", "problems", "solvers"]
+__all__ = ["launches", "problems", "solvers", "takes"]
 
 KINDS = ("fprop", "dgrad", "wgrad", "transposed")
 LAYOUTS = (CONTIGUOUS, CHANNELS_LAST)
@@ -48,6 +50,7 @@ CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "long": {"c": 1024, "k": 1024, "padding": 1, "n": 1},
     "odd": {"c": 13, "k": 7, "n": 1},
     "epilogue": {"activation": "gelu", "bias": True, "scale": True, "shift": True, "residual": True},
+    "bias": {"bias": True, "padding": 1},
     "grouped, many channels": {"c": 256, "k": 256, "groups": 32, "padding": 1},
     "few filters": {"c": 64, "k": 3, "padding": 1, "n": 2**14},
     "reflect": {"padding": 1, "padding_mode": "reflect"},
@@ -79,12 +82,13 @@ def convolutions(ndim: int, dtype: str, layout: str) -> Iterator[Problem]:
         given = {"n": 2, "c": 16, "k": 16, "groups": 1, "kernel": 3} | geometry
         n, c, k, window = (given.pop(name) for name in ("n", "c", "k", "kernel"))
         if "bias" in given:
-            kinds = ("fprop", "transposed")
+            kinds = ("fprop", "transposed", *(() if "scale" in given else ("wgrad",)))
         else:
             kinds = KINDS[:3] if {"padding_mode", "stride"} & given.keys() else KINDS
         shape = (k, c // given["groups"], *(window,) * ndim)
         for kind in kinds:
-            yield conv_problem((n, c, *SIZES[ndim]), shape, kind, dtype, layout, device="meta", **given)
+            problem = conv_problem((n, c, *SIZES[ndim]), shape, kind, dtype, layout, device="meta", **given)
+            yield replace(problem, bias=True) if kind == "wgrad" and "bias" in given else problem  # of autograd alone
 
 
 def pool(name: str, kind: str, ndim: int, dtype: str, layout: str, kernel: int = 1, stride: int = 1, pad: int = 0,
@@ -187,8 +191,27 @@ def _empty(shape: tuple[int, ...], layout: str, dtype: str) -> torch.Tensor:
     return TORCH.empty(shape, dtype, "meta", layout)
 
 
+def _on_hopper(problem: Problem) -> Problem:
+    """Return a problem as the solvers of Hopper take it: of a GPU, float32 in tf32."""
+    if not isinstance(problem, ConvProblem):
+        return problem
+    return replace(problem, device="cuda:0", precision="tf32" if problem.dtype == "float32" else problem.precision)
+
+
+def takes(solver: Any, problem: Problem) -> bool:
+    """Tell whether a solver takes a problem, where it runs."""
+    return solver.why_not(_on_hopper(problem) if solver.id.endswith(".hopper") else problem) is None
+
+
 def launches(problem: Problem, solver: Any) -> list[str]:
-    """Return what a solver launches for a problem, in order."""
+    """Return what a solver launches for a problem, in order; of those of Hopper the kernels that are not Gluon's."""
+    if solver.id.endswith(".hopper"):
+        told = launches_of_plan(solver.plan(_on_hopper(problem)))
+        with recorded(JITFunction) as found:
+            for launch in told:
+                if not launch.kernel.module.startswith("hopper."):
+                    launch.kernel.load()[(1,)](**for_triton(launch.arguments), **launch.options)
+        return found
     with recorded(JITFunction) as found:
         solver.plan(problem).run(Call(problem, arrays(problem), TORCH))
     return found

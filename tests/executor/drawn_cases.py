@@ -52,7 +52,13 @@ def draw(kernel: str, number: int, transposed: bool = False) -> Case:
     }
     if kernel == "wgrad":
         known |= {"tile": rng.choice(((1, 4, 8), (1, 2, 8), (2, 1, 8), (1, 1, 16))), "splits": rng.randint(1, 4)}
-        return Case(**known | {"block_k": 16, "block_c": 16, "stages": rng.randint(2, 5)})
+        known |= {"block_k": 16, "block_c": 16, "stages": rng.randint(2, 5), "taps_at_once": rng.choice((1, 1, 2, 3))}
+        known["runs"] = rng.random() < 0.5
+        if known["runs"]:
+            known["tile"] = (1, 1, 16)
+            known["axes"] = 3 if known["size"][0] > 1 or known["taps"][0] > 1 else 2
+            known["stride"] = tuple(rng.choice((1, 2, 3)) if axis >= 3 - known["axes"] else 1 for axis in range(3))
+        return Case(**known)
     known["shared"] = rng.choice(("", "", "weights", "pixels"))
     known["block_k"] = 32 if known["shared"] == "pixels" else 16
     known["chunks"] = 1 if known["shared"] == "pixels" else rng.choice((1, 1, 2))

@@ -52,6 +52,8 @@ class Case:
     group: int = 2
     programs: int = 3
     splits: int = 2
+    taps_at_once: int = 1
+    runs: bool = False
     axes: int = 2
     shared: str = ""
     activation: str | None = None
@@ -85,7 +87,7 @@ class Case:
 class Operands:
     """Arrays of a case in float32: x [N, D, H, W, C], w [taps, K, C] (transposed: [taps, C, K]), y, and what is added.
 
-    For "wgrad", y is its gradient, and the result is dw [splits, taps, K, C].
+    For "wgrad", y is its gradient, and the result is dw [splits, K, taps, C].
     """
 
     x: np.ndarray
@@ -260,21 +262,31 @@ def _wgrad(case: Case, operands: Operands) -> tuple[str, dict]:
     tile_n, tile_p, tile_q = case.tile
     box = (tile_n, 1, tile_p, tile_q)
     first, step = _directions(case)
+    maps = {"dy_map": Map(operands.y, (*box, case.block_k)), "x_map": Map(operands.x, (*box, case.block_c))}
+    if case.runs:
+        corners = zip(case.output, case.stride, case.size, first, strict=True)
+        high = tuple((out - 1) * by + 1 - size + low for out, by, size, low in corners)
+        x = operands.x if case.axes == 3 else operands.x[:, 0]
+        y = operands.y.reshape(1, 1, 1, -1, case.filters)
+        known = {"strides": case.stride[-case.axes :], "lower": first[-case.axes :], "upper": high[-case.axes :]}
+        maps = {"dy_map": Map(y, (*box, case.block_k)), "x_map": MapIm2col(x, (tile_q, case.block_c), **known)}
     return "_conv_wgrad_tiles_kernel", {
-        "dy_map": Map(operands.y, (*box, case.block_k)),
-        "x_map": Map(operands.x, (*box, case.block_c)),
+        **maps,
         "dw_ptr": Pointer(operands.w.reshape(-1)),
         **_named("n o p q k", (case.n, *case.output, case.filters)),
         "c": case.channels,
-        "r": case.taps[1],
-        "s": case.taps[2],
+        **_named("t r s", case.taps),
         "splits": case.splits,
+        "elements": math.prod(case.taps) * case.filters * case.channels,
+        **_named("stride_d stride_h stride_w", case.stride),
         **_named("first_d first_h first_w", first),
         **_named("step_d step_h step_w", step),
         **_named("TILE_N TILE_P TILE_Q", case.tile),
         "BLOCK_K": case.block_k,
         "BLOCK_C": case.block_c,
+        "TAPS": case.taps_at_once,
         "STAGES": case.stages,
+        "AXES": case.axes if case.runs else 0,
         "INSTRUCTION_N": case.block_c,
         "WARPS": 8,
         "PRODUCER_REGISTERS": 24,
@@ -287,7 +299,8 @@ ARGUMENTS = {"tiles": _tiles, "strips": _strips, "pixels": _pixels, "wgrad": _wg
 def _grid(case: Case) -> tuple[int, int, int]:
     if case.kernel != "wgrad":
         return case.programs, 1, 1
-    return -(-case.filters // case.block_k) * -(-case.channels // case.block_c), math.prod(case.taps), case.splits
+    taps = -(-math.prod(case.taps) // case.taps_at_once)
+    return -(-case.filters // case.block_k) * -(-case.channels // case.block_c), taps, case.splits
 
 
 def _kernel(machine: Machine, case: Case, operands: Operands) -> Callable:

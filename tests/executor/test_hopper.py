@@ -43,7 +43,8 @@ def drawn(case: Case, seed: int, integers: bool) -> Operands:
     operands.y[...] = np.nan
     if case.kernel == "wgrad":
         fill(operands.y)
-        operands.w = np.full((case.splits, *operands.w.shape), np.nan, np.float32)
+        shape = (case.filters, math.prod(case.taps), case.channels)
+        operands.w = np.full((case.splits, *shape), np.nan, np.float32)
     return operands
 
 
@@ -105,11 +106,11 @@ def test_close_on_reals(case):
 
 
 def weight_gradient(case: Case, operands: Operands) -> np.ndarray:
-    """Return dw [taps, K, C] in float64."""
+    """Return dw [K, taps, C] in float64."""
     shape = (case.filters, case.channels, *case.taps)
     known = {"stride": case.stride, "padding": case.padding, "dilation": case.dilation}
     dw = torch.nn.grad.conv3d_weight(channels_first(operands.x), shape, channels_first(operands.y), **known)
-    return dw.permute(2, 3, 4, 0, 1).reshape(math.prod(case.taps), case.filters, case.channels).numpy()
+    return dw.permute(0, 2, 3, 4, 1).reshape(case.filters, math.prod(case.taps), case.channels).numpy()
 
 
 @pytest.mark.parametrize("seed", SEEDS)

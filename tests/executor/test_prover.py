@@ -51,6 +51,8 @@ def proofs():
     yield pytest.param(replace(STRIPS, taps=(1, 3, 2), padding=(0, 1, 0), sets=3), id="strips-three-sets")
     yield pytest.param(WGRAD, id="wgrad-3")
     yield pytest.param(replace(WGRAD, stages=4), id="wgrad-4")
+    yield pytest.param(replace(WGRAD, taps=(1, 2, 1), padding=(0, 1, 0), taps_at_once=2), id="wgrad-two-taps")
+    yield pytest.param(replace(WGRAD, tile=(1, 1, 32), runs=True), id="wgrad-runs")
     for name, case in SHARED.items():
         if FULL or name != "strips-weights":  # which has the most states
             yield pytest.param(case, id=f"{name}-2")
@@ -158,6 +160,14 @@ FAULTS = {
     "pixels of a cluster: pair not waited for": (SHARED["pixels-pixels"], [(PIXELS_PRODUCE, WAIT_PAIR, "pass")]),
     "wgrad: two products in flight": (WGRAD, [("_wgrad_consume", "mma_wait(1, deps", "mma_wait(2, deps")]),
     "wgrad: producer does not wait": (WGRAD, [("_wgrad_produce", EMPTY, "pass")]),
+    "wgrad: producer of runs does not wait": (
+        replace(WGRAD, tile=(1, 1, 32), runs=True),
+        [("_wgrad_produce_pixels", EMPTY, "pass")],
+    ),
+    "wgrad: products of two taps in flight": (
+        replace(WGRAD, taps=(1, 2, 1), padding=(0, 1, 0), taps_at_once=2),
+        [("_wgrad_consume", "mma_wait(TAPS, deps", "mma_wait(2 * TAPS, deps")],
+    ),
 }
 """What any order of events must not do: found by the search."""
 
@@ -252,7 +262,7 @@ WRONG = {
     ),
     "weights of another tap": (
         Case("strips", tile=(1, 4, 8)),
-        [(STRIPS_PRODUCE, "R - 1 - j", "j")],
+        [(STRIPS_PRODUCE, "j * order[2]", "(R - 1 - j) * order[2]")],
         {"transposed": True},
     ),
     "a strip off by one": (

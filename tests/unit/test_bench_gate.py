@@ -211,12 +211,19 @@ def test_percentiles_stay_within_the_samples():
 
 
 def _plan(*arguments, **options):
-    """Return the Triton plan of a convolution on a GPU that need not be there."""
+    """Return the general Triton plan of a convolution on a GPU that need not be there."""
     problem = conv_problem(*arguments, **options)
-    (solver,) = (
-        s for s in gpuconv.dispatch.backends()["triton"].solvers() if ".conv." in s.id and s.why_not(problem) is None
-    )
-    return solver.plan(problem)
+    id = "triton.conv.wgrad.split_k" if problem.kind == "wgrad" else "triton.conv.fprop.implicit_gemm"
+    return gpuconv.dispatch.solver_of(id).plan(problem)
+
+
+def test_sweeps_ask_about_forms_of_the_hopper_kernels():
+    problem = conv_problem((32, 256, 14, 14), (256, 256, 3, 3), padding=1)
+    plan = gpuconv.dispatch.solver_of("triton.conv.fprop.hopper").plan(problem)
+    asked = [(question, answer) for question, answer, _ in micro.variants(plan)]
+    assert asked[0] == ("form", plan.config["form"]) and {question for question, _ in asked} == {"form"}
+    forms = [answer for _, answer in asked]
+    assert len(set(forms)) == len(forms) > 4 and any("2 x" in form for form in forms)
 
 
 def test_sweeps_ask_about_bounds_splits_warps_and_stages():

@@ -138,13 +138,18 @@ NARROW = {
 """Kernels for narrow layers, by family: each has layers of the networks that the dispatcher gives it by itself."""
 
 
-def test_narrow_layers_have_kernels_of_their_own_and_wide_ones_the_general() -> None:
+HOPPER = {"fprop.hopper", "dgrad.hopper", "wgrad.hopper"}
+
+
+def test_narrow_layers_have_kernels_of_their_own_and_wide_ones_those_of_hopper() -> None:
     taken: dict[str, set[str]] = {family: set() for family in FAMILIES}
     for row in rows():
         taken[row.family].add(row.choice.solver.removeprefix("triton.conv."))
     for family, own in NARROW.items():
-        assert own <= taken[family] <= own | GENERAL, family
-    assert all(ROLLING <= taken[family] <= GENERAL | ROLLING | {"wgrad.runs"} for family in ("dense", "dilated"))
+        assert own <= taken[family] <= own | GENERAL | HOPPER, family
+    for family in ("dense", "dilated"):
+        assert ROLLING | HOPPER <= taken[family] <= GENERAL | ROLLING | HOPPER | {"wgrad.runs"}
+    assert HOPPER <= taken["1x1"] and HOPPER <= taken["transposed"]
     assert all(taken[family] & GENERAL for family in ("grouped", "stem", "few filters"))  # which win some of them
 
 

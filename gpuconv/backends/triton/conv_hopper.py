@@ -47,6 +47,13 @@ _OF_NEWER_TRITON = "2 x pixels 256x128"
 """The form of which Triton 3.8 writes the operands in the wrong order: im2col with multicast."""
 
 
+_KERNELS = {
+    "tiles": KernelReference("hopper.tiles", "_conv_tiles_kernel"),
+    "strips": KernelReference("hopper.strips", "_conv_strips_kernel"),
+    "pixels": KernelReference("hopper.pixels", "_conv_pixels_kernel"),
+}
+
+
 def hopper_refusal(problem: ConvProblem) -> str | None:
     """Return why no Hopper kernel runs on the device of a problem, or None."""
     if not problem.device.startswith("cuda"):
@@ -291,7 +298,7 @@ def launch_dense(
         numbers |= zip(("stride_d", "stride_h", "stride_w"), dense.stride, strict=True)
     vectors = {name: None if tensors.get(name) is None else tensors[name].contiguous() for name in VECTORS}
     programs = programs_of(form, dense, config, int(constants_of(problem.device).values["sms"]))
-    kernel = KernelReference(f"hopper.{form.kernel}", f"_conv_{form.kernel}_kernel")
+    kernel = _KERNELS[form.kernel]
     arguments = {**maps, **numbers, "programs": programs, **constants}
     launch_kernel(problem, kernel, (programs,), vectors, arguments, _options(form))
 

@@ -112,7 +112,7 @@ class HopperGradient(TritonConv):
             operands[letter] = tensor
         partial, elements, splits = tensors["partial"], _elements(problem), config["splits"]
         arguments = _arguments(problem, dense, operands, config)
-        taps = prod(dense.taps)
+        taps = ceil_div(prod(dense.taps), form.taps)
         tiles = ceil_div(problem.k, form.channels_k) * ceil_div(problem.c, form.channels_c)
         kernel = KernelReference("hopper.wgrad", "_conv_wgrad_tiles_kernel")
         options = {"num_warps": form.warps, "num_ctas": 1}
@@ -161,12 +161,13 @@ def _arguments(
         type = MapType(number, (form.pixels, form.channels_c), 128, axes=axes + 2)
         found["x_map"] = im2col_map(dense, type, operands["x"], 0)
     found |= {"n": 1 if dense.flat else dense.n, "c": dense.reduced, "k": dense.channels, "o": o, "p": p, "q": q}
-    found |= {"r": dense.taps[1], "s": dense.taps[2], "splits": config["splits"], "elements": _elements(problem)}
+    found |= zip("trs", dense.taps, strict=True)
+    found |= {"splits": config["splits"], "elements": _elements(problem)}
     for name, values in (("stride", dense.stride), ("first", dense.first), ("step", dense.step)):
         found |= zip((f"{name}_{axis}" for axis in "dhw"), values, strict=True)
     return found | {
         "TILE_N": 1, "TILE_P": 1, "TILE_Q": form.pixels, "BLOCK_K": form.channels_k, "BLOCK_C": form.channels_c,
-        "STAGES": form.stages, "AXES": config["AXES"], "INSTRUCTION_N": form.channels_c, "WARPS": form.warps,
+        "TAPS": form.taps, "STAGES": form.stages, "AXES": config["AXES"], "INSTRUCTION_N": form.channels_c, "WARPS": form.warps,
         "PRODUCER_REGISTERS": form.producer,
     }  # fmt: skip
 

@@ -1,7 +1,8 @@
 """What the Hopper kernels do, for the cost model: bytes asked of L2, instructions of the loops that were compiled.
 
-Bytes are those of whole boxes, as the executor counts them (tests/executor/test_bytes.py): what lies outside of a
-tensor is counted though it is not read, and what a cluster shares is counted once for both of its CTAs.
+Bytes are those of boxes, as the executor counts them (tests/executor/test_bytes.py), but for channels that a tensor
+does not have; pixels outside of it are counted though they are not read, and what a cluster shares is counted once for
+both of its CTAs.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from .hopper_wgrad_forms import GRADIENT_FORMS, gradient_steps, gradient_tiles
 
 __all__ = ["dense_work", "gradient_work"]
 
-_FEED = {64: 0.92, 128: 1.0, 256: 1.0}
+_FEED = {32: 0.6, 64: 0.92, 128: 1.0, 256: 1.0}
 """Fraction of the tensor cores' rate by the channels of one product: of 64 shared memory is read at its own rate.
 
-m64n64k16 reads 4 KiB in 32 clocks, which are 128 bytes a clock."""
+m64n64k16 reads 4 KiB in 32 clocks, which are 128 bytes a clock, and m64n32k16 reads 3 KiB in 16."""
 
 _PRODUCER = 16.0
 """Instructions of the producer for each slot that it fills, and for each box in it. Assumed: read off no loop."""
@@ -55,16 +56,22 @@ def _per_element(problem: ConvProblem) -> float:
     return found + _PER_VECTOR * vectors + _PER_RESIDUAL * problem.residual
 
 
+def _there(channels: int, block: int) -> float:
+    """Return the part of blocks of channels that there are."""
+    return channels / (block * ceil_div(channels, block))
+
+
 def _of_tile(form: Form, dense: Dense, block_c: int, per_element: float) -> tuple[float, float, float, float]:
     """Return products, bytes through L2, instructions and round trips of a CTA for one tile."""
     x, w, _ = step_bytes(form, dense.reach, block_c, dense.item)
     stages = stages_of(form, dense.reach, block_c, dense.item)[1]
     steps = dense.steps(block_c)
     sets = steps // dense.taps[1] if form.kernel == "strips" else steps  # slots of x
-    bytes_x = x * sets * (0.5 if form.shared == "pixels" else 1.0)
-    bytes_w = w * steps * (0.5 if form.shared == "weights" else 1.0)
     pixels = form.consumers * form.pixels * form.lines
-    stored = pixels * form.channels_of_cta * dense.item
+    reduced, channels = _there(dense.reduced, block_c), _there(dense.channels, form.channels)
+    bytes_x = x * sets * reduced * (0.5 if form.shared == "pixels" else 1.0)
+    bytes_w = w * steps * reduced * channels * (0.5 if form.shared == "weights" else 1.0)
+    stored = pixels * form.channels_of_cta * channels * dense.item
     boxes = steps + sets * (form.consumers * (form.lines if form.kernel == "strips" else 1))
     issued = form.consumers * form.warps * (form.loop * sets + form.epilogue) + _PRODUCER * boxes
     issued += per_element * pixels * form.channels_of_cta / 32
@@ -115,10 +122,12 @@ def gradient_work(
         form = GRADIENT_FORMS[config["form"]]
         programs = gradient_tiles(problem, form) * config["splits"]
         steps = ceil_div(gradient_steps(problem, config), config["splits"])
-        products = form.channels_k * form.channels_c * form.pixels * steps
-        taken = (form.channels_k + form.channels_c) * form.pixels * itemsize(problem.dtype) * steps
-        stored = form.channels_k * form.channels_c * 4
-        issued = form.warps * (form.loop * steps + form.epilogue) + 3 * _PRODUCER * steps
+        products = form.channels_k * form.channels_c * form.taps * form.pixels * steps
+        of_k = form.channels_k * _there(problem.k, form.channels_k)
+        of_c = form.channels_c * _there(problem.c, form.channels_c)
+        taken = (of_k + form.taps * of_c) * form.pixels * itemsize(problem.dtype) * steps
+        stored = form.channels_k * form.channels_c * form.taps * 4
+        issued = form.warps * (form.loop * steps + form.epilogue) + (2 + form.taps) * _PRODUCER * steps
         rows.append((programs, products, taken + stored, issued, steps / (form.stages - 1) + _EPILOGUE_TRIPS))
     programs, products, l2_bytes, issued, chain = np.array(rows, float).reshape(-1, 5).T
     splits = np.array([config["splits"] for config in configs], float)
@@ -130,7 +139,7 @@ def gradient_work(
         pipe=np.full(len(configs), pipe),
         path=np.array([PATHS.index("im2col" if config["AXES"] else "gemm") for config in configs]),
         flops=2 * products * factor,
-        feed=1.0,
+        feed=np.array([_FEED[GRADIENT_FORMS[config["form"]].channels_c] for config in configs]),
         l2_bytes=l2_bytes,
         dram_bytes=float(problem.min_bytes),
         instructions=issued,

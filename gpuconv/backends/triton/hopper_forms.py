@@ -91,11 +91,13 @@ FORMS: dict[str, Form] = {
     "128x128": Form("tiles", 2, 64, 128, 2, (240, 24), 44, 608),
     "256x64": Form("tiles", 2, 128, 64, 1, (240, 24), 56, 580),
     "128x64": Form("tiles", 1, 128, 64, 1, (240, 24), 57, 799, limit=128, resident=2),
+    "256x32": Form("tiles", 2, 128, 32, 1, (240, 24), 56, 560),
     "2 x 128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 46, 794, shared="weights"),
     "2 x 256x128": Form("tiles", 2, 128, 256, 1, (240, 24), 58, 758, shared="pixels", epilogues="relu"),
     "strips 4x64x128": Form("strips", 2, 64, 128, 4, (224, 48), 161, 915, lines=2, epilogues="relu"),
     "strips 6x64x128": Form("strips", 2, 64, 128, 2, (232, 40), 237, 1035, lines=3, epilogues="none"),
     "strips 8x64x64": Form("strips", 2, 64, 64, 2, (216, 56), 318, 1046, lines=4, epilogues="relu"),
+    "strips 4x64x64": Form("strips", 2, 64, 64, 2, (224, 48), 161, 747, lines=2),
     "2 x strips 4x64x128": Form(
         "strips", 2, 64, 128, 4, (224, 56), 174, 906, lines=2, shared="weights", epilogues="relu"
     ),
@@ -103,6 +105,7 @@ FORMS: dict[str, Form] = {
     "pixels 128x256": Form("pixels", 1, 128, 256, 4, (232, 40), 47, 873, warps=8),
     "pixels 128x128": Form("pixels", 2, 64, 128, 2, (232, 40), 44, 572),
     "pixels 256x64": Form("pixels", 2, 128, 64, 1, (232, 40), 56, 540),
+    "pixels 256x32": Form("pixels", 2, 128, 32, 1, (232, 40), 56, 540),
     "2 x pixels 128x256": Form("pixels", 1, 128, 256, 4, (232, 40), 49, 975, warps=8, shared="weights"),
     "2 x pixels 256x128": Form("pixels", 2, 128, 256, 1, (232, 40), 58, 722, shared="pixels", epilogues="none"),
 }
@@ -252,7 +255,7 @@ def configs_of(problem: ConvProblem, phases: Sequence[Dense]) -> Iterator[dict[s
     for name, form in FORMS.items():
         if form.epilogues not in stand or not all(takes(form, phase) for phase in phases):
             continue
-        wasted = form.channels_of_cta * (form.ctas if form.shared == "pixels" else 1) >= 2 * max(dense.channels, 64)
+        wasted = form.channels_of_cta * (form.ctas if form.shared == "pixels" else 1) >= 2 * max(dense.channels, 32)
         if wasted or (form.shared and dense.item == 4):
             continue
         for block_c in block_channels(dense):

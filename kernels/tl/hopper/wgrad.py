@@ -20,6 +20,14 @@ from .pixels import first_pixel
 
 
 @gluon.jit
+def _tap_shift(tap, count, taps, step):
+    """Return how far the x of a tap lies from that of the first; beyond the last tap, that of the last."""
+    tap = min(tap, count - 1)
+    rows = tap // taps[1]
+    return rows // taps[0] * step[0], rows % taps[0] * step[1], tap % taps[1] * step[2]
+
+
+@gluon.jit
 def _wgrad_produce(
     dy_map,
     x_map,
@@ -29,13 +37,18 @@ def _wgrad_produce(
     empty,
     at_k,
     at_c,
-    shift,
+    tap,
+    count,
+    taps,
+    first,
+    step,
     begin,
     end,
     tiles,
     TILE_N: gl.constexpr,
     TILE_P: gl.constexpr,
     TILE_Q: gl.constexpr,
+    TAPS: gl.constexpr,
     STAGES: gl.constexpr,
 ):
     """Fill the ring with boxes of pixels: of dy, and of x where the tap sees them."""
@@ -49,14 +62,18 @@ def _wgrad_produce(
         o = planes % tiles[0]
         n = planes // tiles[0]
         mbarrier.wait(empty.index(slot), phase)
-        mbarrier.expect(full.index(slot), dy_map.nbytes_per_cta + x_map.nbytes_per_cta)
+        mbarrier.expect(full.index(slot), dy_map.nbytes_per_cta + TAPS * x_map.nbytes_per_cta)
         tma.async_load(dy_map, [n * TILE_N, o, p * TILE_P, q * TILE_Q, at_k], full.index(slot), dy_ring.index(slot))
-        tma.async_load(
-            x_map,
-            [n * TILE_N, o + shift[0], p * TILE_P + shift[1], q * TILE_Q + shift[2], at_c],
-            full.index(slot),
-            x_ring.index(slot),
-        )
+        for j in gl.static_range(TAPS):
+            shift_d, shift_h, shift_w = _tap_shift(tap + j, count, taps, step)
+            at = [
+                n * TILE_N,
+                o + first[0] + shift_d,
+                p * TILE_P + first[1] + shift_h,
+                q * TILE_Q + first[2] + shift_w,
+                at_c,
+            ]
+            tma.async_load(x_map, at, full.index(slot), x_ring.index(slot * TAPS + j))
         slot, phase = advance(slot, phase, STAGES)
 
 
@@ -70,13 +87,17 @@ def _wgrad_produce_pixels(
     empty,
     at_k,
     at_c,
-    offsets,
+    tap,
+    count,
+    taps,
+    step,
     begin,
     end,
     sizes,
     strides,
     first,
     PIXELS: gl.constexpr,
+    TAPS: gl.constexpr,
     STAGES: gl.constexpr,
     AXES: gl.constexpr,
 ):
@@ -87,15 +108,17 @@ def _wgrad_produce_pixels(
         pixel = tile * PIXELS
         at = first_pixel(pixel, sizes, strides, first, AXES)
         mbarrier.wait(empty.index(slot), phase)
-        mbarrier.expect(full.index(slot), dy_map.nbytes_per_cta + x_map.nbytes_per_cta)
+        mbarrier.expect(full.index(slot), dy_map.nbytes_per_cta + TAPS * x_map.nbytes_per_cta)
         tma.async_load(dy_map, [0, 0, 0, pixel, at_k], full.index(slot), dy_ring.index(slot))
-        if AXES == 2:
-            box = [at[0], at[1], at[2], at_c]
-            taps = [offsets[1], offsets[2]]
-        else:
-            box = [at[0], at[1], at[2], at[3], at_c]
-            taps = [offsets[0], offsets[1], offsets[2]]
-        tma.async_load_im2col(x_map, box, taps, full.index(slot), x_ring.index(slot))
+        for j in gl.static_range(TAPS):
+            shift_d, shift_h, shift_w = _tap_shift(tap + j, count, taps, step)
+            if AXES == 2:
+                box = [at[0], at[1], at[2], at_c]
+                offsets = [shift_h.to(gl.int16), shift_w.to(gl.int16)]
+            else:
+                box = [at[0], at[1], at[2], at[3], at_c]
+                offsets = [shift_d.to(gl.int16), shift_h.to(gl.int16), shift_w.to(gl.int16)]
+            tma.async_load_im2col(x_map, box, offsets, full.index(slot), x_ring.index(slot * TAPS + j))
         slot, phase = advance(slot, phase, STAGES)
 
 
@@ -110,34 +133,51 @@ def _wgrad_consume(
     at_c,
     k,
     c,
-    pitch,
+    tap,
+    count,
     begin,
     end,
     PIXELS: gl.constexpr,
     BLOCK_K: gl.constexpr,
     BLOCK_C: gl.constexpr,
+    TAPS: gl.constexpr,
     STAGES: gl.constexpr,
     LAYOUT: gl.constexpr,
 ):
-    """Multiply, and store one partial sum of a tile, rows `pitch` apart. A program without pixels stores zeros."""
-    sums = warpgroup_mma_init(gl.zeros([BLOCK_K, BLOCK_C], gl.float32, LAYOUT))
+    """Multiply, and store the partial sums of TAPS tiles. A program without pixels stores zeros."""
+    sums = ()
+    for j in gl.static_range(TAPS):
+        sums = sums + (gl.zeros([BLOCK_K, BLOCK_C], gl.float32, LAYOUT),)
     slot = 0
     phase = 0
     last = slot
     for tile in range(begin, end):
         mbarrier.wait(full.index(slot), phase)
         dy = dy_ring.index(slot).reshape([PIXELS, BLOCK_K]).permute((1, 0))
-        x = x_ring.index(slot).reshape([PIXELS, BLOCK_C])
-        sums = warpgroup_mma(dy, x, sums, is_async=True)
-        sums = warpgroup_mma_init(warpgroup_mma_wait(1, deps=[sums]))
+        products = ()
+        for j in gl.static_range(TAPS):
+            x = x_ring.index(slot * TAPS + j).reshape([PIXELS, BLOCK_C])
+            products = products + (warpgroup_mma(dy, x, warpgroup_mma_init(sums[j]), is_async=True),)
+        if TAPS == 1:
+            sums = (warpgroup_mma_wait(1, deps=[products[0]]),)
+        else:
+            sums = warpgroup_mma_wait(TAPS, deps=products)
         mbarrier.arrive(empty.index(last), count=1, pred=tile > begin)
         last = slot
         slot, phase = advance(slot, phase, STAGES)
-    sums = warpgroup_mma_wait(0, deps=[sums])
+    products = ()
+    for j in gl.static_range(TAPS):
+        products = products + (warpgroup_mma_init(sums[j]),)
+    if TAPS == 1:
+        sums = (warpgroup_mma_wait(0, deps=[products[0]]),)
+    else:
+        sums = warpgroup_mma_wait(0, deps=products)
     row = at_k + gl.arange(0, BLOCK_K, layout=gl.SliceLayout(1, LAYOUT))
     column = at_c + gl.arange(0, BLOCK_C, layout=gl.SliceLayout(0, LAYOUT))
     inside = gl.expand_dims(row < k, 1) & gl.expand_dims(column < c, 0)
-    gl.store(dw_ptr + (gl.expand_dims(row, 1) * pitch + gl.expand_dims(column, 0)), sums, mask=inside)
+    offsets = gl.expand_dims(row, 1) * (count * c) + gl.expand_dims(column, 0)
+    for j in gl.static_range(TAPS):
+        gl.store(dw_ptr + (offsets + (tap + j) * c), sums[j], mask=inside & (tap + j < count))
 
 
 @one_binary
@@ -151,6 +191,7 @@ def _conv_wgrad_tiles_kernel(
     o,
     p,
     q,
+    t,
     r,
     s,
     splits,
@@ -169,6 +210,7 @@ def _conv_wgrad_tiles_kernel(
     TILE_Q: gl.constexpr,
     BLOCK_K: gl.constexpr,
     BLOCK_C: gl.constexpr,
+    TAPS: gl.constexpr,
     STAGES: gl.constexpr,
     AXES: gl.constexpr,
     INSTRUCTION_N: gl.constexpr,
@@ -189,19 +231,20 @@ def _conv_wgrad_tiles_kernel(
     whose bounds on corners and offsets hold. N O P Q + TILE_Q and `elements` splits are below 2**31.
     What lies outside of x is the padding.
 
-    Grid: (cdiv(K, BLOCK_K) cdiv(C, BLOCK_C), taps, splits).
+    A program has TAPS taps that follow each other, each with sums of its own, and loads dy once for them.
+
+    Grid: (cdiv(K, BLOCK_K) cdiv(C, BLOCK_C), cdiv(T R S, TAPS), splits).
     """
     gl.static_assert(STAGES >= 2, "a slot is freed one step after it is read")
     tiles_c = gl.cdiv(c, BLOCK_C)
     at_k = gl.program_id(0) // tiles_c * BLOCK_K
     at_c = gl.program_id(0) % tiles_c * BLOCK_C
-    tap = gl.program_id(1)
+    tap = gl.program_id(1) * TAPS
     split = gl.program_id(2)
-    at_s = tap % s
-    rows = tap // s
-    at_t = rows // r * step_d
-    at_r = rows % r * step_h
-    shift = (first_d + at_t, first_h + at_r, first_w + at_s * step_w)
+    count = t * r * s
+    taps = (r, s)
+    first = (first_d, first_h, first_w)
+    step = (step_d, step_h, step_w)
     tiles = (o, gl.cdiv(p, TILE_P), gl.cdiv(q, TILE_Q))
     if AXES == 0:
         boxes = gl.cdiv(n, TILE_N) * tiles[0] * tiles[1] * tiles[2]
@@ -216,48 +259,47 @@ def _conv_wgrad_tiles_kernel(
     )
     dy_ring = gl.allocate_shared_memory(dy_map.dtype, [STAGES, TILE_N, 1, TILE_P, TILE_Q, BLOCK_K], dy_map.layout)
     if AXES == 0:
-        x_ring = gl.allocate_shared_memory(x_map.dtype, [STAGES, TILE_N, 1, TILE_P, TILE_Q, BLOCK_C], x_map.layout)
+        x_ring = gl.allocate_shared_memory(
+            x_map.dtype, [STAGES * TAPS, TILE_N, 1, TILE_P, TILE_Q, BLOCK_C], x_map.layout
+        )
     else:
-        x_ring = gl.allocate_shared_memory(x_map.dtype, [STAGES, TILE_Q, BLOCK_C], x_map.layout)
+        x_ring = gl.allocate_shared_memory(x_map.dtype, [STAGES * TAPS, TILE_Q, BLOCK_C], x_map.layout)
     full = mbarrier.allocate_mbarrier(batch=STAGES)
     empty = mbarrier.allocate_mbarrier(batch=STAGES)
     for i in gl.static_range(STAGES):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=1)
-    pitch = gl.num_programs(1) * c
-    dw_ptr = dw_ptr + (split * elements + tap * c)
+    dw_ptr = dw_ptr + split * elements
     if AXES == 0:
         gl.warp_specialize(
             [
                 (
                     _wgrad_consume,
-                    (dw_ptr, dy_ring, x_ring, full, empty, at_k, at_c, k, c, pitch, begin, end, PIXELS, BLOCK_K,
-                     BLOCK_C, STAGES, layout),
+                    (dw_ptr, dy_ring, x_ring, full, empty, at_k, at_c, k, c, tap, count, begin, end, PIXELS, BLOCK_K,
+                     BLOCK_C, TAPS, STAGES, layout),
                 ),
                 (
                     _wgrad_produce,
-                    (dy_map, x_map, dy_ring, x_ring, full, empty, at_k, at_c, shift, begin, end, tiles, TILE_N, TILE_P,
-                     TILE_Q, STAGES),
+                    (dy_map, x_map, dy_ring, x_ring, full, empty, at_k, at_c, tap, count, taps, first, step, begin, end,
+                     tiles, TILE_N, TILE_P, TILE_Q, TAPS, STAGES),
                 ),
             ],
             [1],
             [PRODUCER_REGISTERS],
         )  # fmt: skip
     else:
-        offsets = (at_t.to(gl.int16), at_r.to(gl.int16), (at_s * step_w).to(gl.int16))
         strides = (stride_d, stride_h, stride_w)
-        first = (first_d, first_h, first_w)
         gl.warp_specialize(
             [
                 (
                     _wgrad_consume,
-                    (dw_ptr, dy_ring, x_ring, full, empty, at_k, at_c, k, c, pitch, begin, end, PIXELS, BLOCK_K,
-                     BLOCK_C, STAGES, layout),
+                    (dw_ptr, dy_ring, x_ring, full, empty, at_k, at_c, k, c, tap, count, begin, end, PIXELS, BLOCK_K,
+                     BLOCK_C, TAPS, STAGES, layout),
                 ),
                 (
                     _wgrad_produce_pixels,
-                    (dy_map, x_map, dy_ring, x_ring, full, empty, at_k, at_c, offsets, begin, end, (o, p, q), strides,
-                     first, PIXELS, STAGES, AXES),
+                    (dy_map, x_map, dy_ring, x_ring, full, empty, at_k, at_c, tap, count, taps, step, begin, end,
+                     (o, p, q), strides, first, PIXELS, TAPS, STAGES, AXES),
                 ),
             ],
             [1],
