@@ -1,8 +1,9 @@
 """What a compiled kernel takes: its parameters in order, and the bytes of its scalars.
 
 A parameter is an argument that Triton did not make a constant (constexprs, None and integers equal to 1 are constants);
-that of a tensor map is followed by its sizes and strides. Behind those come two pointers to scratch memory, which are null for the kernels here. Each release of Triton packs them
-in a launcher of its own; that this one agrees is checked against the entry point that the compiler wrote.
+that of a tensor map is followed by its sizes and strides. Behind those come two pointers to scratch memory, which are
+null for the kernels here. Each release of Triton packs them in a launcher of its own; that this one agrees is checked
+against the entry point that the compiler wrote.
 """
 
 from __future__ import annotations

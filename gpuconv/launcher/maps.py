@@ -33,7 +33,9 @@ _SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
 _PROMOTION = 2
 """``CU_TENSOR_MAP_L2_PROMOTION_L2_128B``."""
 
-_TYPE = re.compile(r"(tma|im2col([345]))\.(fp16|bf16|fp32|tf32)\.(\d{1,4}(?:x\d{1,4}){1,4})\.(0|32|64|128)(?:\.(\d|all))?")
+_TYPE = re.compile(
+    r"(tma|im2col([345]))\.(fp16|bf16|fp32|tf32)\.(\d{1,4}(?:x\d{1,4}){1,4})\.(0|32|64|128)(?:\.(\d|all))?"
+)
 
 
 class MapError(RuntimeError):
@@ -174,8 +176,8 @@ def _driver() -> Any:
     except (OSError, AttributeError) as error:
         raise MapError(f"tensor maps cannot be made: {error}") from None
     numbers = ctypes.c_void_p
-    head = [numbers, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p, numbers, numbers]
-    tail = [numbers, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int]
+    head: list[Any] = [numbers, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p, numbers, numbers]
+    tail: list[Any] = [numbers, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int]
     functions[0].argtypes = [*head, numbers, *tail]
     functions[1].argtypes = [*head, numbers, numbers, ctypes.c_uint, ctypes.c_uint, *tail]
     functions[2].argtypes = [numbers, ctypes.c_void_p]

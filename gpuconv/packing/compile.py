@@ -52,10 +52,12 @@ def _source(launch: Launch) -> Any:
             constants[name] = _constant(known)
         elif known:
             attributes[(place,)] = [["tt.divisibility", ALIGNMENT]]
-    source: Any = ASTSource
+    kind: Any = ASTSource
     if getattr(kernel, "is_gluon", lambda: False)():
-        from triton.experimental.gluon import GluonASTSource as source  # noqa: N813
-    return source(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+        from triton.experimental.gluon import GluonASTSource
+
+        kind = GluonASTSource
+    return kind(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

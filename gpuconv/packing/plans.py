@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..backends.base import Plan
-from ..backends.triton.backend import BACKEND
+from ..backends.triton.backend import BACKEND, missing_compiler_of
 from ..backends.triton.dry import launches_of_plan
 from ..config import workspace_limit
 from ..costs.constants import Gpu, assuming, shipped
@@ -67,7 +67,7 @@ def plans_for(problem: Problem, variants: Variants = "first") -> list[Plan]:
         raise ValueError(f"variants must be one of {', '.join(get_args(Variants))}, but got {variants!r}")
     found: list[tuple[float, int, Plan]] = []
     for place, solver in enumerate(BACKEND.solvers()):
-        if solver.why_not(problem) is None:
+        if solver.why_not(problem) is None and missing_compiler_of(solver) is None:
             plan = solver.plan(problem)
             if plan.workspace <= workspace_limit():
                 found.append((solver.rank(problem), place, plan))

@@ -52,7 +52,6 @@ _WARPS = (1, 2, *range(4, 33, 4))
 """A kernel of several roles has any number of groups of four."""
 
 
-
 class PackError(ValueError):
     """A pack, or a part of one, is not what it should be; the message says what and where."""
 
@@ -89,8 +88,9 @@ class Entry:
     cluster
         Blocks of a cluster along each axis of the grid.
     tensor_maps
-        How tensor maps among the parameters are made, in their order: the name of each, and the elements along each axis
-        of what one instruction copies. What the driver is told besides is in the parameter's type and in the launch.
+        How tensor maps among the parameters are made, in their order: the name of each, and the elements along each
+        axis of what one instruction copies. What the driver is told besides is in the parameter's type, and in the
+        launch.
     registers, stack
         Registers and bytes of local memory of a thread; a stack says that registers spill.
     cubin
@@ -292,7 +292,8 @@ def _parse_entry(data: Any, place: int, cubins: Mapping[str, Place]) -> Entry:
         solver=_text(data["solver"], re.compile(r"[\w.]+"), f"{at}: solver"),
         name=_text(data["name"], _SYMBOL, f"{at}: name"), constants=data["constants"], parameters=tuple(found),
         warps=warps, shared=_count(data["shared"], 1 << 20, f"{at}: shared"),
-        cluster=(x, y, z), tensor_maps=tuple((name, tuple(box)) for name, box in maps), registers=_count(data["registers"], 255, f"{at}: registers"),
+        cluster=(x, y, z), tensor_maps=tuple((name, tuple(box)) for name, box in maps),
+        registers=_count(data["registers"], 255, f"{at}: registers"),
         stack=_count(data["stack"], 1 << 20, f"{at}: stack"), cubin=cubin,
     )  # fmt: skip
 

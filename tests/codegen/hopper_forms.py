@@ -22,7 +22,7 @@ from gpuconv.packs.identity import key_of
 from gpuconv.packs.index import Entry
 from gpuconv.problem import ConvProblem
 
-__all__ = ["FORMS", "SHARED_MEMORY", "Form", "compiled", "problem_of"]
+__all__ = ["FORMS", "SHARED_MEMORY", "Form", "compiled", "launch_of", "problem_of"]
 
 SHARED_MEMORY = 232_448
 """Bytes of shared memory that one block may have on sm_90."""
@@ -66,7 +66,7 @@ def problem_of(form: Form) -> ConvProblem:
     )  # fmt: skip
 
 
-def _launch(form: Form) -> Launch:
+def launch_of(form: Form) -> Launch:
     """Return the one launch of a Hopper kernel that the product makes for a form."""
     problem = problem_of(form)
     solver = next(solver for solver in (*DENSE, *GRADIENT) if form.kind in solver.kinds)
@@ -83,7 +83,7 @@ def _launch(form: Form) -> Launch:
 @cache
 def compiled(form: Form) -> tuple[Entry, bytes]:
     """Compile a form for sm_90a: what a pack says of it, and the binary."""
-    entries, cubin = compile_entries(_launch(form), "sm_90")
+    entries, cubin = compile_entries(launch_of(form), "sm_90")
     return entries[0], cubin
 
 
@@ -104,7 +104,9 @@ FORMS: dict[str, Form] = {
     "tiles 256x128 of a line": Form("256x128", 56, size=(4096,), kernel=(7,)),
     **{
         f"{'' if form.kernel != 'tiles' else 'tiles '}{name}, whole epilogue": Form(
-            name, form.loop + (form.kernel == "strips") * 32, stride=2 if form.kernel == "pixels" else 1,
+            name,
+            form.loop + (form.kernel == "strips") * 32,
+            stride=2 if form.kernel == "pixels" else 1,
             epilogue=EPILOGUES[form.epilogues],
         )
         for name, form in OF_PRODUCT.items()

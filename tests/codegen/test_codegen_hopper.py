@@ -6,25 +6,28 @@ import re
 from dataclasses import replace
 
 import pytest
-from aot import report
 from disassembly import sass_of
 from loops import operations, shortest_loop
 from sample import FULL
 
+from gpuconv.backends.triton import hopper_forms as product
+from gpuconv.launcher.maps import is_map
+from gpuconv.packs.elf import parameter_sizes
+
 hopper_forms = pytest.importorskip(
     "hopper_forms", reason="not run: Gluon as of Triton 3.8 is needed", exc_type=ImportError
 )
-
+pytest.importorskip("gpuconv.kernels.tl.hopper.tiles", reason="not run: Gluon as of Triton 3.8 is needed")
 
 pytestmark = pytest.mark.codegen
 
 FORMS = hopper_forms.FORMS
 FEW = (
     "tiles 128x256",
-    "2 x tiles 128x256, weights shared",
-    "strips 6x64x128",
+    "tiles 2 x 128x256",
+    "strips 4x64x128, whole epilogue",
     "pixels 256x128",
-    "weight gradient 128x256",
+    "weight gradient 64x64x3",
 )
 TAKEN = tuple(FORMS) if FULL else FEW
 
@@ -33,34 +36,57 @@ def count(found: list[str], pattern: str) -> int:
     return sum(1 for operation in found if re.match(pattern, operation))
 
 
+def test_every_form_of_the_product_is_here() -> None:
+    taken = {(form.module, form.name) for form in FORMS.values()}
+    assert {(form.kernel, name) for name, form in product.FORMS.items()} <= taken
+    assert {("wgrad", name) for name in hopper_forms.GRADIENT_FORMS} <= taken
+
+
 @pytest.mark.parametrize("name", TAKEN)
 def test_form(name: str) -> None:
     form = FORMS[name]
-    compiled = hopper_forms.compiled(form)
-    sass = sass_of(compiled.asm["cubin"])
-    found, made = operations(sass), report(compiled, sass)
+    entry, cubin = hopper_forms.compiled(form)
+    sass = sass_of(cubin)
+    found, gradient = operations(sass), form.kind == "wgrad"
 
-    assert made.stack == 0 and not count(found, "LDL|STL"), "it spills"
-    assert made.registers == form.launch_registers
-    assert made.shared <= hopper_forms.SHARED_MEMORY
-    if "two blocks" in name:
-        assert 2 * (made.shared + 1024) <= 228 * 1024
+    assert entry.arch == "sm_90a" and entry.stack == 0 and not count(found, "LDL|STL"), "it spills"
+    assert entry.shared <= hopper_forms.SHARED_MEMORY
+    shared = "" if gradient else form.product.shared
+    assert entry.cluster == (2 if shared else 1, 1, 1)
+    if not gradient and form.product.resident > 1:
+        assert 2 * (entry.shared + 1024) <= 228 * 1024 and 2 * 32 * entry.warps * entry.registers <= 65536
 
     loop = shortest_loop(sass, "HGMMA")
     assert 0 < loop <= 1.1 * form.budget, (loop, form.budget)
 
     loads = [operation for operation in found if operation.startswith("UTMALDG")]
-    assert loads and ("LDG" not in {operation.split(".")[0] for operation in found} or form.vectors)
-    assert any("IM2COL" in operation for operation in loads) == (form.kernel == "pixels")
-    assert any("MULTICAST" in operation for operation in loads) == bool(form.shared)
-    assert bool(count(found, "UTMASTG")) == (form.kernel != "wgrad")
+    assert loads and ("LDG" not in {operation.split(".")[0] for operation in found} or form.epilogue)
+    by_pixels = form.module == "pixels" or (gradient and entry.constants["AXES"] > 0)
+    assert any("IM2COL" in operation for operation in loads) == by_pixels
+    assert any("MULTICAST" in operation for operation in loads) == bool(shared)
+    assert bool(count(found, "UTMASTG")) != gradient
     assert count(found, "HGMMA") and not count(found, "HMMA")
-    assert bool(count(found, "LDSM")) == form.residual, "an operand goes through registers"
+    assert not count(found, "LDSM") or form.epilogue.get("residual"), "an operand goes through registers"
     assert count(found, "USETMAXREG")
-    assert ("sm_90a" in compiled.asm["ptx"]) and compiled.metadata.num_ctas == (2 if form.shared else 1)
+
+    sizes = [size for parameter in entry.layout.parameters for size in parameter.sizes]
+    assert parameter_sizes(cubin, entry.name) == [*sizes, 8, 8]
+    assert [name for name, _ in entry.tensor_maps] == [name for name, type_, _ in entry.parameters if is_map(type_)]
 
 
-def test_a_spill_would_be_noticed() -> None:
+def test_one_binary_serves_all_sizes() -> None:
+    """What a pack knows a launch by does not change with the sizes of a problem."""
+    form = FORMS["tiles 128x256"]
+    others = [
+        replace(form, channels=(264, 520), size=(40, 40), kernel=(5, 1)),
+        replace(form, channels=(512, 512), size=(112, 112), kernel=(1, 3)),
+    ]
+    assert {hopper_forms.launch_of(one).key for one in others} == {hopper_forms.launch_of(form).key}
+
+
+def test_a_spill_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Too few registers for the producer of ten strips: the check has something to find."""
-    compiled = hopper_forms.compiled(replace(FORMS["strips 8x64x64"], registers=(240, 24)))
-    assert report(compiled, sass_of(compiled.asm["cubin"])).stack > 0
+    strips = product.FORMS["strips 8x64x64"]
+    monkeypatch.setitem(product.FORMS, "strips 8x64x64", replace(strips, registers=(240, 24)))
+    entry, _ = hopper_forms.compiled.__wrapped__(FORMS["strips 8x64x64"])
+    assert entry.stack > 0

@@ -47,7 +47,9 @@ class _Memory:
 
 
 def _layout(type: MapType) -> Layout:
-    return Layout() if type.split is None else Layout((tuple(int(axis == type.split) for axis in range(len(type.box))),))
+    return (
+        Layout() if type.split is None else Layout((tuple(int(axis == type.split) for axis in range(len(type.box))),))
+    )
 
 
 def _map(map: TensorMap, memory: _Memory) -> Map:

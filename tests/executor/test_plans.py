@@ -37,9 +37,7 @@ def _problem(rng: random.Random, kind: str, ndim: int, strides: tuple[int, ...])
     low = tuple(rng.randint(0, (tap - 1) * by) for tap, by in zip(kernel, dilation, strict=True))
     high = low if rng.random() < 0.7 else tuple(rng.randint(0, 2) for _ in range(ndim))
     sizes = {1: (9, 40), 2: (5, 14), 3: (3, 6)}[ndim]
-    size = tuple(
-        max(rng.randint(*sizes), (tap - 1) * by + 1) for tap, by in zip(kernel, dilation, strict=True)
-    )
+    size = tuple(max(rng.randint(*sizes), (tap - 1) * by + 1) for tap, by in zip(kernel, dilation, strict=True))
     output = tuple(
         (length + lo + hi - by * (tap - 1) - 1) // step + 1
         for length, lo, hi, by, tap, step in zip(size, low, high, dilation, kernel, stride, strict=True)
@@ -51,7 +49,11 @@ def _problem(rng: random.Random, kind: str, ndim: int, strides: tuple[int, ...])
         extras["activation"] = rng.choice((None, None, "relu"))
     if kind == "wgrad":
         extras["bias"] = rng.random() < 0.5
-    order = [rng.choice(ORDERS) for _ in "xwy"] if ndim > 1 else ["contiguous" if rng.random() < 0.5 else "channels_last"] * 3
+    order = (
+        [rng.choice(ORDERS) for _ in "xwy"]
+        if ndim > 1
+        else ["contiguous" if rng.random() < 0.5 else "channels_last"] * 3
+    )
     return ConvProblem(
         f"conv{ndim}d", kind, rng.randint(1, 3), 8 * rng.randint(1, 6), 8 * rng.randint(1, 6), 1, size, kernel,
         output, stride, low, high, dilation, "zeros", dtype, "cuda:0", "torch", *order, precision="tf32", **extras,
@@ -153,7 +155,9 @@ DENSE_CASES = [
 GRADIENT_CASES = [("wgrad", form, number) for form in GRADIENT_FORMS for number in range(8)]
 
 
-@pytest.mark.parametrize("case", [*DENSE_CASES, *GRADIENT_CASES], ids=lambda case: "-".join(map(str, case)).replace(" ", "_"))
+@pytest.mark.parametrize(
+    "case", [*DENSE_CASES, *GRADIENT_CASES], ids=lambda case: "-".join(map(str, case)).replace(" ", "_")
+)
 def test_planned_form(case: tuple[str, str, int]) -> None:
     """Equal on integers, which every type here holds."""
     _check(*_drawn(*case), seed=case[2])

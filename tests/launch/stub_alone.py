@@ -47,7 +47,9 @@ def stub() -> Iterator[Any]:
 
     def told(found: Any, device: int) -> int:
         function = original(found, device)
-        gpu.declare_sizes(function, [size for parameter in found.entry.layout.parameters for size in parameter.sizes] + [8, 8])
+        gpu.declare_sizes(
+            function, [size for parameter in found.entry.layout.parameters for size in parameter.sizes] + [8, 8]
+        )
         return function
 
     with pytest.MonkeyPatch.context() as patch:

@@ -76,7 +76,9 @@ def use_packs(gpu: StubGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     def told(found: search.Found, device: int) -> int:
         function = original(found, device)
         if isinstance(found.entry, Entry):
-            gpu.declare_sizes(function, [size for parameter in found.entry.layout.parameters for size in parameter.sizes] + [8, 8])
+            gpu.declare_sizes(
+                function, [size for parameter in found.entry.layout.parameters for size in parameter.sizes] + [8, 8]
+            )
         return function
 
     def use(*folders: Path) -> None:

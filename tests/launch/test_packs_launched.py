@@ -181,8 +181,8 @@ def _unaligned(entries: list[Any]) -> None:
 
 
 CHANGES = {
-    "fewer": _fewer, "renamed": _renamed, "wider": _wider, "unaligned": _unaligned, "none": _each(parameters=[], tensor_maps=[]),
-    "other constants": _each(constants={}),
+    "fewer": _fewer, "renamed": _renamed, "wider": _wider, "unaligned": _unaligned,
+    "none": _each(parameters=[], tensor_maps=[]), "other constants": _each(constants={}),
 }  # fmt: skip
 
 

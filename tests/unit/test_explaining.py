@@ -100,7 +100,9 @@ def test_reads_well() -> None:
     able, refused = lines.index("solvers, best first:"), lines.index("not here:")
     assert refused == able + 2 and "1. numpy.conv.fprop.im2col  estimate " in lines[able + 1]
     triton, *others = lines[refused + 1 : refused + 4]
-    assert triton.startswith("  triton.conv.fprop.implicit_gemm, triton.conv.fprop.hopper, triton.conv.depthwise.march, ")
+    assert triton.startswith(
+        "  triton.conv.fprop.implicit_gemm, triton.conv.fprop.hopper, triton.conv.depthwise.march, "
+    )
     assert triton.endswith(": arrays are on cpu, kernels run on cuda (on cpu with TRITON_INTERPRET=1)")
     assert others == [
         "  cupy.conv.fprop.tiled, cupy.conv.fprop.depthwise: arrays are on cpu, kernels run on cuda",

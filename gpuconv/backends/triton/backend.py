@@ -37,10 +37,11 @@ from . import (
     pool_unpool,
 )
 from .dry import launches_of_plan
+from .gluon import installed_triton
 from .interpreter import repair_interpreter
 from .launch import capability_of
 
-__all__ = ["BACKEND"]
+__all__ = ["BACKEND", "missing_compiler_of"]
 
 _OLDEST = (3, 6)
 
@@ -87,6 +88,17 @@ def _missing_compiler() -> str | None:
     if tuple(int(part) for part in installed.split(".")[:2]) < _OLDEST:
         return f"triton {installed} is installed, 3.6 or newer is needed"
     return None
+
+
+def missing_compiler_of(solver: Solver) -> str | None:
+    """Return what is wrong with Triton for the kernels of a solver; where packs have a launch, it is not needed."""
+    missing = _missing_compiler()
+    oldest = getattr(solver, "oldest_triton", _OLDEST)
+    installed = installed_triton()
+    if missing is not None or installed is None or installed >= oldest:
+        return missing
+    needed, found = (".".join(map(str, release)) for release in (oldest, installed))
+    return f"triton {found} is installed, {needed} or newer compiles its kernels"
 
 
 @lru_cache(maxsize=1)
@@ -145,7 +157,7 @@ class TritonBackend(Backend):
         return f"{some}from {', '.join(folders)}"
 
     def lacks(self, solver: Solver, problem: Problem) -> str | None:
-        missing = _missing_compiler()
+        missing = missing_compiler_of(solver)
         if isinstance(problem, SeparableProblem) and packs_only():  # packs are of recorded problems: of both steps
             missing = missing or "GPUCONV_PACKS_ONLY=1 forbids to compile"
         if missing is None or not problem.device.startswith("cuda"):
@@ -154,6 +166,8 @@ class TritonBackend(Backend):
         if capability is None or not any_packs(capability):
             return f"{missing}, and no pack is for this GPU"
         for told in launches_of_plan(solver.plan(problem)):
+            if _missing_compiler() is None and not getattr(told.kernel, "one_binary", False):
+                continue  # Triton is too old for the solver's own kernels alone
             found = isinstance(told.kernel, KernelReference) and look_up(
                 told.kernel, told.arguments, told.options, capability, aligned=True
             )

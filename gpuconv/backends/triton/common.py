@@ -105,7 +105,9 @@ _FUSED = {"enable_fp_fusion": True}
 
 def launch_options(config: Mapping[str, int]) -> dict[str, int]:
     """Return what of `config` is for the compiler, with what is the same for every kernel."""
-    return {name: config[name] for name in ("num_warps", "num_stages", "maxnreg", "num_ctas") if name in config} | _FUSED
+    return {
+        name: config[name] for name in ("num_warps", "num_stages", "maxnreg", "num_ctas") if name in config
+    } | _FUSED
 
 
 def index64(problem: ConvProblem, strides: Strides, rows: int) -> bool:

@@ -20,6 +20,7 @@ from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver
 from .common import VECTORS, Memo, TritonConv
+from .gluon import installed_triton
 from .hopper_costs import dense_work
 from .hopper_forms import (
     FORMS,
@@ -32,7 +33,6 @@ from .hopper_forms import (
     split_axis,
 )
 from .hopper_passes import aligned, channels_last, turn, turn_back, turned_bytes, weights_pass
-from .gluon import installed_triton
 from .hopper_view import Dense, dense_of, elements_of, in_order, number_of, phases_of, refusal
 from .launch import capability_of, launch_kernel
 
@@ -195,7 +195,11 @@ class HopperConv(TritonConv):
             w = tensors["packed"]
         else:
             w = aligned(channels_last(w))
-        operands = {"source": tensors[dense.source], "result": tensors[dense.result], "residual": tensors.get("residual")}
+        operands = {
+            "source": tensors[dense.source],
+            "result": tensors[dense.result],
+            "residual": tensors.get("residual"),
+        }
         for name, letter in (("source", dense.source), ("residual", dense.result)):
             if operands[name] is not None and in_order(problem, letter):
                 operands[name] = aligned(operands[name], dense_rows=name == "residual" or dense.flat)
@@ -211,7 +215,7 @@ class HopperConv(TritonConv):
         self, problem: ConvProblem, phases: Sequence[Dense], first: int, rows: tuple[int, int] | None,
         operands: Mapping[str, Any], w: Any, tensors: Mapping[str, Any], config: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        """Launch for images from `first` on, or for some rows of one: turn what is to be turned, multiply, turn back."""
+        """Launch for images from `first` on, or some rows of one: turn what is to be turned, multiply, turn back."""
         whole = phases[0]
         turned = {letter: tensors.get(f"{letter}_turned") for letter in (whole.source, whole.result)}
         if rows is not None:
@@ -240,7 +244,7 @@ class HopperConv(TritonConv):
 
 def _strides(tensor: Any, shape: tuple[int, ...], dense_memory: bool) -> tuple[int, ...]:
     """Return the strides of a tensor as [N, D, H, W, C]; one of the workspace is dense."""
-    n, d, h, w, c = shape
+    _, d, h, w, c = shape
     found = [d * h * w * c, h * w * c, w * c, c, 1]
     if not dense_memory:
         own = tensor.stride()
@@ -385,9 +389,7 @@ def im2col_map(dense: Dense, type: MapType, tensor: Any, first: int) -> TensorMa
     return TensorMap(tensor, type, *sizes, first * strides[0], lower, upper, dense.stride[-axes:])
 
 
-def _weights_map(
-    form: Form, problem: ConvProblem, dense: Dense, w: Any, constants: Mapping[str, Any]
-) -> TensorMap:
+def _weights_map(form: Form, problem: ConvProblem, dense: Dense, w: Any, constants: Mapping[str, Any]) -> TensorMap:
     number, taps = number_of(problem), prod(problem.kernel)
     block_c, block_k = constants["BLOCK_C"], constants["BLOCK_K"]
     rows, columns = (dense.reduced, dense.channels) if dense.turned else (dense.channels, dense.reduced)

@@ -167,8 +167,8 @@ def _arguments(
         found |= zip((f"{name}_{axis}" for axis in "dhw"), values, strict=True)
     return found | {
         "TILE_N": 1, "TILE_P": 1, "TILE_Q": form.pixels, "BLOCK_K": form.channels_k, "BLOCK_C": form.channels_c,
-        "TAPS": form.taps, "STAGES": form.stages, "AXES": config["AXES"], "INSTRUCTION_N": form.channels_c, "WARPS": form.warps,
-        "PRODUCER_REGISTERS": form.producer,
+        "TAPS": form.taps, "STAGES": form.stages, "AXES": config["AXES"], "INSTRUCTION_N": form.channels_c,
+        "WARPS": form.warps, "PRODUCER_REGISTERS": form.producer,
     }  # fmt: skip
 
 

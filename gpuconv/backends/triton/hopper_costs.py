@@ -129,21 +129,21 @@ def gradient_work(
         stored = form.channels_k * form.channels_c * form.taps * 4
         issued = form.warps * (form.loop * steps + form.epilogue) + (2 + form.taps) * _PRODUCER * steps
         rows.append((programs, products, taken + stored, issued, steps / (form.stages - 1) + _EPILOGUE_TRIPS))
-    programs, products, l2_bytes, issued, chain = np.array(rows, float).reshape(-1, 5).T
+    columns = np.array(rows, float).reshape(-1, 5).T
     splits = np.array([config["splits"] for config in configs], float)
     partial = splits * 4 * (prod(problem.w_shape) + (problem.k if problem.bias else 0))
     read_again = prod(problem.y_shape) * itemsize(problem.dtype) if problem.bias else 0
     return Work(
-        programs=programs,
+        programs=columns[0],
         resident=1.0,
         pipe=np.full(len(configs), pipe),
         path=np.array([PATHS.index("im2col" if config["AXES"] else "gemm") for config in configs]),
-        flops=2 * products * factor,
+        flops=2 * columns[1] * factor,
         feed=np.array([_FEED[GRADIENT_FORMS[config["form"]].channels_c] for config in configs]),
-        l2_bytes=l2_bytes,
+        l2_bytes=columns[2],
         dram_bytes=float(problem.min_bytes),
-        instructions=issued,
-        chain=chain,
+        instructions=columns[3],
+        chain=columns[4],
         extra_bytes=2 * partial + read_again + np.array([moved for moved, _ in extra], float),
         launches=np.array([2 + bool(problem.bias) + launches for _, launches in extra], float),
     )

@@ -165,7 +165,9 @@ def tiles_of(form: Form, dense: Dense, config: Mapping[str, Any]) -> int:
     n, o, p, q = dense.walked
     of_channels = ceil_div(dense.channels, form.channels)
     if form.kernel == "pixels":
-        return ceil_div(dense.pixels, form.pixels * form.consumers * (2 if form.shared == "weights" else 1)) * of_channels
+        return (
+            ceil_div(dense.pixels, form.pixels * form.consumers * (2 if form.shared == "weights" else 1)) * of_channels
+        )
     images, height, width = cluster_tile(form, config)
     if form.kernel == "strips":
         height = form.consumers * form.lines
@@ -177,7 +179,7 @@ def tiles_of(form: Form, dense: Dense, config: Mapping[str, Any]) -> int:
 
 def boxes_of(form: Form, dense: Dense) -> dict[str, int]:
     """Return the shape of a box in images, rows and columns of which there are the fewest; the widest of those."""
-    n, _, p, q = dense.walked
+    n, _, p, _ = dense.walked
     sides = [1 << bit for bit in range(form.pixels.bit_length())]
     found = []
     for width in sides:

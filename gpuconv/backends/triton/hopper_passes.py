@@ -1,4 +1,4 @@
-"""What stands in front of and behind the Hopper kernels: tensors turned to channels innermost and back, weights packed."""
+"""What stands around the Hopper kernels: tensors turned to channels innermost and back, weights packed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from ...shapes import ceil_div
 from .hopper_view import Dense, elements_of, in_order
 from .launch import launch_kernel
 
-__all__ = ["WeightsPass", "aligned", "channels_last", "launch_turn", "turn", "turn_back", "turned_bytes", "weights_pass"]
+__all__ = [
+    "WeightsPass",
+    "aligned",
+    "channels_last",
+    "launch_turn",
+    "turn",
+    "turn_back",
+    "turned_bytes",
+    "weights_pass",
+]
 
 _TILE = {"BLOCK_R": 64, "BLOCK_C": 64, "num_warps": 4}
 _TURN = KernelReference("conv.layout", "_conv_turn_kernel")
@@ -21,7 +30,7 @@ _TURN = KernelReference("conv.layout", "_conv_turn_kernel")
 
 def channels_last(tensor: Any) -> Any:
     """Return a tensor with channels innermost and nothing in between: itself, or a copy."""
-    n, c, *spatial = tensor.shape
+    _, c, *spatial = tensor.shape
     wanted, step = [0] * tensor.dim(), c
     wanted[1] = 1
     for axis in range(tensor.dim() - 1, 1, -1):

@@ -133,7 +133,7 @@ def dense_of(problem: ConvProblem) -> Dense:
 def phases_of(problem: ConvProblem) -> list[Dense]:
     """Return the convolutions of stride 1 that a data gradient is, the largest first; a forward pass is one.
 
-    Weights of float32 gradients are packed with their channels swapped, as tf32 products want what is reduced innermost.
+    Weights of float32 gradients are packed with channels swapped: tf32 products want what is reduced innermost.
     """
     size, output, taps = three(problem.input_size, 1), three(problem.output_size, 1), three(problem.kernel, 1)
     stride, dilation, pad = three(problem.stride, 1), three(problem.dilation, 1), three(problem.pad_lo, 0)
@@ -149,15 +149,16 @@ def phases_of(problem: ConvProblem) -> list[Dense]:
     axes = [_phases(*axis) for axis in zip(size, taps, stride, dilation, pad, strict=True)]
     found = []
     for chosen in product(*axes):
-        order = (sum(phase.tap * number for phase, number in zip(chosen, numbers)),
-                 *(phase.tap_step * number for phase, number in zip(chosen, numbers)))  # fmt: skip
+        begin = sum(phase.tap * number for phase, number in zip(chosen, numbers, strict=True))
+        by_d, by_h, by_w = (phase.tap_step * number for phase, number in zip(chosen, numbers, strict=True))
+        order = (begin, by_d, by_h, by_w)
         found.append(
             Dense(
                 "y", "x", problem.n, problem.k, problem.c, output, tuple(phase.positions for phase in chosen),
                 tuple(phase.taps for phase in chosen), (1, 1, 1), tuple(phase.first for phase in chosen),
                 tuple(phase.step for phase in chosen), order, item == 2, item, size, stride,
                 tuple(phase.at for phase in chosen),
-            )  # type: ignore[arg-type]
+            )
         )  # fmt: skip
     return sorted(found, key=lambda dense: -prod(dense.taps) * prod(dense.output))
 

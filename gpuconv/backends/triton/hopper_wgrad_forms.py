@@ -17,7 +17,7 @@ __all__ = ["GRADIENT_FORMS", "GradientForm", "gradient_configs", "gradient_steps
 
 @dataclass(frozen=True, slots=True)
 class GradientForm:
-    """Channels of y (rows of a product) and of x (columns), taps that share a y, pixels of a step, and what was compiled.
+    """Channels of y (rows of a product) and of x (columns), taps that share a y, pixels of a step; what was compiled.
 
     `loop` and `epilogue` are instructions of the consumer for a step and besides.
     """

@@ -251,8 +251,8 @@ def _conv_strips_kernel(
     """Compute y = activation((sums + bias) * scale + shift + residual), sums over taps and channels of x times w.
 
     Operands and formula as in `_conv_tiles_kernel`, with `first_h` the row of x that the uppermost tap of output row 0
-    reads: -padding forward, padding - (R - 1) DILATION for a data gradient, whose rows of the window are walked from the
-    last one on: tap_step_h is negative.
+    reads: -padding forward, padding - (R - 1) DILATION for a data gradient, whose rows of the window are walked from
+    the last one on: tap_step_h is negative.
     Boxes: x_map [TILE_N, 1, 1, TILE_Q, BLOCK_C], y_map [TILE_N, 1, 1, TILE_Q, BLOCK_K / CHUNKS].
 
     TILE_N TILE_Q = 64 pixels in a strip; 2 or more output rows, TILE_P / CONSUMERS, for each of 2 or 3 consumers of 4
