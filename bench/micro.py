@@ -212,7 +212,7 @@ def narrow_questions(device: str) -> Iterator[_Question]:
         small,
         [(str(value), replace(ahead, config=ahead.config | {"AHEAD": value})) for value in (0, 1)],
     )
-    solvers = [s for s in TRITON.solvers() if s.serves(large) and s.why_not(large) is None]
+    solvers = [s for s in TRITON.solvers() if s.serves(large) and not (s.why_not(large) or TRITON.lacks(s, large))]
     yield "7x7 depthwise: solver", large, [(solver.id, solver.plan(large)) for solver in solvers]
     rows = solver_of("triton.conv.grouped.rows")
     by_size = {config["BM"]: config for config in reversed(rows.configs(grouped))}

@@ -247,5 +247,5 @@ def parity_items(
             if backend.why_not(problem, True):
                 continue
             for solver in backend.solvers():
-                if solver.why_not(problem) is None:
+                if solver.why_not(problem) is None and backend.lacks(solver, problem) is None:
                     yield f"{solver.id} | {problem_key(problem)}", partial(judge, problem, solver.id, device)

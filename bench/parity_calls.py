@@ -386,7 +386,7 @@ def solvers(call: PlainCall, device: str, batch: int) -> list[str]:
         for backend in usable
         if backend.why_not(problem, True) is None
         for solver in backend.solvers()
-        if solver.why_not(problem) is None
+        if solver.why_not(problem) is None and backend.lacks(solver, problem) is None
     ]
 
 

@@ -84,7 +84,7 @@ def small_launches(names: tuple[str, ...] = ("triton", "cupy")) -> Iterator[tupl
                 for _, backend in found
                 if backend.why_not(problem, True) is None
                 for solver in backend.solvers()
-                if solver.id not in seen and solver.why_not(problem) is None
+                if solver.id not in seen and solver.why_not(problem) is None and backend.lacks(solver, problem) is None
             ]
             seen.update(takes)
             return takes

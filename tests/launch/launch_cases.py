@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import gpuconv
+from gpuconv.backends.triton.gluon import installed_triton
 
 LAST = torch.channels_last
 
@@ -59,7 +60,7 @@ def _pool_backward() -> list[torch.Tensor]:
 
 FPROP, DGRAD, WGRAD = (f"triton.conv.{kind}.hopper" for kind in ("fprop", "dgrad", "wgrad"))
 
-HOPPER: dict[str, tuple[int, Callable[[], Any]]] = {
+OF_HOPPER: dict[str, tuple[int, Callable[[], Any]]] = {
     "hopper fprop": (1, lambda: gpuconv.conv2d(WIDE_X, WIDE_W, WIDE_B, padding=1, backend=FPROP)),
     "hopper fprop, stride 2": (1, lambda: gpuconv.conv2d(WIDE_X, WIDE_W, stride=2, padding=1, backend=FPROP)),
     "hopper fprop, residual": (
@@ -74,7 +75,8 @@ HOPPER: dict[str, tuple[int, Callable[[], Any]]] = {
     ),
     "hopper wgrad": (2, lambda: gpuconv.conv2d_weight_grad(WIDE_X, WIDE_W.shape, WIDE_DY, padding=1, backend=WGRAD)),
 }
-"""Calls through tensor maps, some of them with clusters, by solvers that are named."""
+HOPPER = OF_HOPPER if (installed_triton() or (9,)) >= (3, 8) else {}
+"""Calls through tensor maps, some of them with clusters, by solvers that are named; Triton 3.8 compiles them."""
 
 CALLS: dict[str, tuple[int, Callable[[], Any]]] = {
     "fprop": (1, lambda: gpuconv.conv2d(X, W, B, padding=1)),

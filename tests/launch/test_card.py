@@ -57,7 +57,11 @@ def keys_of(run: Callable[[], Any]) -> set[str]:
 
 
 def takers(problem: Problem) -> list[str]:
-    return [solver.id for solver in BACKEND.solvers() if solver.why_not(problem) is None]
+    return [
+        solver.id
+        for solver in BACKEND.solvers()
+        if solver.why_not(problem) is None and BACKEND.lacks(solver, problem) is None
+    ]
 
 
 def undrawn(problem: Problem) -> dict[str, torch.Tensor]:

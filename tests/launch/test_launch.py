@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from launch_cases import CALLS, B, W, X, half, unaligned
+from launch_cases import CALLS, HOPPER, B, W, X, half, unaligned
 from stub_gpu import Launch, StubGpu, launcher, without_compiler
 from triton import knobs
 from triton.runtime.jit import JITFunction
@@ -176,9 +176,11 @@ def test_threads_do_not_mix_their_arguments(gpu: StubGpu, name: str) -> None:
 
 def test_a_plan_keeps_its_kernel(gpu: StubGpu) -> None:
     """Triton 3.9 unloads the module of a kernel that nobody holds."""
-    from gpuconv.kernels.tl.hopper.tiles import _conv_tiles_kernel as kernel
+    from gpuconv.kernels.tl.conv.rolling import _conv_rolling_kernel as kernel
 
-    call = CALLS["fprop"][1]
+    def call() -> torch.Tensor:
+        return gpuconv.conv2d(X, W, B, padding=1, backend="triton.conv.fprop.rolling")
+
     with launcher("native"):
         kernel.device_caches.clear()
         gc.collect()
@@ -299,7 +301,7 @@ def test_an_observed_call_is_repeated_and_recorded(gpu: StubGpu) -> None:
         gpu.reset()
         with dispatch.record_plans() as plans:
             call()
-        assert [plan.solver.id for plan in plans] == ["triton.conv.fprop.hopper"]
+        assert [plan.solver.id for plan in plans] == [f"triton.conv.fprop.{'hopper' if HOPPER else 'rolling'}"]
         assert len(gpu.launches()) == 1 and not dispatch.execution.OBSERVERS
         assert gpuconv.explain(gpuconv.conv2d, X, W, B, padding=1).solver == plans[0].solver.id
         assert len(gpu.launches()) == 1 and not dispatch.execution.OBSERVERS
