@@ -69,6 +69,10 @@ class Solver(ABC):
         """Return the plan of a problem with one of :meth:`configs`."""
         raise NotImplementedError(f"{self.id} has no configs to choose from")
 
+    def others(self, plan: Plan) -> str | None:
+        """Return in words what else the solver could launch for the problem of a plan, and why it does not."""
+        return None
+
     @abstractmethod
     def plan(self, problem: Problem) -> Plan:
         """Bind to a problem that :meth:`why_not` accepts."""

@@ -92,6 +92,9 @@ class Explanation:
             if self.plan.config:
                 config = ", ".join(f"{name} {_plain(value)}" for name, value in self.plan.config.items())
                 rows.append(("config", config))
+            others = self.plan.solver.others(self.plan)
+            if others:
+                rows.append(("other forms", others))
             if self.origin:
                 rows.append(("kernels", self.origin))
             chosen = [c for c in self.candidates if c.solver.id == self.solver and c.estimate is not None]
@@ -127,7 +130,7 @@ class Explanation:
             listed.append("not here:")
             refusals = _refusals((c for c in shown if c.reason), None if everything else _MOST_REFUSALS)
             listed += [_wrapped(f"  {text}", 6, width) for text in refusals]
-        after = len(rows) - 1 - sum(name in ("workspace", "config", "kernels") for name, _ in rows)
+        after = len(rows) - 1 - sum(name in ("workspace", "config", "other forms", "kernels") for name, _ in rows)
         return "\n".join([*lines[:after], *listed, *lines[after:]])
 
     def __str__(self) -> str:

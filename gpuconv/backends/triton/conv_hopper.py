@@ -21,7 +21,7 @@ from ...shapes import ceil_div
 from ..base import Plan, Solver
 from .common import VECTORS, Memo, TritonConv
 from .gluon import installed_triton
-from .hopper_costs import dense_work
+from .hopper_costs import dense_work, other_forms
 from .hopper_forms import (
     FORMS,
     Form,
@@ -154,6 +154,9 @@ class HopperConv(TritonConv):
             moved = 2 * packed * dense.item + 2 * each * dense.n
             extra.append((float(moved), launches))
         return dense_work(problem, phases, configs, extra)
+
+    def others(self, plan: Plan) -> str | None:
+        return other_forms(self, plan)
 
     def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
         assert isinstance(problem, ConvProblem)

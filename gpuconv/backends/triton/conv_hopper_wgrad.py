@@ -17,7 +17,7 @@ from ..base import Plan, Solver
 from .common import Memo, TritonConv, remembered, strides_of
 from .conv_grad import wgrad_sum_arguments
 from .conv_hopper import OLDEST, hopper_refusal, im2col_map
-from .hopper_costs import gradient_work
+from .hopper_costs import gradient_work, other_forms
 from .hopper_forms import corners_of, reached
 from .hopper_passes import aligned, turn
 from .hopper_view import Dense, dense_of, in_order, number_of, refusal
@@ -84,6 +84,9 @@ class HopperGradient(TritonConv):
         turned = _turned(problem)
         moved = float(2 * itemsize(problem.dtype) * sum(turned.values()))
         return gradient_work(problem, configs, [(moved, len(turned))] * len(configs))
+
+    def others(self, plan: Plan) -> str | None:
+        return other_forms(self, plan)
 
     def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
         assert isinstance(problem, ConvProblem)

@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from ...costs.constants import PATHS
-from ...costs.model import Work
+from ...costs.constants import PATHS, constants_of
+from ...costs.model import Work, estimate, overheads, terms
 from ...costs.work import pipe_of
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
+from ..base import Plan
 from .hopper_forms import FORMS, Form, stages_of, step_bytes, tiles_of
 from .hopper_view import Dense
 from .hopper_wgrad_forms import GRADIENT_FORMS, gradient_steps, gradient_tiles
+from .tuned import Tunable
 
-__all__ = ["dense_work", "gradient_work"]
+__all__ = ["dense_work", "gradient_work", "other_forms"]
 
 _FEED = {32: 0.6, 64: 0.92, 128: 1.0, 256: 1.0}
 """Fraction of the tensor cores' rate by the channels of one product: of 64 shared memory is read at its own rate.
@@ -110,6 +112,27 @@ def dense_work(
         extra_bytes=np.array([moved for moved, _ in extra], float),
         launches=np.array([count + launches for _, launches in extra], float),
     )
+
+
+_SHOWN = 4
+"""Forms that are named beside the one that runs: the best of each."""
+
+
+def other_forms(solver: Tunable, plan: Plan) -> str | None:
+    """Return the best other forms of a plan's problem, with their modelled times and what takes longest in each."""
+    problem, constants = plan.problem, constants_of(plan.problem.device)
+    configs = [config for config in solver.variants(problem) if config["form"] != plan.config["form"]]
+    if not configs:
+        return None
+    work = solver.work(problem, configs)
+    times = estimate(work, constants)
+    parts = {**terms(work, constants), **overheads(work, constants)}
+    longest = {name: np.broadcast_to(values, len(configs)) for name, values in parts.items()}
+    named: dict[str, str] = {}
+    for place in np.argsort(times, kind="stable"):
+        term = max(longest, key=lambda name: float(longest[name][place]))
+        named.setdefault(configs[place]["form"], f"{configs[place]['form']} {times[place]:.1f} us ({term})")
+    return ", ".join(list(named.values())[:_SHOWN])
 
 
 def gradient_work(
