@@ -3,7 +3,8 @@
 The rules are those of Triton's JIT: None and integers equal to 1 are constants, of other integers the compiler knows
 whether they need 64 bits and whether 16 divides them, of pointers whether 16 divides their address. By a rule of this
 library the names of ``constexpr`` parameters are in capitals, and no others: so no kernel's source has to be read.
-Kernels of ``hopper`` have one binary for all sizes: of their numbers and pointers the compiler knows the types alone.
+Of the numbers and pointers of kernels of ``hopper`` the compiler knows the types alone: their binaries serve all sizes
+for which the constants are the same.
 """
 
 from __future__ import annotations

@@ -190,3 +190,90 @@ def test_images_in_parts(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with assuming(HOPPER):
         assert solver.bind(problem, config).workspace <= limit
     _check(problem, solver, config, number)
+
+
+def _problem_of(
+    kind: str, x: tuple[int, ...], w: tuple[int, ...], stride: tuple[int, ...], low: tuple[int, ...],
+    high: tuple[int, ...] | None = None, dtype: str = "bfloat16", **options: Any,
+) -> ConvProblem:  # fmt: skip
+    ndim, high = len(x) - 2, high or low
+    sides = zip(x[2:], w[2:], stride, low, high, strict=True)
+    output = tuple((size + lo + hi - tap) // by + 1 for size, tap, by, lo, hi in sides)
+    orders = {f"{letter}_format": "channels_last" for letter in "xwy"} | options
+    return ConvProblem(
+        op=f"conv{ndim}d", kind=kind, n=x[0], c=x[1], k=w[0], groups=1, input_size=x[2:], kernel=w[2:],
+        output_size=output, stride=stride, pad_lo=low, pad_hi=high, dilation=(1,) * ndim, padding_mode="zeros",
+        dtype=dtype, device="cuda:0", array="torch", precision="tf32", **orders,
+    )  # fmt: skip
+
+
+FOUND = {
+    "depth meets padding alone": _problem_of("fprop", (1, 16, 1, 6, 6), (16, 16, 1, 3, 3), (3, 1, 1), (1, 1, 1)),
+    "and its weight's gradient": _problem_of("wgrad", (1, 16, 1, 6, 6), (16, 16, 1, 3, 3), (3, 1, 1), (1, 1, 1)),
+    "a phase reaches further than the largest": _problem_of("dgrad", (1, 64, 11, 4), (64, 64, 11, 1), (2, 1), (5, 0)),
+    "phases without taps": _problem_of("dgrad", (2, 40, 7, 8), (24, 40, 1, 2), (3, 4), (0, 0)),
+}
+"""Problems that once were wrong."""
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_once_wrong(name: str) -> None:
+    problem = FOUND[name]
+    solver = next(solver for solver in (*DENSE, *GRADIENT) if problem.kind in solver.kinds)
+    with assuming(HOPPER):
+        assert solver.why_not(problem) is None
+        configs = {config["form"]: config for config in solver.variants(problem)}
+    for config in configs.values():
+        _check(problem, solver, config, 0)
+
+
+@pytest.mark.parametrize(
+    ("problem", "divisor"),
+    [
+        (_problem_of("fprop", (1, 16, 9, 12), (16, 16, 9, 3), (1, 1), (0, 1), x_format="contiguous"), 2),
+        (_problem_of("fprop", (1, 16, 3, 12, 9), (16, 16, 3, 3, 3), (1, 1, 1), (0, 1, 1), x_format="contiguous"), 2),
+        (_problem_of("fprop", (1, 8, 30), (8, 8, 3), (1,), (0,), (140,), x_format="contiguous"), 3),
+        (_problem_of("transposed", (1, 72, 1), (40, 72, 1), (1,), (2,), (3,), y_format="contiguous"), 2),
+        (
+            _problem_of(
+                "fprop", (1, 264, 5, 1), (16, 264, 1, 2), (1, 1), (5, 4), (1, 3), "float16", x_format="contiguous",
+                y_format="contiguous", residual=True,
+            ),
+            3,
+        ),
+        (_problem_of("fprop", (1, 16, 8, 8), (16, 16, 3, 3), (1, 1), (1, 1), w_format="contiguous"), 40),
+    ],
+)  # fmt: skip
+def test_parts_are_right_or_refused(problem: ConvProblem, divisor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where images go by rows, each form computes them, and no plan needs more than the limit."""
+    solver = next(solver for solver in DENSE if problem.kind in solver.kinds)
+    with assuming(HOPPER):
+        limit = max(solver.plan(problem).workspace, 4000) // divisor
+        monkeypatch.setattr(conv_hopper, "workspace_limit", lambda: limit)
+        if solver.why_not(problem) is not None:
+            return
+        configs = {config["form"]: config for config in solver.variants(problem)}
+    for config in configs.values():
+        assert solver.bind(problem, config).workspace <= limit
+        _check(problem, solver, config, 0)
+
+
+def test_weights_that_are_not_finite_stay_out_of_phases_without_taps() -> None:
+    """As torch has it: positions of x that no tap meets are zero, whatever the weights are."""
+    problem = _problem_of("dgrad", (1, 8, 7, 7), (8, 8, 1, 1), (3, 3), (0, 0))
+    w = _laid(torch.ones(8, 8, 1, 1, dtype=torch.bfloat16), "channels_last")
+    w[0, 0] = float("inf")
+    y = _laid(torch.ones(1, 8, 3, 3, dtype=torch.bfloat16), "channels_last")
+    arrays = {"w": w, "y": y, "bias": None, "scale": None, "shift": None, "residual": None}
+    with assuming(HOPPER):
+        solver = DENSE[1]
+        found = run(solver.plan(problem), arrays)
+    torch.testing.assert_close(found, _reference(problem, arrays)[0].to(found.dtype), rtol=0, atol=0)
+
+
+def test_a_window_of_too_many_taps_is_refused() -> None:
+    problem = _problem_of("wgrad", (1, 8, 8, 8), (8, 8, 256, 256), (1, 1), (127, 127), (128, 128))
+    with assuming(HOPPER):
+        solver = GRADIENT[0]
+        forms = {config["form"] for config in solver.variants(problem)}
+    assert forms and all(GRADIENT_FORMS[form].taps > 1 for form in forms)

@@ -103,7 +103,8 @@ def test_every_solver_of_triton_is_in_the_parity_stage():
 
     items = (*parity_items("cpu"), *parity_calls("cpu", few=False))
     found = {key.partition(" | ")[0] for key, _ in items}
-    wanted = {solver.id for solver in backends()["triton"].solvers()}
+    # Those of Hopper are Gluon's, which nothing interprets: tests/executor runs them.
+    wanted = {solver.id for solver in backends()["triton"].solvers() if not solver.id.endswith(".hopper")}
     assert wanted <= found, f"no parity item: {sorted(wanted - found)}"
 
 

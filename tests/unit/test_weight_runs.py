@@ -16,7 +16,6 @@ LAYERS = (
     "conv3d wgrad 32x2x96x96x96 * 2x2x3x3x3 s1 p1 d1 g1",
     "conv3d wgrad 32x16x48x48x48 * 16x16x3x3x3 s1 p1 d1 g1",
     "conv3d wgrad 32x32x24x24x24 * 32x32x3x3x3 s1 p1 d1 g1",
-    "conv3d wgrad 32x32x24x24x24 * 64x32x3x3x3 s2 p1 d1 g1",
     "conv3d wgrad 32x16x48x48x48 * 32x16x3x3x3 s2 p1 d1 g1",
     "conv3d wgrad 32x1x96x96x96 * 16x1x3x3x3 s2 p1 d1 g1",
     "conv2d wgrad 32x3x224x224 * 64x3x7x7 s2 p3 d1 g1",

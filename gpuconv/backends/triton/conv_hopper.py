@@ -2,6 +2,7 @@
 
 What does not lie with channels innermost is turned in front of the launch, and the result behind it, in as many images
 at a time as the limit on workspaces has room for. Weights that lie otherwise than the kernel reads them are packed.
+Operands that a tensor map cannot describe (unaligned, expanded, channels apart) are copied first, beside the workspace.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from math import prod
 from typing import Any
 
 from ...config import workspace_limit
-from ...costs.constants import constants_of
 from ...costs.model import Work
 from ...launcher.maps import MapType, TensorMap
 from ...packs.identity import KernelReference
@@ -32,9 +32,9 @@ from .hopper_forms import (
     programs_of,
     split_axis,
 )
-from .hopper_passes import aligned, channels_last, turn, turn_back, turned_bytes, weights_pass
+from .hopper_passes import aligned, channels_last, in_runs, turn, turn_back, turned_bytes, weights_pass
 from .hopper_view import Dense, dense_of, elements_of, in_order, number_of, phases_of, refusal
-from .launch import capability_of, launch_kernel
+from .launch import capability_of, launch_kernel, multiprocessors_of
 
 __all__ = ["SOLVERS", "HopperConv", "hopper_refusal"]
 
@@ -59,37 +59,46 @@ def hopper_refusal(problem: ConvProblem) -> str | None:
     if not problem.device.startswith("cuda"):
         return "Gluon kernels are not interpreted"
     capability = capability_of(problem.device)
-    if capability is not None and capability[0] != 9:
+    if capability is not None and capability != (9, 0):
         return f"is for sm_90, not sm_{capability[0]}{capability[1]}"
     return None
 
 
 def _room(problem: ConvProblem, phases: Sequence[Dense]) -> tuple[int, int]:
-    """Return how many images, and how many rows of one image, are turned at a time: all that there is room for.
+    """Return how many images, and how many rows of one image, are turned at a time: all that there is room for, or 0.
 
     That is the limit on workspaces less packed weights. Rows are those of the result along its outermost axis; less
-    than all of them are turned of one image alone, of a convolution in one phase whose source is turned.
+    than all of them are turned of one image alone, of a convolution in one phase whose source is turned and whose rows
+    lie in one run.
     """
     dense = phases[0]
-    rows, item = dense.output[dense.outermost], itemsize(problem.dtype)
+    axis, item = dense.outermost, itemsize(problem.dtype)
+    rows = dense.output[axis]
     room = workspace_limit() - weights_pass(problem, dense).elements * item
     each = turned_bytes(problem, dense)
-    if not each:
-        return dense.n, rows
-    if room >= each:
-        return min(dense.n, room // each), rows
-    if len(phases) > 1 or in_order(problem, dense.source):
+    if room < 0:
         return 0, rows
-    while rows > 1 and _turned_bytes(problem, largest_part(dense, rows)) > room:
+    if room >= each:
+        return min(dense.n, room // each) if each else dense.n, rows
+    if len(phases) > 1 or in_order(problem, dense.source) or prod(dense.size[:axis]) > 1 or rows == 1:
+        return 0, rows
+    while rows > 1:
         rows = ceil_div(rows, 2)
-    return int(_turned_bytes(problem, largest_part(dense, rows)) <= room), rows
+        if _turned_bytes(problem, allocated(dense, rows)) <= room:
+            return 1, rows
+    return 0, rows
 
 
-def largest_part(dense: Dense, rows: int) -> Dense:
-    """Return the part that reads most, of parts of so many rows: the first and the last ones may read padding."""
+def parts_of(dense: Dense, rows: int) -> list[Dense]:
+    """Return the parts of so many rows of one image, that which reads most of the source first."""
     height = dense.output[dense.outermost]
-    parts = (dense.rows(begin, min(begin + rows, height), True) for begin in range(0, height, rows))
-    return max(parts, key=lambda part: (prod(part.size), prod(part.output)))
+    found = [dense.rows(begin, min(begin + rows, height), True) for begin in range(0, height, rows)]
+    return sorted(found, key=lambda part: (-prod(part.size), -prod(part.output)))
+
+
+def allocated(dense: Dense, rows: int) -> Dense:
+    """Return what there is memory for: the source of the part that reads most, and a result of so many rows."""
+    return replace(dense.rows(0, rows, True), size=parts_of(dense, rows)[0].size)
 
 
 def _turned_bytes(problem: ConvProblem, part: Dense) -> int:
@@ -125,7 +134,8 @@ class HopperConv(TritonConv):
         if next(configs_of(problem, phases), None) is None:
             return f"has no form for stride {max(problem.stride)}, dilation {max(problem.dilation)} and this window"
         if _room(problem, phases)[0] < 1:
-            return f"turns images of {turned_bytes(problem, dense):,} bytes, and the limit is {workspace_limit():,}"
+            needed = turned_bytes(problem, dense) + dense.item * weights_pass(problem, dense).elements
+            return f"turns and packs {needed:,} bytes for an image, and the limit is {workspace_limit():,}"
         return None
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
@@ -134,7 +144,7 @@ class HopperConv(TritonConv):
         images, rows = _room(problem, phases)
         parts = [replace(phase, n=images) for phase in phases]
         if rows < phases[0].output[phases[0].outermost]:
-            parts = [largest_part(parts[0], rows), parts[0].rows(0, rows, True)]
+            parts = parts_of(parts[0], rows)
         for config in configs_of(problem, parts):
             if installed_triton() != (3, 8) or config["form"] != _OF_NEWER_TRITON:
                 yield config | {"images": images, "rows": rows}
@@ -171,8 +181,7 @@ class HopperConv(TritonConv):
         part = replace(dense, n=plan.config["images"])
         of_rows = plan.config["rows"] < dense.output[dense.outermost]
         if of_rows:
-            most = largest_part(part, plan.config["rows"])
-            part = replace(part.rows(0, plan.config["rows"], True), size=most.size)
+            part = allocated(part, plan.config["rows"])
         found: dict[str, tuple[str, int]] = {}
         packed = weights_pass(problem, dense).elements
         if packed:
@@ -206,6 +215,8 @@ class HopperConv(TritonConv):
         for name, letter in (("source", dense.source), ("residual", dense.result)):
             if operands[name] is not None and in_order(problem, letter):
                 operands[name] = aligned(operands[name], dense_rows=name == "residual" or dense.flat)
+            elif operands[name] is not None:
+                operands[name] = in_runs(operands[name])
         height = dense.output[dense.outermost]
         for first in range(0, dense.n, config["images"]):
             parts = [replace(phase, n=min(config["images"], dense.n - first)) for phase in phases]
@@ -291,7 +302,8 @@ def launch_dense(
     constants = constants_of_form(form, problem, dense, config)
     maps = _maps(form, problem, dense, places, w, constants)
     n, o, p, q = dense.walked
-    numbers: dict[str, int] = {"n": n, "c": dense.reduced, "k": dense.channels, "o": o, "p": p, "q": q}
+    reduced = 1 if dense.empty else dense.reduced  # one step, of zeros
+    numbers: dict[str, int] = {"n": n, "c": reduced, "k": dense.channels, "o": o, "p": p, "q": q}
     first, step = dense.first, dense.step
     t, r, s = dense.taps
     numbers |= zip(("tap_first", "tap_step_d", "tap_step_h", "tap_step_w"), dense.order, strict=True)
@@ -304,7 +316,7 @@ def launch_dense(
         numbers |= zip("nopq", (dense.n, *dense.output), strict=True)
         numbers |= zip(("stride_d", "stride_h", "stride_w"), dense.stride, strict=True)
     vectors = {name: None if tensors.get(name) is None else tensors[name].contiguous() for name in VECTORS}
-    programs = programs_of(form, dense, config, int(constants_of(problem.device).values["sms"]))
+    programs = programs_of(form, dense, config, multiprocessors_of(problem.device))
     kernel = _KERNELS[form.kernel]
     arguments = {**maps, **numbers, "programs": programs, **constants}
     launch_kernel(problem, kernel, (programs,), vectors, arguments, _options(form))

@@ -19,7 +19,7 @@ from .conv_grad import wgrad_sum_arguments
 from .conv_hopper import OLDEST, hopper_refusal, im2col_map
 from .hopper_costs import gradient_work, other_forms
 from .hopper_forms import corners_of, reached
-from .hopper_passes import aligned, turn
+from .hopper_passes import aligned, in_runs, turn
 from .hopper_view import Dense, dense_of, in_order, number_of, refusal
 from .hopper_wgrad_forms import GRADIENT_FORMS, gradient_configs
 from .launch import launch_kernel
@@ -71,6 +71,8 @@ class HopperGradient(TritonConv):
         dense = _forward(problem)
         if not dense.flat and not reached(dense):
             return "reaches strides of 8 and 255 elements of dilated window (31 in 3-D) from -128 to 127 (-16 to 15)"
+        if next(gradient_configs(problem, dense, 1), None) is None:
+            return f"has no form for a window of {prod(problem.kernel):,} taps"
         if _most_splits(problem) < 1:
             return f"has no room for its sums within {workspace_limit():,} bytes"
         return None
@@ -108,7 +110,7 @@ class HopperGradient(TritonConv):
         for letter, channels, size in (("x", dense.reduced, dense.size), ("y", dense.channels, dense.output)):
             tensor = tensors[letter]
             if f"{letter}_turned" in tensors:
-                turn(problem, tensor, tensors[f"{letter}_turned"], 0, dense.n, channels, (0, prod(size)))
+                turn(problem, in_runs(tensor), tensors[f"{letter}_turned"], 0, dense.n, channels, (0, prod(size)))
                 tensor = tensors[f"{letter}_turned"]
             else:
                 tensor = aligned(tensor, dense_rows=letter == "y" or dense.flat)

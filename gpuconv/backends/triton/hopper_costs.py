@@ -87,14 +87,16 @@ def dense_work(
 ) -> Work:  # fmt: skip
     """Describe the launches of each of `configs`; `extra` are bytes and launches of passes before and after.
 
-    Of several phases, which run one after the other, each is described as the first, which is the largest.
+    Of several phases, which run one after the other, each is described as having the tiles of the first, the largest,
+    and its own steps.
     """
     dense, count = phases[0], len(phases)
     pipe, factor = pipe_of(problem)
     forms = [FORMS[config["form"]] for config in configs]
     per_element = _per_element(problem)
     tiles = [_of_tile(form, dense, config["BLOCK_C"], per_element) for form, config in zip(forms, configs, strict=True)]
-    products, l2_bytes, issued, chain = count * np.array(tiles, float).reshape(-1, 4).T
+    share = [sum(phase.steps(c["BLOCK_C"]) for phase in phases) / dense.steps(c["BLOCK_C"]) for c in configs]
+    products, l2_bytes, issued, chain = np.array(share) * np.array(tiles, float).reshape(-1, 4).T
     counts = [tiles_of(form, dense, config) * form.ctas for form, config in zip(forms, configs, strict=True)]
     residual = prod(problem.result_shape) * itemsize(problem.dtype) if problem.residual else 0
     counted = np.array(counts, float)

@@ -199,8 +199,9 @@ MOST_STRIDE = 8
 
 
 def axes_of(dense: Dense) -> int:
-    """Return the spatial axes of the im2col mode."""
-    return 3 if dense.size[0] > 1 or dense.taps[0] > 1 or dense.output[0] > 1 else 2
+    """Return the spatial axes of the im2col mode: no depth where its one position meets its one tap."""
+    deep = dense.size[0] > 1 or dense.taps[0] > 1 or dense.output[0] > 1 or dense.first[0] != 0
+    return 3 if deep else 2
 
 
 def corners_of(dense: Dense) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -251,7 +252,7 @@ def _epilogue_of(problem: ConvProblem) -> str:
 
 
 def configs_of(problem: ConvProblem, phases: Sequence[Dense]) -> Iterator[dict[str, Any]]:
-    """Yield the configs of a convolution in phases, the largest first."""
+    """Yield the configs of a convolution in phases, or in parts, the largest first: forms that take all of them."""
     dense = phases[0]
     stand = {"none": ("none", "relu", "all"), "relu": ("relu", "all"), "all": ("all",)}[_epilogue_of(problem)]
     for name, form in FORMS.items():
@@ -261,7 +262,7 @@ def configs_of(problem: ConvProblem, phases: Sequence[Dense]) -> Iterator[dict[s
         if wasted or (form.shared and dense.item == 4):
             continue
         for block_c in block_channels(dense):
-            if min(stages_of(form, dense.reach, block_c, dense.item)) < 2:
+            if min(stages_of(form, max(phase.reach for phase in phases), block_c, dense.item)) < 2:
                 continue
             box = boxes_of(form, dense) if form.kernel != "pixels" else {}
             if form.kernel == "pixels" or box:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ...arrays import CHANNELS_LAST
+from ...arrays import CHANNELS_LAST, channels_last_strides
 from ...packs.identity import KernelReference
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
@@ -14,15 +14,9 @@ from .hopper_view import Dense, elements_of, in_order
 from .launch import launch_kernel
 
 __all__ = [
-    "WeightsPass",
-    "aligned",
-    "channels_last",
-    "launch_turn",
-    "turn",
-    "turn_back",
-    "turned_bytes",
+    "WeightsPass", "aligned", "channels_last", "in_runs", "launch_turn", "turn", "turn_back", "turned_bytes",
     "weights_pass",
-]
+]  # fmt: skip
 
 _TILE = {"BLOCK_R": 64, "BLOCK_C": 64, "num_warps": 4}
 _TURN = KernelReference("conv.layout", "_conv_turn_kernel")
@@ -30,18 +24,15 @@ _TURN = KernelReference("conv.layout", "_conv_turn_kernel")
 
 def channels_last(tensor: Any) -> Any:
     """Return a tensor with channels innermost and nothing in between: itself, or a copy."""
-    _, c, *spatial = tensor.shape
-    wanted, step = [0] * tensor.dim(), c
-    wanted[1] = 1
-    for axis in range(tensor.dim() - 1, 1, -1):
-        wanted[axis], step = step, step * spatial[axis - 2]
-    wanted[0] = step
-    lies = all(
-        size == 1 or has == wants for size, has, wants in zip(tensor.shape, tensor.stride(), wanted, strict=True)
-    )
-    if lies:
-        return tensor
-    return tensor.new_empty_strided(tuple(tensor.shape), tuple(wanted)).copy_(tensor)
+    wanted = channels_last_strides(tuple(tensor.shape))
+    sides = zip(tensor.shape, tensor.stride(), wanted, strict=True)
+    return tensor if all(size == 1 or has == wants for size, has, wants in sides) else _copied(tensor)
+
+
+def _copied(tensor: Any) -> Any:
+    """Return a copy with channels innermost, in memory of its own."""
+    shape = tuple(tensor.shape)
+    return tensor.new_empty_strided(shape, channels_last_strides(shape)).copy_(tensor)
 
 
 def aligned(tensor: Any, dense_rows: bool = False) -> Any:
@@ -57,10 +48,7 @@ def aligned(tensor: Any, dense_rows: bool = False) -> Any:
         (axis, step) for axis, (size, step) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)) if size > 1
     ]
     fits = all(step == 1 if axis == 1 else step > 0 and step * item % 16 == 0 for axis, step in longer)
-    if fits and tensor.data_ptr() % 16 == 0:
-        return tensor
-    copy = tensor.new_empty(tensor.shape).copy_(tensor)
-    return channels_last(copy)
+    return tensor if fits and tensor.data_ptr() % 16 == 0 else _copied(tensor)
 
 
 def launch_turn(
@@ -88,23 +76,23 @@ def _plane(tensor: Any) -> tuple[int, int, int]:
     return tensor.stride(0), tensor.stride(1), 1 if last is None else tensor.stride(last)
 
 
-def _in_runs(tensor: Any) -> Any:
+def in_runs(tensor: Any) -> Any:
     """Return a tensor whose positions have one stride: itself, or a contiguous copy."""
     step, runs = None, True
     for axis in range(tensor.dim() - 1, 1, -1):
         if tensor.shape[axis] > 1:
             runs = runs and (step is None or tensor.stride(axis) == step)
             step = (tensor.stride(axis) if step is None else step) * tensor.shape[axis]
-        elif step is not None:
-            continue
     return tensor if runs else tensor.contiguous()
 
 
 def turn(
     problem: ConvProblem, tensor: Any, result: Any, first: int, n: int, channels: int, run: tuple[int, int]
 ) -> None:
-    """Copy `n` images from `first` on to `result`, channels innermost: of each, a run of positions (first, number)."""
-    tensor = _in_runs(tensor)
+    """Copy `n` images from `first` on to `result`, channels innermost: of each, a run of positions (first, number).
+
+    The positions of `tensor` have one stride, see :func:`in_runs`.
+    """
     of_n, of_c, of_p = _plane(tensor)
     at, positions = run
     sides = ((of_n, of_c, of_p), (positions * channels, 1, channels))
@@ -139,7 +127,7 @@ class WeightsPass:
     def launch(self, problem: ConvProblem, w: Any, packed: Any) -> None:
         """Copy w [K, C, taps] to [K, taps, C] or, `swapped`, to [C, taps, K]."""
         taps = prod(problem.kernel)
-        w = _in_runs(w)
+        w = in_runs(w)
         of_k, of_c, of_t = _plane(w)
         k, c = problem.k, problem.c
         if not self.swapped:

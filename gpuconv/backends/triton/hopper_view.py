@@ -75,6 +75,11 @@ class Dense:
         """Rows from the first tap to the last."""
         return (self.taps[1] - 1) * abs(self.step[1])
 
+    @property
+    def empty(self) -> bool:
+        """Whether no tap meets a position: the one that stands for them is no number of the weights, and so zero."""
+        return self.order[0] < 0
+
     def upwards(self, axes: tuple[int, ...]) -> Dense:
         """Return the same with taps of some axes walked in the order of the positions that they meet."""
         first, step, order = list(self.first), list(self.step), list(self.order)
@@ -117,12 +122,13 @@ class Dense:
         return replace(part, at=put(self.at, begin))
 
     def steps(self, block_c: int) -> int:
-        """Return the products of a tile, one for each tap and block of channels."""
-        return prod(self.taps) * ceil_div(self.reduced, block_c)
+        """Return the products of a tile, one for each tap and block of channels; without taps of one block of zeros."""
+        return prod(self.taps) * (1 if self.empty else ceil_div(self.reduced, block_c))
 
 
-_NOWHERE = -(2**24)
-"""A position outside of every source: what is read there is zero."""
+_NOWHERE = -(2**30)
+"""Where the first position of a phase without taps lies in the source. A phase has 2**30 positions at most, as there
+are two phases or more, and all of them lie in front of the source, where zeros are read."""
 
 
 def dense_of(problem: ConvProblem) -> Dense:
@@ -146,7 +152,7 @@ def phases_of(problem: ConvProblem) -> list[Dense]:
                 False, item, output,
             )
         ]  # fmt: skip
-    axes = [_phases(*axis) for axis in zip(size, taps, stride, dilation, pad, strict=True)]
+    axes = [_phases(*axis, none=-prod(taps)) for axis in zip(size, taps, stride, dilation, pad, strict=True)]
     found = []
     for chosen in product(*axes):
         begin = sum(phase.tap * number for phase, number in zip(chosen, numbers, strict=True))
@@ -176,8 +182,11 @@ class _Phase:
     step: int
 
 
-def _phases(size: int, taps: int, stride: int, dilation: int, pad: int) -> list[_Phase]:
-    """Return the phases of one axis of a data gradient: position i meets y at (i + pad - tap dilation) / stride."""
+def _phases(size: int, taps: int, stride: int, dilation: int, pad: int, none: int) -> list[_Phase]:
+    """Return the phases of one axis of a data gradient: position i meets y at (i + pad - tap dilation) / stride.
+
+    `none` is the tap of a phase that has none: so far below 0 that no other axis brings it to a number of the weights.
+    """
     found, apart = [], stride // gcd(stride, dilation)
     for at in range(min(stride, size)):
         positions = ceil_div(size - at, stride)
@@ -186,7 +195,7 @@ def _phases(size: int, taps: int, stride: int, dilation: int, pad: int) -> list[
             first = (at + pad - here[0] * dilation) // stride
             found.append(_Phase(at, positions, len(here), here[0], apart, first, -apart * dilation // stride))
         else:
-            found.append(_Phase(at, positions, 1, 0, 0, _NOWHERE, 0))
+            found.append(_Phase(at, positions, 1, none, 0, _NOWHERE, 0))
     return found
 
 

@@ -53,6 +53,10 @@ _PROGRAMS = (132, 264, 396, 528)
 """Programs that splits are chosen for: multiples of the multiprocessors of an H100 or H200."""
 
 
+_MOST_BLOCKS = 65_535
+"""Blocks along the second and the third axis of a grid."""
+
+
 def gradient_tiles(problem: ConvProblem, form: GradientForm) -> int:
     """Return the programs of one split."""
     taps = ceil_div(prod(problem.kernel), form.taps)
@@ -69,10 +73,10 @@ def gradient_configs(problem: ConvProblem, dense: Dense, most: int) -> Iterator[
     axes = 0 if dense.flat else axes_of(dense)
     for name, form in GRADIENT_FORMS.items():
         too_wide = form.channels_k >= 2 * max(problem.k, 64) or form.channels_c >= 2 * max(problem.c, 64)
-        if too_wide or form.taps > prod(problem.kernel):
+        if too_wide or form.taps > prod(problem.kernel) or ceil_div(prod(problem.kernel), form.taps) > _MOST_BLOCKS:
             continue
         steps = gradient_steps(problem, {"form": name})
         tiles = gradient_tiles(problem, form)
-        wanted = {min(max(programs // tiles, 1), max(steps // 4, 1), most) for programs in _PROGRAMS}
+        wanted = {min(max(programs // tiles, 1), max(steps // 4, 1), most, _MOST_BLOCKS) for programs in _PROGRAMS}
         for splits in sorted({ceil_div(steps, ceil_div(steps, splits)) for splits in wanted if splits}):
             yield {"form": name, "AXES": axes, "splits": splits}

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from ...config import interpreting
-from ...costs.constants import gpu_of
+from ...costs.constants import constants_of, gpu_of
 from ...costs.files import warn_once
 from ...launcher.maps import TensorMap
 from ...packs.driver import DriverError, PackedKernel, load
@@ -22,7 +22,7 @@ from . import common
 from .gluon import descriptor
 from .interpreter import repair_interpreter
 
-__all__ = ["Listener", "capability_of", "for_triton", "launch_kernel", "listening"]
+__all__ = ["Listener", "capability_of", "for_triton", "launch_kernel", "listening", "multiprocessors_of"]
 
 Listener = Callable[[Problem, Any, tuple[int, ...], dict[str, Any], dict[str, Any]], None]
 """Is told of launches: problem, kernel, grid, every argument by name, and options of the compiler."""
@@ -50,6 +50,17 @@ def capability_of(device: str) -> tuple[int, int] | None:
         return None
     found: tuple[int, int] = torch.cuda.get_device_capability(device)
     return found
+
+
+def multiprocessors_of(device: str) -> int:
+    """Return the multiprocessors of a CUDA device; where torch sees none, or a GPU is assumed, as its constants say."""
+    torch = sys.modules.get("torch")
+    gpu = gpu_of(device)
+    if torch is not None and device.startswith("cuda") and torch.cuda.is_initialized():
+        index = int(device.partition(":")[2] or 0)
+        if gpu is not None and index < torch.cuda.device_count() and gpu.name == torch.cuda.get_device_name(index):
+            return int(torch.cuda.get_device_properties(index).multi_processor_count)
+    return int(constants_of(device).values["sms"])
 
 
 def for_triton(arguments: Mapping[str, Any]) -> dict[str, Any]:

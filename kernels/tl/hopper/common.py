@@ -13,7 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import cluster, fence_asyn
 
 
 def one_binary(kernel):
-    """Make a kernel of a function: one binary for all sizes, as no number and no address is known but by its type."""
+    """Make a kernel of a function: one binary for each set of constants, as numbers and addresses are known by type."""
     names = [name for name in signature(kernel).parameters if not name.isupper() and not name.endswith("_map")]
     pointers = [name for name in names if name.endswith("_ptr")]
     numbers = [name for name in names if name not in pointers]
