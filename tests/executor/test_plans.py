@@ -277,3 +277,57 @@ def test_a_window_of_too_many_taps_is_refused() -> None:
         solver = GRADIENT[0]
         forms = {config["form"] for config in solver.variants(problem)}
     assert forms and all(GRADIENT_FORMS[form].taps > 1 for form in forms)
+
+
+def _oddly(rng: random.Random, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of the same values that lies oddly in memory: apart, cropped, unaligned, expanded."""
+    kind = rng.choice(("channels", "every second", "rows", "cropped", "unaligned", "strides of 1", "expanded"))
+    if kind == "channels":
+        larger = torch.zeros(tensor.shape[0], tensor.shape[1] + 16, *tensor.shape[2:], dtype=tensor.dtype)
+        first = rng.choice((1, 8))
+        view = _laid(larger, "channels_last")[:, first : first + tensor.shape[1]]
+    elif kind == "every second":
+        larger = torch.zeros(tensor.shape[0], 2 * tensor.shape[1], *tensor.shape[2:], dtype=tensor.dtype)
+        view = _laid(larger, rng.choice(ORDERS))[:, ::2]
+    elif kind == "rows":
+        larger = torch.zeros(*tensor.shape[:2], 2 * tensor.shape[2], *tensor.shape[3:], dtype=tensor.dtype)
+        view = _laid(larger, rng.choice(ORDERS))[:, :, 1::2]
+    elif kind == "cropped":
+        larger = torch.zeros(*tensor.shape[:-1], tensor.shape[-1] + 3, dtype=tensor.dtype)
+        view = _laid(larger, rng.choice(ORDERS))[..., 1 : 1 + tensor.shape[-1]]
+    elif kind == "unaligned":
+        dense = _laid(tensor, rng.choice(ORDERS))
+        view = torch.zeros(dense.numel() + 1, dtype=tensor.dtype).as_strided(dense.shape, dense.stride(), 1)
+    elif kind == "strides of 1":
+        dense = _laid(tensor, rng.choice(ORDERS))
+        steps = [rng.choice((1, 7, 0)) if size == 1 else step for size, step in zip(dense.shape, dense.stride())]
+        return dense.as_strided(dense.shape, steps)
+    else:
+        axis = rng.randrange(tensor.dim())
+        return tensor.narrow(axis, 0, 1).expand(tensor.shape)
+    return view.copy_(tensor)
+
+
+@pytest.mark.parametrize("number", range(60))
+def test_operands_that_lie_oddly(number: int) -> None:
+    """Wherever operands lie, the values count: the map describes them, or they are copied first."""
+    rng = random.Random(f"oddly {number}")
+    kind = rng.choice(("fprop", "fprop", "dgrad", "transposed", "wgrad"))
+    solver = next(solver for solver in (*DENSE, *GRADIENT) if kind in solver.kinds)
+    while True:
+        problem = _problem(rng, kind, rng.choice((1, 2, 2, 3)), (1, 1, 2, 3))
+        with assuming(HOPPER):
+            if 0 not in problem.y_shape and solver.why_not(problem) is None:
+                configs = list(solver.variants(problem))
+                break
+    arrays = _arrays(problem, number)
+    for name, array in arrays.items():
+        if array is not None and array.dim() > 1 and rng.random() < 0.7:
+            arrays[name] = _oddly(rng, array)
+        elif array is not None and array.dim() == 1 and rng.random() < 0.5:
+            arrays[name] = torch.repeat_interleave(array, 2)[::2]
+    with assuming(HOPPER):
+        found = run(solver.bind(problem, rng.choice(configs)), arrays, number)
+    found = found if isinstance(found, tuple) else (found,)
+    for got, right in zip(found, _reference(problem, arrays), strict=True):
+        torch.testing.assert_close(got, right.to(got.dtype), rtol=0, atol=0)
