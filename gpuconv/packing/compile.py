@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import re
@@ -19,8 +20,14 @@ __all__ = ["compile_entries", "compiler_versions", "prepare"]
 def prepare() -> None:
     """Set up a process that compiles: without line numbers, which hold paths, so that bytes are equal everywhere."""
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
+    atexit.register(_say_nothing_more)
     os.environ.pop("TRITON_INTERPRET", None)
     import torch  # noqa: F401  whose tensors stand for arrays
+
+
+def _say_nothing_more() -> None:
+    """Close the error output of a process that ends: Triton 3.9's bindings list what they leaked, where Gluon ran."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _constant(value: Any) -> Any:

@@ -93,17 +93,35 @@ EPILOGUES = {"all": VECTORS | {"activation": "gelu"}, "relu": VECTORS | {"activa
 
 VOLUME = {"size": (8, 28, 28), "kernel": (3, 3, 3)}
 
+
+def _named(name: str) -> str:
+    """Return the name of a form of the product with its kernel in front."""
+    return f"tiles {name}" if OF_PRODUCT[name].kernel == "tiles" else name
+
+
 FORMS: dict[str, Form] = {
     **{f"tiles {name}": Form(name, form.loop) for name, form in OF_PRODUCT.items() if form.kernel == "tiles"},
     **{f"{name}": Form(name, form.loop) for name, form in OF_PRODUCT.items() if form.kernel == "strips"},
     **{f"{name}": Form(name, form.loop, stride=2) for name, form in OF_PRODUCT.items() if form.kernel == "pixels"},
     "tiles 256x128, fp16": Form("256x128", 56, dtype="float16"),
-    "tiles 256x128 as a data gradient": Form("256x128", 56, kind="dgrad"),
-    "2 x tiles 256x128 as a data gradient": Form("2 x 256x128", 58, kind="dgrad"),
-    "tiles 256x128 of 1x1": Form("256x128", 56, kernel=(1, 1)),
+    **{
+        f"{_named(name)} as a data gradient": Form(name, form.loop, kind="dgrad")
+        for name, form in OF_PRODUCT.items()
+        if form.turned
+    },
+    **{
+        f"{_named(name)} of 1x1": Form(name, form.loop, kernel=(1, 1))
+        for name, form in OF_PRODUCT.items()
+        if form.kernel == "tiles"
+    },
+    **{
+        f"{_named(name)} of 1x1 as a data gradient": Form(name, form.loop, kind="dgrad", kernel=(1, 1))
+        for name, form in OF_PRODUCT.items()
+        if form.kernel == "tiles" and form.turned
+    },
     "tiles 256x128 of a line": Form("256x128", 56, size=(4096,), kernel=(7,)),
     **{
-        f"{'' if form.kernel != 'tiles' else 'tiles '}{name}, whole epilogue": Form(
+        f"{_named(name)}, whole epilogue": Form(
             name,
             form.loop + (form.kernel == "strips") * 32,
             stride=2 if form.kernel == "pixels" else 1,
@@ -113,14 +131,10 @@ FORMS: dict[str, Form] = {
         if form.epilogues in EPILOGUES
     },
     "tiles 256x128 of 32 channels": Form("256x128", 45, channels=(32, 128), block_c=32),
-    "strips 6x64x128 as a data gradient": Form("strips 6x64x128", 237, kind="dgrad"),
     "tiles 256x128, a phase of a gradient": Form("256x128", 56, kind="dgrad", stride=2),
     "pixels 256x128 of volumes": Form("pixels 256x128", 56, stride=2, **VOLUME),
-    "pixels 256x128 as a data gradient": Form("pixels 256x128", 56, kind="dgrad"),
     **{
-        f"{'' if name[:6] in ('strips', 'pixels') else 'tiles '}{name}, tf32": Form(
-            name, form.loop, dtype="float32", stride=2 if form.kernel == "pixels" else 1
-        )
+        f"{_named(name)}, tf32": Form(name, form.loop, dtype="float32", stride=2 if form.kernel == "pixels" else 1)
         for name, form in OF_PRODUCT.items()
         if not form.shared and form.lines < 3
     },

@@ -55,6 +55,8 @@ class Form:
         the blocks of a multiprocessor that it lets in.
     epilogues
         What stands behind the sums without spilling: ``all``, ``relu`` (anything but other activations) or ``none``.
+    turned
+        Whether it reads weights turned, as data gradients do, without spilling.
     """
 
     kernel: str
@@ -72,6 +74,7 @@ class Form:
     limit: int | None = None
     resident: int = 1
     epilogues: str = "all"
+    turned: bool = True
 
     @property
     def ctas(self) -> int:
@@ -87,7 +90,7 @@ class Form:
 FORMS: dict[str, Form] = {
     "256x128": Form("tiles", 2, 128, 128, 2, (240, 24), 56, 700),
     "128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 44, 728),
-    "192x256": Form("tiles", 3, 64, 256, 4, (160, 24), 56, 666, instruction=128, epilogues="none"),
+    "192x256": Form("tiles", 3, 64, 256, 4, (160, 24), 56, 666, instruction=128, epilogues="none", turned=False),
     "128x128": Form("tiles", 2, 64, 128, 2, (240, 24), 44, 608),
     "256x64": Form("tiles", 2, 128, 64, 1, (240, 24), 56, 580),
     "128x64": Form("tiles", 1, 128, 64, 1, (240, 24), 57, 799, limit=128, resident=2),
@@ -256,7 +259,7 @@ def configs_of(problem: ConvProblem, phases: Sequence[Dense]) -> Iterator[dict[s
     dense = phases[0]
     stand = {"none": ("none", "relu", "all"), "relu": ("relu", "all"), "all": ("all",)}[_epilogue_of(problem)]
     for name, form in FORMS.items():
-        if form.epilogues not in stand or not all(takes(form, phase) for phase in phases):
+        if form.epilogues not in stand or form.turned < dense.turned or not all(takes(form, phase) for phase in phases):
             continue
         wasted = form.channels_of_cta * (form.ctas if form.shared == "pixels" else 1) >= 2 * max(dense.channels, 32)
         if wasted or (form.shared and dense.item == 4):
