@@ -96,12 +96,23 @@ class MapType:
         return f"{mode}.{self.dtype}.{'x'.join(map(str, self.box))}.{self.swizzle}{split}"
 
 
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> MapType | None:
+    found = _TYPE.fullmatch(text)
+    if found is None:
+        return None
+    axes, dtype, box, swizzle, split = found.groups()[1:]
+    sizes = tuple(map(int, box.split("x")))
+    type = MapType(dtype, sizes, int(swizzle), int(split) if split and split.isdigit() else split, int(axes or 0))
+    wrong = (axes and len(sizes) != 2) or (isinstance(type.split, int) and type.split >= len(sizes))
+    return type if all(sizes) and not wrong and str(type) == text else None
+
+
 def is_map(type: str) -> bool:
     """Tell whether the type of a parameter is that of a tensor map."""
-    return type.startswith(("tma.", "im2col"))
+    return _parsed(type) is not None
 
 
-@lru_cache(maxsize=1024)
 def parse_map_type(text: str) -> MapType:
     """Return the type that ``str`` gave `text` for.
 
@@ -110,13 +121,8 @@ def parse_map_type(text: str) -> MapType:
     ValueError
         If it is none.
     """
-    found = _TYPE.fullmatch(text)
-    if found is None:
-        raise ValueError(f"{text!r:.80} is no type of a tensor map")
-    axes, dtype, box, swizzle, split = found.groups()[1:]
-    sizes = tuple(map(int, box.split("x")))
-    type = MapType(dtype, sizes, int(swizzle), int(split) if split and split.isdigit() else split, int(axes or 0))
-    if not all(sizes) or (axes and len(sizes) != 2) or (split and split.isdigit() and int(split) >= len(sizes)):
+    type = _parsed(text)
+    if type is None:
         raise ValueError(f"{text!r:.80} is no type of a tensor map")
     return type
 

@@ -255,13 +255,6 @@ def _parse_place(data: Any) -> Place:
     return Place(_text(bundle, _HASH, "a bundle"), *(_count(number, _MOST_CUBIN, "a place") for number in numbers))
 
 
-def _is_map_type(type: str) -> bool:
-    try:
-        return str(parse_map_type(type)) == type
-    except ValueError:
-        return False
-
-
 def _parse_entry(data: Any, place: int, cubins: Mapping[str, Place]) -> Entry:
     at = f"entry {place}"
     _complete(data, Entry, at)
@@ -273,7 +266,7 @@ def _parse_entry(data: Any, place: int, cubins: Mapping[str, Place]) -> Entry:
         _require(isinstance(parameter, list) and len(parameter) == 3, f"{at}: a parameter is {parameter!r:.80}")
         name, type_, aligned = parameter
         _require(type(aligned) is bool, f"{at}: a parameter is {parameter!r:.80}")
-        _require(isinstance(type_, str) and (type_ in TYPES or _is_map_type(type_)), f"{at}: a type is {type_!r:.80}")
+        _require(isinstance(type_, str) and (type_ in TYPES or is_map(type_)), f"{at}: a type is {type_!r:.80}")
         found.append((_text(name, _SYMBOL, f"{at}: a name"), type_, aligned))
     names = [*data["constants"], *(name for name, *_ in found)]
     _require(len(set(names)) == len(names), f"{at}: a name is there twice")

@@ -123,7 +123,7 @@ FORMS: dict[str, Form] = {
     **{
         f"{_named(name)}, whole epilogue": Form(
             name,
-            form.loop + (form.kernel == "strips") * 32,
+            form.loop + form.moves,
             stride=2 if form.kernel == "pixels" else 1,
             epilogue=EPILOGUES[form.epilogues],
         )

@@ -14,34 +14,24 @@ from typing import Any
 
 from ...config import workspace_limit
 from ...costs.model import Work
-from ...launcher.maps import MapType, TensorMap
 from ...packs.identity import KernelReference
-from ...problem import ConvProblem, Problem, itemsize
+from ...problem import ConvProblem, Problem
 from ...shapes import ceil_div
 from ..base import Plan, Solver
-from .common import VECTORS, Memo, TritonConv
+from .common import VECTORS, Memo
 from .gluon import installed_triton
-from .hopper_costs import dense_work, other_forms
-from .hopper_forms import (
-    FORMS,
-    Form,
-    box_of,
-    configs_of,
-    constants_of_form,
-    corners_of,
-    programs_of,
-    split_axis,
-)
-from .hopper_passes import aligned, channels_last, in_runs, turn, turn_back, turned_bytes, weights_pass
-from .hopper_view import Dense, dense_of, elements_of, in_order, number_of, phases_of, refusal
-from .launch import capability_of, launch_kernel, multiprocessors_of
+from .hopper_costs import dense_work
+from .hopper_forms import FORMS, Form, configs_of, constants_of_form, programs_of
+from .hopper_maps import maps_of
+from .hopper_passes import aligned, channels_last, in_runs, turn, turn_back, turned_elements, weights_pass
+from .hopper_solver import HopperSolver
+from .hopper_view import Dense, dense_of, in_order, phases_of
+from .launch import launch_kernel, multiprocessors_of
 
-__all__ = ["SOLVERS", "HopperConv", "hopper_refusal"]
+__all__ = ["SOLVERS", "HopperConv"]
 
 _MOST_PHASES = 16
-
-OLDEST = (3, 8)
-"""The oldest Triton that compiles these kernels; packs have them for others."""
+"""Launches that a data gradient is at most, one after the other."""
 
 _OF_NEWER_TRITON = "2 x pixels 256x128"
 """The form of which Triton 3.8 writes the operands in the wrong order: im2col with multicast."""
@@ -54,16 +44,6 @@ _KERNELS = {
 }
 
 
-def hopper_refusal(problem: ConvProblem) -> str | None:
-    """Return why no Hopper kernel runs on the device of a problem, or None."""
-    if not problem.device.startswith("cuda"):
-        return "Gluon kernels are not interpreted"
-    capability = capability_of(problem.device)
-    if capability is not None and capability != (9, 0):
-        return f"is for sm_90, not sm_{capability[0]}{capability[1]}"
-    return None
-
-
 def _room(problem: ConvProblem, phases: Sequence[Dense]) -> tuple[int, int]:
     """Return how many images, and how many rows of one image, are turned at a time: all that there is room for, or 0.
 
@@ -72,10 +52,10 @@ def _room(problem: ConvProblem, phases: Sequence[Dense]) -> tuple[int, int]:
     lie in one run.
     """
     dense = phases[0]
-    axis, item = dense.outermost, itemsize(problem.dtype)
+    axis = dense.outermost
     rows = dense.output[axis]
-    room = workspace_limit() - weights_pass(problem, dense).elements * item
-    each = turned_bytes(problem, dense)
+    room = workspace_limit() - weights_pass(problem, dense).elements * dense.item
+    each = _turned_bytes(problem, replace(dense, n=1))
     if room < 0:
         return 0, rows
     if room >= each:
@@ -84,7 +64,7 @@ def _room(problem: ConvProblem, phases: Sequence[Dense]) -> tuple[int, int]:
         return 0, rows
     while rows > 1:
         rows = ceil_div(rows, 2)
-        if _turned_bytes(problem, allocated(dense, rows)) <= room:
+        if _turned_bytes(problem, replace(allocated(dense, rows), n=1)) <= room:
             return 1, rows
     return 0, rows
 
@@ -102,31 +82,20 @@ def allocated(dense: Dense, rows: int) -> Dense:
 
 
 def _turned_bytes(problem: ConvProblem, part: Dense) -> int:
-    """Return the bytes of what is turned of a part of one image: its source, and its result where that is turned."""
-    found = part.reduced * prod(part.size)
-    if not in_order(problem, part.result):
-        found += part.channels * prod(part.output) * (2 if problem.residual else 1)
-    return found * part.item
+    """Return the bytes of everything that is turned of a part."""
+    return part.item * sum(turned_elements(problem, part).values())
 
 
-class HopperConv(TritonConv):
+class HopperConv(HopperSolver):
     """Dense convolution by TMA and wgmma: tiles, strips of rows or runs of pixels, alone or in clusters of two."""
 
     kinds: tuple[str, ...]
-    oldest_triton = OLDEST
 
     def __init__(self, name: str, kinds: tuple[str, ...]) -> None:
         self.id = f"triton.conv.{name}.hopper"
         self.kinds = kinds
 
-    def why_not(self, problem: Problem) -> str | None:
-        reason = super().why_not(problem)
-        if reason is not None:
-            return reason
-        assert isinstance(problem, ConvProblem)
-        reason = refusal(problem) or hopper_refusal(problem)
-        if reason is not None:
-            return reason
+    def hindrance(self, problem: ConvProblem) -> str | None:
         phases = phases_of(problem) if prod(problem.stride) <= _MOST_PHASES or problem.kind == "fprop" else []
         if not phases:
             return f"runs at most {_MOST_PHASES} phases one after the other, not {prod(problem.stride)}"
@@ -134,7 +103,7 @@ class HopperConv(TritonConv):
         if next(configs_of(problem, phases), None) is None:
             return f"has no form for stride {max(problem.stride)}, dilation {max(problem.dilation)} and this window"
         if _room(problem, phases)[0] < 1:
-            needed = turned_bytes(problem, dense) + dense.item * weights_pass(problem, dense).elements
+            needed = _turned_bytes(problem, replace(dense, n=1)) + dense.item * weights_pass(problem, dense).elements
             return f"turns and packs {needed:,} bytes for an image, and the limit is {workspace_limit():,}"
         return None
 
@@ -154,46 +123,23 @@ class HopperConv(TritonConv):
         phases = phases_of(problem)
         dense = phases[0]
         packed = weights_pass(problem, dense).elements
-        each = turned_bytes(problem, dense)
+        turned = len(turned_elements(problem, dense))
+        moved = 2.0 * (packed * dense.item + _turned_bytes(problem, dense))
         extra = []
         for config in configs:
             passes = ceil_div(dense.n, config["images"]) * ceil_div(dense.output[dense.outermost], config["rows"])
-            turned = [letter for letter in (dense.source, dense.result) if not in_order(problem, letter)]
-            turned += [dense.result] if problem.residual and dense.result in turned else []
-            launches = (passes * (len(phases) + len(turned)) - len(phases)) + (packed > 0)
-            moved = 2 * packed * dense.item + 2 * each * dense.n
-            extra.append((float(moved), launches))
+            extra.append((moved, passes * (len(phases) + turned) - len(phases) + (packed > 0)))
         return dense_work(problem, phases, configs, extra)
-
-    def others(self, plan: Plan) -> str | None:
-        return other_forms(self, plan)
-
-    def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
-        assert isinstance(problem, ConvProblem)
-        plan = Plan(self, problem, 0, dict(config))
-        used = sum(itemsize(dtype) * elements for dtype, elements in self.parts(plan).values())
-        return replace(plan, workspace=used)
 
     def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:
         problem = plan.problem
         assert isinstance(problem, ConvProblem)
         dense = dense_of(problem)
         part = replace(dense, n=plan.config["images"])
-        of_rows = plan.config["rows"] < dense.output[dense.outermost]
-        if of_rows:
+        if plan.config["rows"] < dense.output[dense.outermost]:
             part = allocated(part, plan.config["rows"])
-        found: dict[str, tuple[str, int]] = {}
-        packed = weights_pass(problem, dense).elements
-        if packed:
-            found["packed"] = (problem.dtype, packed)
-        of_part = {dense.source: part.reduced * prod(part.size), dense.result: part.channels * prod(part.output)}
-        for letter in (dense.source, dense.result):
-            if not in_order(problem, letter):
-                elements = of_part[letter] if of_rows else elements_of(problem, letter)
-                found[f"{letter}_turned"] = (problem.dtype, part.n * elements)
-        if problem.residual and f"{dense.result}_turned" in found:
-            found["residual_turned"] = found[f"{dense.result}_turned"]
-        return found
+        sizes = {"packed": weights_pass(problem, dense).elements, **turned_elements(problem, part)}
+        return {name: (problem.dtype, elements) for name, elements in sizes.items() if elements}
 
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, Any], memo: Memo = None
@@ -256,25 +202,6 @@ class HopperConv(TritonConv):
             turn_back(problem, own, operands["result"], first, dense.n, dense.channels, run)
 
 
-def _strides(tensor: Any, shape: tuple[int, ...], dense_memory: bool) -> tuple[int, ...]:
-    """Return the strides of a tensor as [N, D, H, W, C]; one of the workspace is dense."""
-    _, d, h, w, c = shape
-    found = [d * h * w * c, h * w * c, w * c, c, 1]
-    if not dense_memory:
-        own = tensor.stride()
-        spatial = [0] * (5 - len(own)) + list(own[2:])
-        given = [own[0], *spatial]
-        # The stride of an axis of size 1 is never used; TMA wants a multiple of 16 bytes all the same.
-        found = [step if size > 1 else dense for step, size, dense in zip(given, shape, found)] + [1]
-    return tuple(found)
-
-
-def _row_map(tensor: Any, type: MapType, pixels: int, channels: int, offset: int) -> TensorMap:
-    """Return a map over pixels in one row, [1, 1, 1, pixels, channels]."""
-    whole = pixels * channels
-    return TensorMap(tensor, type, (1, 1, 1, pixels, channels), (whole, whole, whole, channels, 1), offset)
-
-
 def launch_dense(
     problem: ConvProblem, dense: Dense, places: Mapping[str, tuple[Any, int]], w: Any, tensors: Mapping[str, Any],
     config: Mapping[str, Any],
@@ -300,7 +227,7 @@ def launch_dense(
     # Strips walk rows upwards, and runs of pixels every axis.
     dense = dense.upwards({"tiles": (), "strips": (1,), "pixels": (0, 1, 2)}[form.kernel])
     constants = constants_of_form(form, problem, dense, config)
-    maps = _maps(form, problem, dense, places, w, constants)
+    maps = maps_of(form, problem, dense, places, w, constants)
     n, o, p, q = dense.walked
     reduced = 1 if dense.empty else dense.reduced  # one step, of zeros
     numbers: dict[str, int] = {"n": n, "c": reduced, "k": dense.channels, "o": o, "p": p, "q": q}
@@ -325,96 +252,6 @@ def launch_dense(
 def _options(form: Form) -> dict[str, int]:
     options = {"num_warps": form.warps, "num_ctas": form.ctas}
     return options if form.limit is None else options | {"maxnreg": form.limit}
-
-
-def _maps(
-    form: Form, problem: ConvProblem, dense: Dense, places: Mapping[str, tuple[Any, int]], w: Any,
-    constants: Mapping[str, Any],
-) -> dict[str, TensorMap | None]:  # fmt: skip
-    number, box = number_of(problem), box_of(form, constants)
-    stored = "fp32" if number == "tf32" else number
-    block_c, chunk = constants["BLOCK_C"], constants["BLOCK_K"] // constants["CHUNKS"]
-    split: int | str | None = None
-    if form.shared:
-        split = "all" if form.shared == "pixels" else split_axis(box)
-    # Runs of pixels that a cluster splits are copied by each CTA for itself: boxes of one.
-    own_runs = form.kernel == "pixels" and form.shared == "weights"
-    x_box = (box[0] // 2 if own_runs else box[0], *box[1:], block_c)
-    x_type = _map_type(number, x_box, "all" if own_runs else split)
-    y_box = (1, 1, 1, *box, chunk) if form.kernel == "pixels" else (*box, chunk)
-    y_split: int | str | None = split
-    if form.shared == "pixels":
-        y_split = len(y_box) - 1
-    elif form.shared == "weights" and form.kernel == "pixels":
-        y_split = 3
-    y_type = _map_type(stored, y_box, y_split)
-    found: dict[str, TensorMap | None] = {"w_map": _weights_map(form, problem, dense, w, constants)}
-    source, first = places["source"]
-    if form.kernel == "pixels":
-        found["x_map"] = im2col_map(dense, replace(x_type, axes=len(corners_of(dense)[0]) + 2), source, first)
-    else:
-        found["x_map"] = _tensor_map(dense, x_type, source, first, dense.size, dense.reduced)
-    for name, of in (("y_map", "result"), ("residual_map", "residual")):
-        tensor, first = places.get(of, (None, 0))
-        if tensor is None:
-            found[name] = None
-        elif form.kernel == "pixels" or dense.flat:
-            row = prod(dense.whole[dense.outermost + 1 :])
-            start = (first * prod(dense.whole) + dense.at[dense.outermost] * row) * dense.channels
-            found[name] = _row_map(tensor, y_type, dense.pixels, dense.channels, start)
-        else:
-            found[name] = _of_phase(dense, _tensor_map(dense, y_type, tensor, first, dense.whole, dense.channels))
-    return found
-
-
-def _map_type(number: str, box: tuple[int, ...], split: int | str | None) -> MapType:
-    item = 4 if number in ("tf32", "fp32") else 2
-    own = box[-1] // 2 if split == len(box) - 1 else box[-1]
-    return MapType(number, box, min(128, own * item), split)
-
-
-def _tensor_map(
-    dense: Dense, type: MapType, tensor: Any, first: int, size: tuple[int, ...], channels: int
-) -> TensorMap:
-    """Return a map over images of a tensor, [N, D, H, W, C], from image `first` on."""
-    if dense.flat:
-        return _row_map(tensor, type, dense.n * prod(size), channels, first * prod(size) * channels)
-    shape = (dense.n, *size, channels)
-    strides = _strides(tensor, shape, tensor.dim() == 1)
-    return TensorMap(tensor, type, shape, strides, first * strides[0])
-
-
-def _of_phase(dense: Dense, map: TensorMap) -> TensorMap:
-    """Return the part of a map of the whole result that is of a phase, or of some rows."""
-    n, d, h, w, c = map.strides
-    strides = tuple(by * step for by, step in zip(dense.spread, (d, h, w), strict=True))
-    offset = sum(at * step for at, step in zip(dense.at, (d, h, w), strict=True))
-    shape = (map.shape[0], *dense.output, map.shape[4])
-    return replace(map, shape=shape, strides=(n, *strides, c), offset=map.offset + offset)
-
-
-def im2col_map(dense: Dense, type: MapType, tensor: Any, first: int) -> TensorMap:
-    """Return a map of the im2col mode over images of the source from image `first` on."""
-    axes = type.axes - 2
-    lower, upper = corners_of(dense)
-    shape = (dense.n, *dense.size, dense.reduced)
-    strides = _strides(tensor, shape, tensor.dim() == 1)
-    kept = (0, *range(4 - axes, 5))
-    sizes = tuple(shape[axis] for axis in kept), tuple(strides[axis] for axis in kept)
-    return TensorMap(tensor, type, *sizes, first * strides[0], lower, upper, dense.stride[-axes:])
-
-
-def _weights_map(form: Form, problem: ConvProblem, dense: Dense, w: Any, constants: Mapping[str, Any]) -> TensorMap:
-    number, taps = number_of(problem), prod(problem.kernel)
-    block_c, block_k = constants["BLOCK_C"], constants["BLOCK_K"]
-    rows, columns = (dense.reduced, dense.channels) if dense.turned else (dense.channels, dense.reduced)
-    box = (1, block_c, block_k) if dense.turned else (1, block_k, block_c)
-    split: int | str | None = None
-    if form.shared == "weights":
-        split = "all"
-    elif form.shared == "pixels":
-        split = 2 if dense.turned else 1
-    return TensorMap(w, _map_type(number, box, split), (taps, rows, columns), (columns, taps * columns, 1))
 
 
 SOLVERS: tuple[Solver, ...] = (

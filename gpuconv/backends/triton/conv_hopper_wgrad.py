@@ -9,18 +9,19 @@ from typing import Any
 
 from ...config import workspace_limit
 from ...costs.model import Work
-from ...launcher.maps import MapType, TensorMap
+from ...launcher.maps import MapType
 from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver
-from .common import Memo, TritonConv, remembered, strides_of
+from .common import Memo, remembered, strides_of
 from .conv_grad import wgrad_sum_arguments
-from .conv_hopper import OLDEST, hopper_refusal, im2col_map
-from .hopper_costs import gradient_work, other_forms
+from .hopper_costs import gradient_work
 from .hopper_forms import corners_of, reached
-from .hopper_passes import aligned, in_runs, turn
-from .hopper_view import Dense, dense_of, in_order, number_of, refusal
+from .hopper_maps import im2col_map, row_map
+from .hopper_passes import aligned, in_runs, turn, turned_elements
+from .hopper_solver import HopperSolver
+from .hopper_view import Dense, dense_of, number_of
 from .hopper_wgrad_forms import GRADIENT_FORMS, gradient_configs
 from .launch import launch_kernel
 
@@ -39,33 +40,19 @@ def _elements(problem: ConvProblem) -> int:
     return prod(problem.w_shape) + (problem.k if problem.bias else 0)
 
 
-def _turned(problem: ConvProblem) -> dict[str, int]:
-    """Return the elements of what is turned to channels innermost, by its letter."""
-    sizes = {"x": prod(problem.x_shape), "y": prod(problem.y_shape)}
-    return {letter: elements for letter, elements in sizes.items() if not in_order(problem, letter)}
-
-
 def _most_splits(problem: ConvProblem) -> int:
     """Return for how many splits there is room, by the limit on workspaces and by the kernel's 32-bit numbers."""
-    room = workspace_limit() - itemsize(problem.dtype) * sum(_turned(problem).values())
+    room = workspace_limit() - itemsize(problem.dtype) * sum(turned_elements(problem, _forward(problem)).values())
     return min(room // (4 * _elements(problem)), (2**31 - 1) // _elements(problem))
 
 
-class HopperGradient(TritonConv):
+class HopperGradient(HopperSolver):
     """Weight gradient of 16-bit types by TMA and wgmma: runs of pixels, any stride, in splits added in order."""
 
     id = "triton.conv.wgrad.hopper"
     kinds = ("wgrad",)
-    oldest_triton = OLDEST
 
-    def why_not(self, problem: Problem) -> str | None:
-        reason = super().why_not(problem)
-        if reason is not None:
-            return reason
-        assert isinstance(problem, ConvProblem)
-        reason = refusal(problem) or hopper_refusal(problem)
-        if reason is not None:
-            return reason
+    def hindrance(self, problem: ConvProblem) -> str | None:
         if itemsize(problem.dtype) != 2:
             return "multiplies pixels innermost, which tensor cores take of 16-bit types alone"
         dense = _forward(problem)
@@ -83,24 +70,16 @@ class HopperGradient(TritonConv):
 
     def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
         assert isinstance(problem, ConvProblem)
-        turned = _turned(problem)
+        turned = turned_elements(problem, _forward(problem))
         moved = float(2 * itemsize(problem.dtype) * sum(turned.values()))
         return gradient_work(problem, configs, [(moved, len(turned))] * len(configs))
-
-    def others(self, plan: Plan) -> str | None:
-        return other_forms(self, plan)
-
-    def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
-        assert isinstance(problem, ConvProblem)
-        plan = Plan(self, problem, 0, dict(config))
-        used = sum(itemsize(dtype) * elements for dtype, elements in self.parts(plan).values())
-        return replace(plan, workspace=used)
 
     def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:
         problem = plan.problem
         assert isinstance(problem, ConvProblem)
+        turned = turned_elements(problem, _forward(problem))
         found = {"partial": ("float32", plan.config["splits"] * _elements(problem))}
-        return found | {f"{letter}_turned": (problem.dtype, size) for letter, size in _turned(problem).items()}
+        return found | {name: (problem.dtype, elements) for name, elements in turned.items()}
 
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, Any], memo: Memo = None
@@ -151,16 +130,11 @@ def _arguments(
     """Return every argument of the kernel but its pointer, by name."""
     form, number = GRADIENT_FORMS[config["form"]], number_of(problem)
     pixels = dense.pixels
-
-    def row(tensor: Any, count: int, channels: int, block: int) -> TensorMap:
-        type = MapType(number, (1, 1, 1, form.pixels, block), 128)
-        whole = count * channels
-        return TensorMap(tensor, type, (1, 1, 1, count, channels), (whole, whole, whole, channels, 1))
-
+    of_k, of_c = (MapType(number, (1, 1, 1, form.pixels, block), 128) for block in (form.channels_k, form.channels_c))
     o, p, q = (1, 1, pixels) if dense.flat else dense.output
-    found: dict[str, Any] = {"dy_map": row(operands["y"], pixels, dense.channels, form.channels_k)}
+    found: dict[str, Any] = {"dy_map": row_map(operands["y"], of_k, pixels, dense.channels)}
     if dense.flat:
-        found["x_map"] = row(operands["x"], pixels, dense.reduced, form.channels_c)
+        found["x_map"] = row_map(operands["x"], of_c, pixels, dense.reduced)
     else:
         axes = len(corners_of(dense)[0])
         type = MapType(number, (form.pixels, form.channels_c), 128, axes=axes + 2)

@@ -19,7 +19,7 @@ from ...costs.work import pipe_of
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan
-from .hopper_forms import FORMS, Form, stages_of, step_bytes, tiles_of
+from .hopper_forms import FORMS, Form, epilogue_of, stages_of, step_bytes, tiles_of
 from .hopper_view import Dense
 from .hopper_wgrad_forms import GRADIENT_FORMS, gradient_steps, gradient_tiles
 from .tuned import Tunable
@@ -63,7 +63,9 @@ def _there(channels: int, block: int) -> float:
     return channels / (block * ceil_div(channels, block))
 
 
-def _of_tile(form: Form, dense: Dense, block_c: int, per_element: float) -> tuple[float, float, float, float]:
+def _of_tile(
+    form: Form, dense: Dense, block_c: int, per_element: float, plain: bool
+) -> tuple[float, float, float, float]:
     """Return products, bytes through L2, instructions and round trips of a CTA for one tile."""
     x, w, _ = step_bytes(form, dense.reach, block_c, dense.item)
     stages = stages_of(form, dense.reach, block_c, dense.item)[1]
@@ -75,7 +77,8 @@ def _of_tile(form: Form, dense: Dense, block_c: int, per_element: float) -> tupl
     bytes_w = w * steps * reduced * channels * (0.5 if form.shared == "weights" else 1.0)
     stored = pixels * form.channels_of_cta * channels * dense.item
     boxes = steps + sets * (form.consumers * (form.lines if form.kernel == "strips" else 1))
-    issued = form.consumers * form.warps * (form.loop * sets + form.epilogue) + _PRODUCER * boxes
+    loop = form.loop + (0 if plain else form.moves)
+    issued = form.consumers * form.warps * (loop * sets + form.epilogue) + _PRODUCER * boxes
     issued += per_element * pixels * form.channels_of_cta / 32
     products = pixels * form.channels_of_cta * steps * block_c
     return products, bytes_x + bytes_w + stored, issued, steps / max(stages - 1, 1) + _EPILOGUE_TRIPS
@@ -87,14 +90,14 @@ def dense_work(
 ) -> Work:  # fmt: skip
     """Describe the launches of each of `configs`; `extra` are bytes and launches of passes before and after.
 
-    Of several phases, which run one after the other, each is described as having the tiles of the first, the largest,
-    and its own steps.
+    Those passes are taken to run at the bandwidth of memory, which nobody has measured. Of several phases, which run
+    one after the other, each is described as having the tiles of the first, the largest, and its own steps.
     """
     dense, count = phases[0], len(phases)
     pipe, factor = pipe_of(problem)
     forms = [FORMS[config["form"]] for config in configs]
-    per_element = _per_element(problem)
-    tiles = [_of_tile(form, dense, config["BLOCK_C"], per_element) for form, config in zip(forms, configs, strict=True)]
+    behind = (_per_element(problem), epilogue_of(problem) == "none")
+    tiles = [_of_tile(form, dense, config["BLOCK_C"], *behind) for form, config in zip(forms, configs, strict=True)]
     share = [sum(phase.steps(c["BLOCK_C"]) for phase in phases) / dense.steps(c["BLOCK_C"]) for c in configs]
     products, l2_bytes, issued, chain = np.array(share) * np.array(tiles, float).reshape(-1, 4).T
     counts = [tiles_of(form, dense, config) * form.ctas for form, config in zip(forms, configs, strict=True)]

@@ -15,17 +15,18 @@ from ...shapes import ceil_div
 from .hopper_view import Dense
 
 __all__ = [
-    "FORMS", "Form", "axes_of", "box_of", "configs_of", "constants_of_form", "corners_of", "products_of",
+    "FORMS", "Form", "axes_of", "box_of", "configs_of", "constants_of_form", "corners_of", "epilogue_of",
     "programs_of", "reached", "split_axis", "stages_of", "step_bytes", "tiles_of",
 ]  # fmt: skip
 
-SHARED_BYTES = 232_448
+_SHARED_BYTES = 232_448
 """Bytes of shared memory that a block may have on sm_90."""
 
 _BARRIERS = 1024
 """Bytes for barriers, and for buffers to begin at multiples of what is swizzled together."""
 
 _MOST_STAGES = 6
+"""Slots beyond which no more latency hides. Assumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class Form:
         What stands behind the sums without spilling: ``all``, ``relu`` (anything but other activations) or ``none``.
     turned
         Whether it reads weights turned, as data gradients do, without spilling.
+    moves
+        Instructions that come to the loop where anything stands behind the sums: the compiler moves sums about then.
     """
 
     kernel: str
@@ -75,6 +78,7 @@ class Form:
     resident: int = 1
     epilogues: str = "all"
     turned: bool = True
+    moves: int = 0
 
     @property
     def ctas(self) -> int:
@@ -97,12 +101,12 @@ FORMS: dict[str, Form] = {
     "256x32": Form("tiles", 2, 128, 32, 1, (240, 24), 56, 560),
     "2 x 128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 46, 794, shared="weights"),
     "2 x 256x128": Form("tiles", 2, 128, 256, 1, (240, 24), 58, 758, shared="pixels", epilogues="relu"),
-    "strips 4x64x128": Form("strips", 2, 64, 128, 4, (224, 48), 161, 915, lines=2, epilogues="relu"),
+    "strips 4x64x128": Form("strips", 2, 64, 128, 4, (224, 48), 161, 915, lines=2, epilogues="relu", moves=33),
     "strips 6x64x128": Form("strips", 2, 64, 128, 2, (232, 40), 237, 1035, lines=3, epilogues="none"),
     "strips 8x64x64": Form("strips", 2, 64, 64, 2, (216, 56), 318, 1046, lines=4, epilogues="relu"),
     "strips 4x64x64": Form("strips", 2, 64, 64, 2, (224, 48), 161, 747, lines=2),
     "2 x strips 4x64x128": Form(
-        "strips", 2, 64, 128, 4, (224, 56), 174, 906, lines=2, shared="weights", epilogues="relu"
+        "strips", 2, 64, 128, 4, (224, 56), 174, 906, lines=2, shared="weights", epilogues="relu", moves=32
     ),
     "pixels 256x128": Form("pixels", 2, 128, 128, 2, (232, 40), 56, 660, epilogues="relu"),
     "pixels 128x256": Form("pixels", 1, 128, 256, 4, (232, 40), 47, 873, warps=8),
@@ -137,7 +141,7 @@ def stages_of(form: Form, reach: int, block_c: int, item: int) -> tuple[int, int
         Channels of a step, and bytes of an element.
     """
     x, w, staging = step_bytes(form, reach, block_c, item)
-    room = (SHARED_BYTES - 1024 * (form.resident - 1)) // form.resident - _BARRIERS - staging
+    room = (_SHARED_BYTES - 1024 * (form.resident - 1)) // form.resident - _BARRIERS - staging
     if form.kernel == "strips":
         return 2, min((room - 2 * x) // w, _MOST_STAGES)
     stages = min(room // (x + w), _MOST_STAGES)
@@ -150,7 +154,8 @@ def cluster_tile(form: Form, config: Mapping[str, Any]) -> tuple[int, int, int]:
     if form.shared != "weights":
         return tile
     axis = split_axis(tile)
-    return tuple(2 * size if at == axis else size for at, size in enumerate(tile))  # type: ignore[return-value]
+    n, p, q = (2 * size if at == axis else size for at, size in enumerate(tile))
+    return n, p, q
 
 
 def split_axis(tile: tuple[int, ...]) -> int:
@@ -198,7 +203,8 @@ def boxes_of(form: Form, dense: Dense) -> dict[str, int]:
 _CORNERS = {2: (-128, 127, 255), 3: (-16, 15, 31)}
 """Least and largest corner, and largest offset, of the im2col mode by spatial axes."""
 
-MOST_STRIDE = 8
+_MOST_STRIDE = 8
+"""Positions from one pixel to the next at most, in the im2col mode."""
 
 
 def axes_of(dense: Dense) -> int:
@@ -223,7 +229,7 @@ def reached(dense: Dense) -> bool:
     least, most, furthest = _CORNERS[axes_of(dense)]
     corners = [at for corner in corners_of(dense) for at in corner]
     offsets = [(tap - 1) * abs(step) for tap, step in zip(dense.taps, dense.step, strict=True)]
-    return max(dense.stride) <= MOST_STRIDE and all(least <= at <= most for at in corners) and max(offsets) <= furthest
+    return max(dense.stride) <= _MOST_STRIDE and all(least <= at <= most for at in corners) and max(offsets) <= furthest
 
 
 def takes(form: Form, dense: Dense) -> bool:
@@ -246,7 +252,7 @@ def block_channels(dense: Dense) -> list[int]:
     return [whole]
 
 
-def _epilogue_of(problem: ConvProblem) -> str:
+def epilogue_of(problem: ConvProblem) -> str:
     """Return the least kind of epilogue that a form must stand: ``none``, ``relu`` or ``all``."""
     if problem.activation not in (None, "relu", "relu6"):
         return "all"
@@ -257,7 +263,7 @@ def _epilogue_of(problem: ConvProblem) -> str:
 def configs_of(problem: ConvProblem, phases: Sequence[Dense]) -> Iterator[dict[str, Any]]:
     """Yield the configs of a convolution in phases, or in parts, the largest first: forms that take all of them."""
     dense = phases[0]
-    stand = {"none": ("none", "relu", "all"), "relu": ("relu", "all"), "all": ("all",)}[_epilogue_of(problem)]
+    stand = {"none": ("none", "relu", "all"), "relu": ("relu", "all"), "all": ("all",)}[epilogue_of(problem)]
     for name, form in FORMS.items():
         if form.epilogues not in stand or form.turned < dense.turned or not all(takes(form, phase) for phase in phases):
             continue
@@ -305,10 +311,3 @@ def box_of(form: Form, constants: Mapping[str, Any]) -> tuple[int, ...]:
         return (constants["BLOCK_M"],)
     rows = 1 if form.kernel == "strips" else constants["TILE_P"]
     return (constants["TILE_N"], 1, rows, constants["TILE_Q"])
-
-
-def products_of(form: Form, dense: Dense, config: Mapping[str, Any]) -> int:
-    """Return the products that all tiles form, those with nothing included."""
-    pixels = form.pixels * form.consumers * form.lines * (2 if form.shared == "weights" else 1)
-    steps = dense.steps(config["BLOCK_C"])
-    return tiles_of(form, dense, config) * pixels * form.channels * steps * config["BLOCK_C"]

@@ -8,13 +8,13 @@ from typing import Any
 
 from ...arrays import CHANNELS_LAST, channels_last_strides
 from ...packs.identity import KernelReference
-from ...problem import ConvProblem, itemsize
+from ...problem import ConvProblem
 from ...shapes import ceil_div
-from .hopper_view import Dense, elements_of, in_order
+from .hopper_view import Dense, in_order
 from .launch import launch_kernel
 
 __all__ = [
-    "WeightsPass", "aligned", "channels_last", "in_runs", "launch_turn", "turn", "turn_back", "turned_bytes",
+    "WeightsPass", "aligned", "channels_last", "in_runs", "launch_turn", "turn", "turn_back", "turned_elements",
     "weights_pass",
 ]  # fmt: skip
 
@@ -109,12 +109,16 @@ def turn_back(
     launch_turn(problem, source, tensor, (n, positions, channels), (0, first * of_n + at * of_p), *sides)
 
 
-def turned_bytes(problem: ConvProblem, dense: Dense) -> int:
-    """Return the bytes of one image of everything that is turned: source, result and residual."""
-    found = 0 if in_order(problem, dense.source) else elements_of(problem, dense.source)
-    if not in_order(problem, dense.result):
-        found += elements_of(problem, dense.result) * (2 if problem.residual else 1)
-    return found * itemsize(problem.dtype)
+def turned_elements(problem: ConvProblem, part: Dense) -> dict[str, int]:
+    """Return the elements of each tensor, images included, that is turned of a part, by its name in a workspace."""
+    found = {}
+    if not in_order(problem, part.source):
+        found[f"{part.source}_turned"] = part.n * part.reduced * prod(part.size)
+    if not in_order(problem, part.result):
+        found[f"{part.result}_turned"] = part.n * part.channels * prod(part.whole)
+        if problem.residual:
+            found["residual_turned"] = found[f"{part.result}_turned"]
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
-from math import gcd, prod
+from math import prod
 
 from ...arrays import CHANNELS_LAST
 from ...problem import ConvProblem, itemsize
-from ...shapes import ceil_div
+from ...shapes import ceil_div, phase_size, tap_step
 from ..axes import three
 
-__all__ = ["Dense", "dense_of", "elements_of", "in_order", "number_of", "phases_of", "refusal"]
+__all__ = ["Dense", "dense_of", "in_order", "number_of", "phases_of", "refusal"]
 
 _MOST_PIXELS = 2**31 - 2**17
 """Pixels of a result: their number, and that of a tile more, is a signed 32-bit integer."""
@@ -88,7 +88,8 @@ class Dense:
                 first[axis] += (self.taps[axis] - 1) * step[axis]
                 order[0] += (self.taps[axis] - 1) * order[1 + axis]
                 step[axis], order[1 + axis] = -step[axis], -order[1 + axis]
-        return replace(self, first=tuple(first), step=tuple(step), order=tuple(order))  # type: ignore[arg-type]
+        begin, by_d, by_h, by_w = order
+        return replace(self, first=tuple(first), step=tuple(step), order=(begin, by_d, by_h, by_w))
 
     @property
     def outermost(self) -> int:
@@ -137,7 +138,7 @@ def dense_of(problem: ConvProblem) -> Dense:
 
 
 def phases_of(problem: ConvProblem) -> list[Dense]:
-    """Return the convolutions of stride 1 that a data gradient is, the largest first; a forward pass is one.
+    """Return the convolutions of stride 1 that a data gradient is, the largest with taps first; a forward pass is one.
 
     Weights of float32 gradients are packed with channels swapped: tf32 products want what is reduced innermost.
     """
@@ -166,7 +167,7 @@ def phases_of(problem: ConvProblem) -> list[Dense]:
                 tuple(phase.at for phase in chosen),
             )
         )  # fmt: skip
-    return sorted(found, key=lambda dense: -prod(dense.taps) * prod(dense.output))
+    return sorted(found, key=lambda dense: (dense.empty, -prod(dense.taps) * prod(dense.output)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +188,9 @@ def _phases(size: int, taps: int, stride: int, dilation: int, pad: int, none: in
 
     `none` is the tap of a phase that has none: so far below 0 that no other axis brings it to a number of the weights.
     """
-    found, apart = [], stride // gcd(stride, dilation)
+    found, apart = [], tap_step(stride, dilation)
     for at in range(min(stride, size)):
-        positions = ceil_div(size - at, stride)
+        positions = phase_size(size - at, stride)
         here = [tap for tap in range(taps) if (at + pad - tap * dilation) % stride == 0]
         if here:
             first = (at + pad - here[0] * dilation) // stride
@@ -227,8 +228,3 @@ def in_order(problem: ConvProblem, letter: str) -> bool:
     layout = {"x": problem.x_format, "w": problem.w_format, "y": problem.y_format}[letter]
     positions = {"x": problem.input_size, "w": problem.kernel, "y": problem.output_size}[letter]
     return layout == CHANNELS_LAST or prod(positions) == 1
-
-
-def elements_of(problem: ConvProblem, letter: str) -> int:
-    """Return the elements of one image of x or y."""
-    return prod((problem.x_shape if letter == "x" else problem.y_shape)[1:])
