@@ -122,6 +122,8 @@ def _our_conv(problem: ConvProblem, tensors: Tensors) -> tuple[str, tuple[Any, .
     options |= {key: tensors[key] for key in ("scale", "shift", "residual") if key in tensors}
     if problem.activation:
         options["activation"] = problem.activation
+    if problem.rounding != "fused":
+        options["rounding"] = problem.rounding
     bias = tensors.get("bias")
     if problem.kind == "transposed":
         geometry["output_padding"] = output_padding(problem)

@@ -115,6 +115,7 @@ def problem_key(problem: Problem) -> str:
         words.append(f"of {'x'.join(map(str, problem.output_size))}")
     extras = [name for name in ("bias", "scale", "shift", "residual") if getattr(problem, name)]
     words += [problem.padding_mode] * (problem.padding_mode != "zeros") + extras + [problem.activation or ""]
+    words += ["rounded as torch"] * (problem.rounding == "torch")
     formats = {problem.x_format, problem.w_format, problem.y_format}
     layout = problem.x_format if len(formats) == 1 else f"{problem.x_format}/{problem.w_format}/{problem.y_format}"
     return " ".join(word for word in (*words, number, layout) if word)

@@ -19,6 +19,7 @@ __all__ = [
     "CONTIGUOUS",
     "TORCH",
     "ArrayKind",
+    "bfloat16_bits",
     "channels_last_strides",
     "common_kind",
     "contiguous_strides",
@@ -33,6 +34,13 @@ __all__ = [
 
 CONTIGUOUS = "contiguous"
 CHANNELS_LAST = "channels_last"
+
+
+def bfloat16_bits(values: Any) -> Any:
+    """Round float32 to the nearest bfloat16, ties to even, and return its bits as uint16. NaN stays NaN."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:

@@ -55,6 +55,9 @@ class ConvProblem:
     operation of its own, with bias and epilogue). The epilogue of fprop and transposed is
     ``activation((conv + bias) * scale + shift + residual)``, with bias, scale and shift per channel. A ``wgrad`` with
     bias has two results, the gradients of the weight and of the bias: the sum of ``y`` over images and positions.
+
+    `rounding` is ``"torch"`` where a 16-bit result is rounded after the convolution and after each step of the
+    epilogue, and ``"fused"`` where it is rounded once: always so of other types and without an epilogue.
     """
 
     op: str
@@ -83,6 +86,7 @@ class ConvProblem:
     scale: bool = False
     shift: bool = False
     precision: str = "ieee"
+    rounding: str = "fused"
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -140,6 +144,16 @@ class ConvProblem:
         return taps * (self.k // self.groups)
 
     @property
+    def finish(self) -> str | None:
+        """What kernels are compiled for beside the operands of the epilogue: its activation, by name.
+
+        In front of it, or alone, stands the type that every step is rounded to, if any: ``"bfloat16 relu"``.
+        """
+        if self.rounding == "fused":
+            return self.activation
+        return f"{self.dtype} {self.activation}" if self.activation else self.dtype
+
+    @property
     def flops(self) -> int:
         """Floating-point operations: two per multiplication of the dense definition (taps in the padding included)."""
         return 2 * self.n * self.k * prod(self.output_size) * (self.c // self.groups) * prod(self.kernel)
@@ -162,6 +176,8 @@ class ConvProblem:
         extras = [name for name in ("bias", "scale", "shift", "residual") if getattr(self, name)]
         if self.activation:
             extras.append(self.activation)
+        if self.rounding == "torch":
+            extras.append("rounded after each step")
         pads = ", ".join(f"{lo}+{hi}" for lo, hi in zip(self.pad_lo, self.pad_hi, strict=True))
         return [
             ("operation", f"{self.op} ({self.kind})"),

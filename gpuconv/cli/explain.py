@@ -66,6 +66,7 @@ _HELP = {
     "activation": f"One of {', '.join(ACTIVATIONS)}.",
     "padding_mode": f"One of {', '.join(PADDING_MODES)}.",
     "precision": f"Products of float32 on a GPU: one of {', '.join(PRECISIONS)}.",
+    "rounding": "Of 16-bit results with an epilogue: fused (once) or torch (after each step).",
     "bias": "With a bias.",
     "residual": "With a residual, added before the activation.",
     "scale": "With a scale per channel.",

@@ -220,9 +220,9 @@ def conv_key(
     first = arrays[0]
     if first is None:
         raise UnkeyedError
-    mode, activation, _, _, _, precision, backend = extras
+    mode, activation, _, _, _, precision, backend, rounding = extras
     setting = _precision(first) if precision is None else None  # "none" is a setting, and an error as an argument
-    return op, _exactly(settings), mode, activation, precision, setting, backend, signed, current_settings()
+    return op, _exactly(settings), mode, activation, rounding, precision, setting, backend, signed, current_settings()
 
 
 def _found_key(op: str, arrays: tuple[Any, ...], settings: tuple[Any, ...], extras: Extras) -> tuple[Any, ...] | None:

@@ -59,6 +59,7 @@ def conv1d(
     scale: Array | None = None,
     shift: Array | None = None,
     precision: str | None = None,
+    rounding: str = "fused",
     backend: str | None = None,
 ) -> Array:
     """Convolve a sequence: ``torch.nn.functional.conv1d``, plus the extras of :func:`conv2d`.
@@ -72,7 +73,7 @@ def conv1d(
     >>> gpuconv.conv1d(np.arange(5.0).reshape(1, 1, 5), np.ones((1, 1, 3)), padding="causal")
     array([[[0., 1., 3., 6., 9.]]])
     """
-    extras = Extras(padding_mode, activation, residual, scale, shift, precision, backend)
+    extras = Extras(padding_mode, activation, residual, scale, shift, precision, backend, rounding)
     return _convolve("conv1d", 1, input, weight, bias, stride, padding, dilation, groups, extras)
 
 
@@ -91,6 +92,7 @@ def conv2d(
     scale: Array | None = None,
     shift: Array | None = None,
     precision: str | None = None,
+    rounding: str = "fused",
     backend: str | None = None,
 ) -> Array:
     """Convolve an image: ``torch.nn.functional.conv2d``, plus keyword-only extras.
@@ -131,6 +133,10 @@ def conv2d(
         Products of float32 on a GPU: ``"ieee"``, ``"tf32"`` or ``"tf32x3"``; None follows
         ``torch.backends.cudnn.conv.fp32_precision`` (without torch: ieee). Other dtypes, and the NumPy backend, do not
         use it.
+    rounding
+        Of a 16-bit result with a bias or other extras: ``"fused"`` computes them in float32 and rounds once;
+        ``"torch"`` rounds after the convolution and after each step, as torch's operators do one after another on a
+        GPU, for results that are to agree with theirs. Gradients are the same.
     backend
         A backend (``"triton"``, ``"cupy"``, ``"numpy"``) or a solver id to force; None lets the dispatcher choose.
 
@@ -147,7 +153,7 @@ def conv2d(
     TypeError
         For an argument of the wrong type or a mix of array kinds.
     ValueError
-        For an unknown padding_mode, activation, precision or backend.
+        For an unknown padding_mode, activation, precision, rounding or backend.
     NotImplementedError
         For a dtype that torch does not convolve.
 
@@ -158,7 +164,7 @@ def conv2d(
     >>> gpuconv.conv2d(x, w, padding=((1, 0), (0, 0))).tolist()
     [[[[6.0, 6.0], [9.0, 9.0], [9.0, 9.0]]]]
     """
-    extras = Extras(padding_mode, activation, residual, scale, shift, precision, backend)
+    extras = Extras(padding_mode, activation, residual, scale, shift, precision, backend, rounding)
     return _convolve("conv2d", 2, input, weight, bias, stride, padding, dilation, groups, extras)
 
 
@@ -177,6 +183,7 @@ def conv3d(
     scale: Array | None = None,
     shift: Array | None = None,
     precision: str | None = None,
+    rounding: str = "fused",
     backend: str | None = None,
 ) -> Array:
     """Convolve a volume: ``torch.nn.functional.conv3d``, plus the extras of :func:`conv2d`.
@@ -190,7 +197,7 @@ def conv3d(
     >>> gpuconv.conv3d(np.ones((1, 2, 4, 4, 4)), np.ones((5, 2, 3, 3, 3)), stride=(1, 2, 2), padding=1).shape
     (1, 5, 4, 2, 2)
     """
-    extras = Extras(padding_mode, activation, residual, scale, shift, precision, backend)
+    extras = Extras(padding_mode, activation, residual, scale, shift, precision, backend, rounding)
     return _convolve("conv3d", 3, input, weight, bias, stride, padding, dilation, groups, extras)
 
 
@@ -210,6 +217,7 @@ def conv_transpose1d(
     scale: Array | None = None,
     shift: Array | None = None,
     precision: str | None = None,
+    rounding: str = "fused",
     backend: str | None = None,
 ) -> Array:
     """Transposed convolution of a sequence: ``torch.nn.functional.conv_transpose1d``, with extras.
@@ -223,7 +231,7 @@ def conv_transpose1d(
     >>> gpuconv.conv_transpose1d(np.ones((1, 1, 2)), np.ones((1, 1, 3)), stride=2)
     array([[[1., 1., 2., 1., 1.]]])
     """
-    extras = Extras("zeros", activation, residual, scale, shift, precision, backend)
+    extras = Extras("zeros", activation, residual, scale, shift, precision, backend, rounding)
     geometry = (stride, padding, output_padding, groups, dilation, output_size)
     return _convolve_transposed("conv_transpose1d", 1, input, weight, bias, *geometry, extras)
 
@@ -244,6 +252,7 @@ def conv_transpose2d(
     scale: Array | None = None,
     shift: Array | None = None,
     precision: str | None = None,
+    rounding: str = "fused",
     backend: str | None = None,
 ) -> Array:
     """Transposed convolution of an image: ``torch.nn.functional.conv_transpose2d``, plus keyword-only extras.
@@ -267,7 +276,7 @@ def conv_transpose2d(
         Extra size at the high end, smaller than stride or dilation.
     output_size
         The wanted size of the result (spatial, or with batch and channels), instead of `output_padding`.
-    activation, residual, scale, shift, precision, backend
+    activation, residual, scale, shift, precision, rounding, backend
         As in :func:`conv2d`.
 
     Returns
@@ -289,7 +298,7 @@ def conv_transpose2d(
     >>> gpuconv.conv_transpose2d(x, w, stride=2, padding=1, output_size=(4, 4)).shape
     (1, 1, 4, 4)
     """
-    extras = Extras("zeros", activation, residual, scale, shift, precision, backend)
+    extras = Extras("zeros", activation, residual, scale, shift, precision, backend, rounding)
     geometry = (stride, padding, output_padding, groups, dilation, output_size)
     return _convolve_transposed("conv_transpose2d", 2, input, weight, bias, *geometry, extras)
 
@@ -310,6 +319,7 @@ def conv_transpose3d(
     scale: Array | None = None,
     shift: Array | None = None,
     precision: str | None = None,
+    rounding: str = "fused",
     backend: str | None = None,
 ) -> Array:
     """Transposed convolution of a volume: ``torch.nn.functional.conv_transpose3d``, with extras.
@@ -323,6 +333,6 @@ def conv_transpose3d(
     >>> gpuconv.conv_transpose3d(np.ones((1, 4, 2, 2, 2)), np.ones((4, 3, 2, 2, 2)), stride=2).shape
     (1, 3, 4, 4, 4)
     """
-    extras = Extras("zeros", activation, residual, scale, shift, precision, backend)
+    extras = Extras("zeros", activation, residual, scale, shift, precision, backend, rounding)
     geometry = (stride, padding, output_padding, groups, dilation, output_size)
     return _convolve_transposed("conv_transpose3d", 3, input, weight, bias, *geometry, extras)

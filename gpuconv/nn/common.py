@@ -15,7 +15,7 @@ import torch
 from ..config import validate_backend
 from ..errors import invalid
 from ..normalize.common import pad_pairs
-from ..normalize.conv import ACTIVATIONS, PRECISIONS, check_choice
+from ..normalize.conv import ACTIVATIONS, PRECISIONS, ROUNDINGS, check_choice
 
 __all__ = ["CONV_PADDINGS", "POOL_PADDINGS", "Extended", "check_extras", "constructor"]
 
@@ -92,7 +92,7 @@ def _of_torch(base: Any, padding: str) -> bool:
 
 def check_extras(op: str, given: dict[str, Any], activations: tuple[str, ...] = ACTIVATIONS) -> None:
     """Check the keyword-only arguments that modules share, of those that are given."""
-    for argument, choices in (("activation", activations), ("precision", PRECISIONS)):
+    for argument, choices in (("activation", activations), ("precision", PRECISIONS), ("rounding", ROUNDINGS)):
         if given.get(argument) is not None:
             check_choice(op, argument, given[argument], choices)
     if given.get("backend") is not None:

@@ -5,10 +5,10 @@ Each class is a subclass of the module of the same name in ``torch.nn``: constru
 way. Other padding modes than zeros run inside the kernel, without a padded copy of the input. The pools are in
 :mod:`gpuconv.nn.pool`. ``torch.fx.symbolic_trace`` records these modules as calls of gpuconv's functions.
 
-After PyTorch's arguments come keyword-only ones, shown by ``repr`` where they are given: `activation`, `precision` and
-`backend`, as in the functions. `padding` may also be ``(lo, hi)`` pairs, and of a convolution ``"same_upper"``,
-``"same_lower"`` or ``"causal"``. A call takes a `residual`, which is added before the activation. What would be
-parameters, `scale` and `shift`, is left to the functions: the ``state_dict`` stays PyTorch's.
+After PyTorch's arguments come keyword-only ones, shown by ``repr`` where they are given: `activation`, `precision`,
+`rounding` and `backend`, as in the functions. `padding` may also be ``(lo, hi)`` pairs, and of a convolution
+``"same_upper"``, ``"same_lower"`` or ``"causal"``. A call takes a `residual`, which is added before the activation.
+What would be parameters, `scale` and `shift`, is left to the functions: the ``state_dict`` stays PyTorch's.
 
 Importing this module imports torch.
 """
@@ -32,11 +32,11 @@ for _name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2
     torch.fx.wrap(_name)
 
 
-_EXTRAS: dict[str, Any] = {"activation": None, "precision": None, "backend": None}
+_EXTRAS: dict[str, Any] = {"activation": None, "precision": None, "rounding": "fused", "backend": None}
 
 
 def _extras(module: Any, residual: Tensor | None) -> dict[str, Any]:
-    chosen = {"activation": module.activation, "precision": module.precision, "backend": module.backend}
+    chosen = {name: getattr(module, name) for name in _EXTRAS}
     return chosen if residual is None else {**chosen, "residual": residual}
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "FLOATS",
     "PADDING_MODES",
     "PRECISIONS",
+    "ROUNDINGS",
     "TRANSPOSED_DTYPES",
     "Extras",
     "Geometry",
@@ -37,6 +38,7 @@ __all__ = [
     "input_grad_call",
     "pads_of",
     "result_formats",
+    "rounding_of",
     "sizes_of",
     "transposed_sizes",
     "weight_grad_call",
@@ -45,6 +47,7 @@ __all__ = [
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 ACTIVATIONS = ("relu", "relu6", "hardswish", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh")
 PRECISIONS = ("ieee", "tf32", "tf32x3")
+ROUNDINGS = ("fused", "torch")
 
 _PADDING_STRINGS = ("valid", "same", "same_upper", "same_lower", "causal")
 FLOATS = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
@@ -64,6 +67,7 @@ class Extras(NamedTuple):
     shift: Any = None
     precision: str | None = None
     backend: str | None = None
+    rounding: str = "fused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +200,8 @@ def _output_size(op: str, size: tuple[int, ...], kernel: tuple[int, ...], geomet
     for i, k, lo, hi, d in zip(size, kernel, geometry.pad_lo, geometry.pad_hi, geometry.dilation, strict=True):
         extent = shapes.effective_kernel(k, d)
         if extent > i + lo + hi:
-            raise invalid(
-                op,
-                "weight",
-                kernel,
-                f"no larger than the padded input: a kernel of effective size {extent} does not fit in {i}+{lo}+{hi}",
-            )
+            fits = f"a kernel of effective size {extent} does not fit in {i}+{lo}+{hi}"
+            raise invalid(op, "weight", kernel, f"no larger than the padded input: {fits}")
     return shapes.map_axes(
         shapes.conv_output_size, size, kernel, geometry.stride, geometry.pad_lo, geometry.pad_hi, geometry.dilation
     )
@@ -240,6 +240,7 @@ def formats_of(kind: ArrayKind, first: Any, unbatched: bool, weight: Any) -> tup
 def _check_epilogue(
     op: str, kind: ArrayKind, extras: Extras, dtype: str, channels: int, result: tuple[int, ...], unbatched: bool
 ) -> None:
+    check_choice(op, "rounding", extras.rounding, ROUNDINGS)
     if extras.activation is not None:
         check_choice(op, "activation", extras.activation, ACTIVATIONS)
         if dtype not in FLOATS[:4]:
@@ -251,18 +252,27 @@ def _check_epilogue(
         raise invalid(op, "residual", kind.shape(extras.residual), f"of the output's shape {expected}")
 
 
+def rounding_of(requested: str, dtype: str, bias: bool, *steps: Any) -> str:
+    """Return the rounding of a problem: as requested where `steps` follow the convolution in 16 bits, else "fused"."""
+    stepwise = dtype in FLOATS[:2] and (bias or any(step is not None for step in steps))
+    return requested if stepwise else "fused"
+
+
+def _epilogue(op: str, bias: Any, extras: Extras, dtype: str, device: str) -> dict[str, Any]:
+    """Return the fields of a problem that say what follows its sums, and how products are formed."""
+    residual, scale, shift, activation = extras.residual, extras.scale, extras.shift, extras.activation
+    return {
+        "bias": bias is not None, "activation": activation, "residual": residual is not None,
+        "scale": scale is not None, "shift": shift is not None,
+        "precision": effective_precision(op, extras.precision, dtype, device),
+        "rounding": rounding_of(extras.rounding, dtype, bias is not None, residual, scale, shift, activation),
+    }  # fmt: skip
+
+
 def conv_call(
-    op: str,
-    ndim: int,
-    input: Any,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-    extras: Extras,
-) -> Call:
+    op: str, ndim: int, input: Any, weight: Any, bias: Any,
+    stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras,
+) -> Call:  # fmt: skip
     """Check the arguments of a convolution and describe it. Shapes and errors: see :func:`gpuconv.conv2d`."""
     named = {"input": input, "weight": weight, "bias": bias}
     named |= {"residual": extras.residual, "scale": extras.scale, "shift": extras.shift}
@@ -295,10 +305,7 @@ def conv_call(
         op=op, kind="fprop", n=n, c=c, k=k, groups=groups, input_size=size, kernel=w_shape[2:], output_size=output,
         stride=geometry.stride, pad_lo=pad_lo, pad_hi=pad_hi, dilation=geometry.dilation,
         padding_mode=extras.padding_mode, dtype=dtype, device=device, array=kind.name,
-        x_format=x_format, w_format=w_format, y_format=y_format,
-        bias=bias is not None, activation=extras.activation, residual=extras.residual is not None,
-        scale=extras.scale is not None, shift=extras.shift is not None,
-        precision=effective_precision(op, extras.precision, dtype, device),
+        x_format=x_format, w_format=w_format, y_format=y_format, **_epilogue(op, bias, extras, dtype, device),
     )  # fmt: skip
     arrays = {
         "x": _with_batch(kind, input, unbatched), "w": weight if c else weight[:0],
@@ -405,10 +412,7 @@ def conv_transpose_call(
         op=op, kind="transposed", n=n, c=c, k=k, groups=groups, input_size=output, kernel=w_shape[2:],
         output_size=size, stride=geometry.stride, pad_lo=pad_lo, pad_hi=pad_hi, dilation=geometry.dilation,
         padding_mode="zeros", dtype=dtype, device=device, array=kind.name,
-        x_format=x_format, w_format=w_format, y_format=y_format,
-        bias=bias is not None, activation=extras.activation, residual=extras.residual is not None,
-        scale=extras.scale is not None, shift=extras.shift is not None,
-        precision=effective_precision(op, extras.precision, dtype, device),
+        x_format=x_format, w_format=w_format, y_format=y_format, **_epilogue(op, bias, extras, dtype, device),
     )  # fmt: skip
     arrays = {
         "y": _with_batch(kind, input, unbatched), "w": weight, "bias": bias,

@@ -52,7 +52,8 @@ def _recorded(call: Call) -> Tensor:
     assert isinstance(problem, ConvProblem)
     activation, used = problem.activation, [name for name in _EPILOGUE if arrays.get(name) is not None]
     if activation is not None or used:
-        problem = replace(problem, activation=None, scale=False, shift=False, residual=False)
+        rounding = problem.rounding if problem.bias else "fused"
+        problem = replace(problem, activation=None, scale=False, shift=False, residual=False, rounding=rounding)
     first, second = (arrays[name] for name in OPERANDS[problem.kind])
     result = apply(problem, forced_backend(call.backend) or "auto", first, second, arrays.get("bias"))
     if activation is not None or used:
@@ -68,8 +69,7 @@ def _cast(
     if not all(tensor is None or isinstance(tensor, torch.Tensor) for tensor in tensors):
         return input, weight, bias, extras
     input, weight, bias, scale, shift, residual = autocast(*tensors)
-    mode, activation, precision, backend = extras.padding_mode, extras.activation, extras.precision, extras.backend
-    return input, weight, bias, Extras(mode, activation, residual, scale, shift, precision, backend)
+    return input, weight, bias, extras._replace(scale=scale, shift=shift, residual=residual)
 
 
 def _in_complex64(
@@ -95,7 +95,7 @@ def convolution(
     """Run a convolution on torch tensors. Arguments: see :func:`gpuconv.conv2d`."""
     key = None
     if not torch.compiler.is_compiling():
-        _, _, residual, scale, shift, _, _ = extras  # of a tuple this takes half as long as attributes
+        _, _, residual, scale, shift, *_ = extras  # of a tuple this takes half as long as attributes
         arrays = (input, weight, bias, residual, scale, shift)
         result, key = repeated(op, arrays, (stride, padding, dilation, groups), extras)
         if result is not None:
@@ -123,7 +123,7 @@ def transposed_convolution(
     """Run a transposed convolution on torch tensors. Arguments: see :func:`gpuconv.conv_transpose2d`."""
     key, geometry = None, (stride, padding, output_padding, groups, dilation, output_size)
     if not torch.compiler.is_compiling():
-        _, _, residual, scale, shift, _, _ = extras  # of a tuple this takes half as long as attributes
+        _, _, residual, scale, shift, *_ = extras  # of a tuple this takes half as long as attributes
         arrays = (input, weight, bias, residual, scale, shift)
         result, key = repeated(op, arrays, geometry, extras)
         if result is not None:

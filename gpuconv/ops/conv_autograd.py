@@ -68,7 +68,7 @@ def _describe(
         c, k, formats = second[1] * groups, second[0], (results, others, ours)
     return replace(
         problem, op=_NAMES[kind].format(problem.ndim), kind=kind, n=first[0], c=c, k=k, groups=groups,
-        x_format=formats[0], w_format=formats[1], y_format=formats[2], bias=bias,
+        x_format=formats[0], w_format=formats[1], y_format=formats[2], bias=bias, rounding="fused",
     )  # fmt: skip
 
 

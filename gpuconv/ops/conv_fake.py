@@ -21,6 +21,7 @@ from ..normalize.conv import (
     FLOATS,
     PADDING_MODES,
     PRECISIONS,
+    ROUNDINGS,
     TRANSPOSED_DTYPES,
     bias_may_differ,
     check_choice,
@@ -50,11 +51,12 @@ def _empty(like: Tensor, shape: Sizes, memory_format: str) -> Tensor:
 
 
 def _check_options(
-    op: str, padding_mode: str, activation: str | None, precision: str | None, backend: str | None
+    op: str, padding_mode: str, activation: str | None, rounding: str, precision: str | None, backend: str | None
 ) -> None:
     check_choice(op, "padding_mode", padding_mode, PADDING_MODES)
     if activation is not None:
         check_choice(op, "activation", activation, ACTIVATIONS)
+    check_choice(op, "rounding", rounding, ROUNDINGS)
     if precision is not None:
         check_choice(op, "precision", precision, PRECISIONS)
     if backend is not None:
@@ -92,11 +94,11 @@ def _output_size(op: str, size: Sizes, kernel: Sizes, geometry: tuple[Any, ...])
 def fake_fprop(
     x: Tensor, w: Tensor, bias: Any, scale: Any, shift: Any, residual: Any,
     stride: Sizes, pad_lo: Sizes, pad_hi: Sizes, dilation: Sizes, groups: int, padding_mode: str,
-    activation: str | None, precision: str | None, backend: str | None,
+    activation: str | None, rounding: str, precision: str | None, backend: str | None,
 ) -> Tensor:  # fmt: skip
     """Return an empty y."""
     op = f"conv{x.dim() - 2}d"
-    _check_options(op, padding_mode, activation, precision, backend)
+    _check_options(op, padding_mode, activation, rounding, precision, backend)
     named = {"input": x, "weight": w, "bias": bias, "scale": scale, "shift": shift, "residual": residual}
     _check_tensors(op, named, CONV_DTYPES if activation is None else FLOATS[:4])
     _require(op, x.dim() == w.dim(), "input and weight must be of one rank")
@@ -112,11 +114,11 @@ def fake_fprop(
 def fake_dgrad(
     dy: Tensor, w: Tensor, bias: Any, scale: Any, shift: Any, residual: Any, input_size: Sizes,
     stride: Sizes, pad_lo: Sizes, pad_hi: Sizes, dilation: Sizes, groups: int, padding_mode: str,
-    activation: str | None, precision: str | None, backend: str | None, transposed: bool,
+    activation: str | None, rounding: str, precision: str | None, backend: str | None, transposed: bool,
 ) -> Tensor:  # fmt: skip
     """Return an empty dx."""
     op = f"conv_transpose{dy.dim() - 2}d" if transposed else f"conv{dy.dim() - 2}d_input_grad"
-    _check_options(op, padding_mode, activation, precision, backend)
+    _check_options(op, padding_mode, activation, rounding, precision, backend)
     named = {"input": dy, "weight": w, "bias": bias, "scale": scale, "shift": shift, "residual": residual}
     empty = transposed and bias is not None and is_zero(dy.shape[0])
     if empty and bias_may_differ(TORCH.dtype(dy), TORCH.dtype(bias)):
@@ -149,7 +151,7 @@ def fake_wgrad(
 ) -> Tensor:  # fmt: skip
     """Return an empty dw."""
     op = f"conv{x.dim() - 2}d_weight_grad"
-    _check_options(op, padding_mode, None, precision, backend)
+    _check_options(op, padding_mode, None, "fused", precision, backend)
     _check_tensors(op, {"input": x, "grad_output": dy}, FLOATS)
     _require(op, x.dim() == dy.dim(), "input and grad_output must be of one rank")
     _require(op, x.shape[0] == dy.shape[0], "input and grad_output must be of one batch")

@@ -53,6 +53,7 @@ Tensor = Any
 
 _GEOMETRY = "SymInt[] stride, SymInt[] pad_lo, SymInt[] pad_hi, SymInt[] dilation, SymInt groups, str padding_mode"
 _EPILOGUE = "Tensor? bias, Tensor? scale, Tensor? shift, Tensor? residual"
+_FINISH = "str? activation, str rounding"
 _OPTIONS = "str? precision, str? backend"
 
 
@@ -77,18 +78,26 @@ def chosen_backend(argument: str | None) -> str:
     return argument or forced_backend(os.environ.get("GPUCONV_BACKEND") or "auto") or "auto"
 
 
+def _extras(
+    geometry: Geometry, residual: Any, scale: Any, shift: Any,
+    activation: str | None, rounding: str, precision: str | None, backend: str | None,
+) -> Extras:  # fmt: skip
+    backend = chosen_backend(backend)
+    return Extras(geometry.padding_mode, activation, residual, scale, shift, precision, backend, rounding)
+
+
 def _real_fprop(x: Tensor, w: Tensor, bias: Any, scale: Any, shift: Any, residual: Any, *rest: Any) -> Tensor:
     """Convolution: y of x and w."""
-    geometry, (activation, precision, backend) = Geometry(*rest[:6]), rest[6:]
-    extras = Extras(geometry.padding_mode, activation, residual, scale, shift, precision, chosen_backend(backend))
+    geometry = Geometry(*rest[:6])
+    extras = _extras(geometry, residual, scale, shift, *rest[6:])
     ndim, (stride, _, _, dilation, groups, _) = x.dim() - 2, geometry
     return run(conv_call(f"conv{ndim}d", ndim, x, w, bias, stride, geometry.pads, dilation, groups, extras))
 
 
 def _real_dgrad(dy: Tensor, w: Tensor, bias: Any, scale: Any, shift: Any, residual: Any, *rest: Any) -> Tensor:
     """Data gradient: dx of dy and w; or, where `transposed`, the transposed convolution with its epilogue."""
-    input_size, geometry, (activation, precision, backend, transposed) = rest[0], Geometry(*rest[1:7]), rest[7:]
-    extras = Extras(geometry.padding_mode, activation, residual, scale, shift, precision, chosen_backend(backend))
+    input_size, geometry, transposed = rest[0], Geometry(*rest[1:7]), rest[-1]
+    extras = _extras(geometry, residual, scale, shift, *rest[7:-1])
     ndim, (stride, _, _, dilation, groups, _) = dy.dim() - 2, geometry
     if not transposed:
         x_size = (dy.shape[0], w.shape[1] * groups, *input_size)
@@ -124,13 +133,13 @@ def _define(name: str, schema: str, real: Callable[..., Tensor], fake: Callable[
 
 fprop = _define(
     "fprop",
-    f"Tensor x, Tensor w, {_EPILOGUE}, {_GEOMETRY}, str? activation, {_OPTIONS}",
+    f"Tensor x, Tensor w, {_EPILOGUE}, {_GEOMETRY}, {_FINISH}, {_OPTIONS}",
     _real_fprop,
     fake_fprop,
 )
 dgrad = _define(
     "dgrad",
-    f"Tensor dy, Tensor w, {_EPILOGUE}, SymInt[] input_size, {_GEOMETRY}, str? activation, {_OPTIONS}, bool transposed",
+    f"Tensor dy, Tensor w, {_EPILOGUE}, SymInt[] input_size, {_GEOMETRY}, {_FINISH}, {_OPTIONS}, bool transposed",
     _real_dgrad,
     fake_dgrad,
 )
@@ -147,10 +156,10 @@ def run_problem(problem: ConvProblem, backend: str, first: Tensor, second: Tenso
     """Run a problem that has no epilogue but a bias by its operator."""
     p, geometry = problem, geometry_of(problem)
     if p.kind == "fprop":
-        return fprop(first, second, bias, None, None, None, *geometry, None, p.precision, backend)
+        return fprop(first, second, bias, None, None, None, *geometry, None, p.rounding, p.precision, backend)
     if p.kind == "wgrad":
         return wgrad(first, second, p.kernel, *geometry, p.precision, backend)
-    options = (None, p.precision, backend, p.kind == "transposed")
+    options = (None, p.rounding, p.precision, backend, p.kind == "transposed")
     return dgrad(first, second, bias, None, None, None, p.input_size, *geometry, *options)
 
 
@@ -224,15 +233,16 @@ class _Form:
     """Spatial sizes of dy where the operator is dgrad."""
     precision: str | None
     backend: str | None
+    rounding: str = "fused"
 
     def __call__(self, first: Tensor, second: Tensor, bias: Tensor | None = None, kind: str = "") -> Tensor:
         kind, options = kind or self.kind, (self.precision, self.backend)
         if kind == "wgrad":
             return wgrad(first, second, self.kernel, *self.geometry, *options)
         if kind == "fprop":
-            return fprop(first, second, bias, None, None, None, *self.geometry, None, *options)
+            return fprop(first, second, bias, None, None, None, *self.geometry, None, self.rounding, *options)
         sizes = (self.input_size, *self.geometry)
-        return dgrad(first, second, bias, None, None, None, *sizes, None, *options, kind == "transposed")
+        return dgrad(first, second, bias, None, None, None, *sizes, None, self.rounding, *options, kind == "transposed")
 
     @property
     def of_derivatives(self) -> _Form:
@@ -245,9 +255,9 @@ def _form(name: str, args: Sequence[Any]) -> _Form:
     if name == "wgrad":
         return _Form(name, Geometry(*args[3:9]), first.shape[2:], args[2], (), *args[9:])
     if name == "fprop":
-        return _Form(name, Geometry(*args[6:12]), first.shape[2:], second.shape[2:], (), *args[13:])
-    kind = "transposed" if args[16] else "dgrad"
-    return _Form(kind, Geometry(*args[7:13]), args[6], second.shape[2:], first.shape[2:], *args[14:16])
+        return _Form(name, Geometry(*args[6:12]), first.shape[2:], second.shape[2:], (), *args[14:], args[13])
+    kind = "transposed" if args[17] else "dgrad"
+    return _Form(kind, Geometry(*args[7:13]), args[6], second.shape[2:], first.shape[2:], *args[15:17], args[14])
 
 
 class _Derivatives(_SingleLevelFunction):

@@ -17,6 +17,7 @@ from ..normalize.conv import (
     ACTIVATIONS,
     PADDING_MODES,
     PRECISIONS,
+    ROUNDINGS,
     Extras,
     Geometry,
     check_choice,
@@ -51,6 +52,7 @@ def _options(op: str, tensor: Tensor, extras: Extras) -> tuple[str | None, str |
     check_choice(op, "padding_mode", extras.padding_mode, PADDING_MODES)
     if extras.activation is not None:
         check_choice(op, "activation", extras.activation, ACTIVATIONS)
+    check_choice(op, "rounding", extras.rounding, ROUNDINGS)
     if extras.precision is not None:
         check_choice(op, "precision", extras.precision, PRECISIONS)
     if torch.compiler.is_compiling():
@@ -87,7 +89,7 @@ def convolution(
     x, residual = _batched(input, unbatched), _batched(extras.residual, unbatched)
     common = (geometry.stride, pad_lo, pad_hi, geometry.dilation, geometry.groups, extras.padding_mode)
     fused = (extras.scale, extras.shift, residual)
-    y = conv_library.fprop(x, weight, bias, *fused, *common, extras.activation, precision, backend)
+    y = conv_library.fprop(x, weight, bias, *fused, *common, extras.activation, extras.rounding, precision, backend)
     return y.squeeze(0) if unbatched else y
 
 
@@ -113,7 +115,9 @@ def transposed_convolution(
     dy, residual = _batched(input, unbatched), _batched(extras.residual, unbatched)
     common = (input_size, geometry.stride, pad_lo, pad_hi, geometry.dilation, geometry.groups, extras.padding_mode)
     fused = (extras.scale, extras.shift, residual)
-    x = conv_library.dgrad(dy, weight, bias, *fused, *common, extras.activation, precision, backend, True)
+    x = conv_library.dgrad(
+        dy, weight, bias, *fused, *common, extras.activation, extras.rounding, precision, backend, True
+    )
     return x.squeeze(0) if unbatched else x
 
 
@@ -133,7 +137,7 @@ def input_gradient(
     precision, backend = _options(op, grad_output, extras)
     common = (tuple(size), geometry.stride, pad_lo, pad_hi, geometry.dilation, geometry.groups, extras.padding_mode)
     nothing = (None,) * 4
-    return conv_library.dgrad(grad_output, weight, *nothing, *common, None, precision, backend, False)
+    return conv_library.dgrad(grad_output, weight, *nothing, *common, None, "fused", precision, backend, False)
 
 
 def weight_gradient(

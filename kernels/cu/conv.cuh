@@ -31,6 +31,7 @@ struct ConvParams {
     int taps_inside;  // wgrad: order of partial sums, see channel_and_tap
     int padding_mode;
     int activation;
+    int stepwise;  // whether a 16-bit result is rounded after each step of the epilogue
 };
 
 constexpr int ZEROS = 0, REFLECT = 1, REPLICATE = 2, CIRCULAR = 3;
@@ -117,13 +118,21 @@ struct Epilogue {
     const T* residual;
     const long long (&vector_stride)[3];
     int activation;
+    int stepwise;
+
+    // What a store of T between two steps leaves of a number.
+    __device__ __forceinline__ compute_t<T> stored(compute_t<T> sum) const {
+        if constexpr (sizeof(T) == 2) return stepwise ? to_compute(from_compute<T>(sum)) : sum;
+        return sum;
+    }
 
     template <class I>
     __device__ __forceinline__ T finish(compute_t<T> sum, I channel, I residual_offset) const {
-        if (bias) sum += to_compute(bias[channel * static_cast<I>(vector_stride[0])]);
-        if (scale) sum *= to_compute(scale[channel * static_cast<I>(vector_stride[1])]);
-        if (shift) sum += to_compute(shift[channel * static_cast<I>(vector_stride[2])]);
-        if (residual) sum += to_compute(residual[residual_offset]);
+        sum = stored(sum);
+        if (bias) sum = stored(sum + to_compute(bias[channel * static_cast<I>(vector_stride[0])]));
+        if (scale) sum = stored(sum * to_compute(scale[channel * static_cast<I>(vector_stride[1])]));
+        if (shift) sum = stored(sum + to_compute(shift[channel * static_cast<I>(vector_stride[2])]));
+        if (residual) sum = stored(sum + to_compute(residual[residual_offset]));
         return from_compute<T>(activate(sum, activation));
     }
 };

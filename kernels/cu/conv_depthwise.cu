@@ -99,7 +99,7 @@ conv_depthwise(const T* __restrict__ x, const T* __restrict__ w, const T* __rest
         }
     }
 
-    const Epilogue<T> epilogue{bias, scale, shift, residual, p.vector_stride, p.activation};
+    const Epilogue<T> epilogue{bias, scale, shift, residual, p.vector_stride, p.activation, p.stepwise};
     const I y_line = at.n * static_cast<I>(p.y_stride[0]) + channel * static_cast<I>(p.y_stride[1]) +
                      spatial_offset(at.d, at.h, first_q, p.y_stride);
     const I residual_line = at.n * static_cast<I>(p.residual_stride[0]) +

@@ -173,7 +173,7 @@ conv_dgrad(const T* __restrict__ y, const T* __restrict__ w, const T* __restrict
         add_image(0, 0, 0);
     }
 
-    const Epilogue<T> epilogue{bias, scale, shift, residual, p.vector_stride, p.activation};
+    const Epilogue<T> epilogue{bias, scale, shift, residual, p.vector_stride, p.activation, p.stepwise};
     const I columns = smaller<I>(static_cast<I>(p.c) - first_column, C::N);
     const I first_channel = group * static_cast<I>(p.c) + first_column;
     constexpr int ALONG_RESULT = LAYOUT == CONTIGUOUS ? UNITS : REDUCTION;

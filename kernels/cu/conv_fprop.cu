@@ -75,7 +75,7 @@ conv_fprop(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict
                                         unused);
     }
 
-    const Epilogue<T> epilogue{bias, scale, shift, residual, p.vector_stride, p.activation};
+    const Epilogue<T> epilogue{bias, scale, shift, residual, p.vector_stride, p.activation, p.stepwise};
     const I columns = smaller<I>(static_cast<I>(p.k) - first_column, C::N);
     const I first_channel = group * static_cast<I>(p.k) + first_column;
     constexpr int ALONG_RESULT = LAYOUT == CONTIGUOUS ? UNITS : REDUCTION;

@@ -70,26 +70,51 @@ def sigmoid(x):
     return tl.where(x < 0, e, 1.0) / (1 + e)
 
 
+@triton.constexpr_function
+def step_type(ACTIVATION):
+    """Return the type that each step of an epilogue rounds to, which may stand in front of an activation; or None."""
+    return {"float16": tl.float16, "bfloat16": tl.bfloat16}.get((ACTIVATION or "").partition(" ")[0])
+
+
+@triton.constexpr_function
+def activation_name(ACTIVATION):
+    """Return the activation alone, or None."""
+    return ACTIVATION if step_type(ACTIVATION) is None else ACTIVATION.partition(" ")[2] or None
+
+
+@triton.jit
+def stored(x, ACTIVATION: tl.constexpr):
+    """Return what a store between two steps of an epilogue leaves of `x`: `x` itself, unless ACTIVATION has a type."""
+    TYPE: tl.constexpr = step_type(ACTIVATION)
+    if TYPE is not None:
+        x = x.to(TYPE).to(x.dtype)
+    return x
+
+
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
-    """Apply an activation by name (formulas of torch.nn.functional); None leaves `x` as it is. NaN propagates."""
-    if ACTIVATION == "relu":
+    """Apply an activation by name (formulas of torch.nn.functional); None leaves `x` as it is. NaN propagates.
+
+    A type in front of the name ("bfloat16 relu") is for :func:`stored`.
+    """
+    NAME: tl.constexpr = activation_name(ACTIVATION)
+    if NAME == "relu":
         x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    elif ACTIVATION == "relu6":
+    elif NAME == "relu6":
         x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
         x = tl.minimum(x, 6.0, propagate_nan=tl.PropagateNan.ALL)
-    elif ACTIVATION == "hardswish":
+    elif NAME == "hardswish":
         gate = tl.maximum(x + 3.0, 0.0, propagate_nan=tl.PropagateNan.ALL)
         x = x * tl.minimum(gate, 6.0, propagate_nan=tl.PropagateNan.ALL) / 6.0
-    elif ACTIVATION == "silu":
+    elif NAME == "silu":
         x = x * sigmoid(x)
-    elif ACTIVATION == "gelu":
+    elif NAME == "gelu":
         x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    elif ACTIVATION == "gelu_tanh":
+    elif NAME == "gelu_tanh":
         x = 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
-    elif ACTIVATION == "sigmoid":
+    elif NAME == "sigmoid":
         x = sigmoid(x)
-    elif ACTIVATION == "tanh":
+    elif NAME == "tanh":
         x = tanh(x)
     return x
 
@@ -111,22 +136,24 @@ def epilogue(
 ):
     """Return activation((accumulator + bias) * scale + shift + residual) in the type of the accumulator.
 
-    Columns of the accumulator are channels, which bias, scale and shift have one number for, each by a stride in
-    elements; `residual_tile` holds a pointer per element. Each of them may be None.
+    With a type in ACTIVATION every step is rounded to it, the accumulator first. Columns of the accumulator are
+    channels, which bias, scale and shift have one number for, each by a stride in elements; `residual_tile` holds a
+    pointer per element. Each of them may be None.
     """
     dtype = accumulator.dtype
+    accumulator = stored(accumulator, ACTIVATION)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + channel * bias_stride, mask=column_inside, other=0.0).to(dtype)
-        accumulator = accumulator + bias[None, :]
+        accumulator = stored(accumulator + bias[None, :], ACTIVATION)
     if scale_ptr is not None:
         scale = tl.load(scale_ptr + channel * scale_stride, mask=column_inside, other=0.0).to(dtype)
-        accumulator = accumulator * scale[None, :]
+        accumulator = stored(accumulator * scale[None, :], ACTIVATION)
     if shift_ptr is not None:
         shift = tl.load(shift_ptr + channel * shift_stride, mask=column_inside, other=0.0).to(dtype)
-        accumulator = accumulator + shift[None, :]
+        accumulator = stored(accumulator + shift[None, :], ACTIVATION)
     if residual_tile is not None:
         residual = tl.load(residual_tile, mask=written, other=0.0)
-        accumulator = accumulator + residual.to(dtype)
+        accumulator = stored(accumulator + residual.to(dtype), ACTIVATION)
     return activate(accumulator, ACTIVATION)
 
 

@@ -51,6 +51,7 @@ CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "odd": {"c": 13, "k": 7, "n": 1},
     "epilogue": {"activation": "gelu", "bias": True, "scale": True, "shift": True, "residual": True},
     "bias": {"bias": True, "padding": 1},
+    "rounded as torch": {"activation": "gelu", "bias": True, "scale": True, "residual": True, "rounding": "torch"},
     "grouped, many channels": {"c": 256, "k": 256, "groups": 32, "padding": 1},
     "few filters": {"c": 64, "k": 3, "padding": 1, "n": 2**14},
     "reflect": {"padding": 1, "padding_mode": "reflect"},

@@ -87,7 +87,7 @@ def compiled(form: Form) -> tuple[Entry, bytes]:
     return entries[0], cubin
 
 
-VECTORS = {"bias": True, "scale": True, "shift": True, "residual": True}
+VECTORS = {"bias": True, "scale": True, "shift": True, "residual": True, "rounding": "torch"}
 EPILOGUES = {"all": VECTORS | {"activation": "gelu"}, "relu": VECTORS | {"activation": "relu"}}
 """The most that stands behind the sums, by what a form says that it takes."""
 

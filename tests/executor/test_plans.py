@@ -72,7 +72,8 @@ def _arrays(problem: ConvProblem, seed: int) -> dict[str, torch.Tensor | None]:
     generator = torch.Generator().manual_seed(seed)
 
     def integers(shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.randint(-2, 3, shape, generator=generator).to(getattr(torch, problem.dtype))
+        most = 15 if problem.rounding == "torch" else 2  # sums that 16 bits do not hold, or do
+        return torch.randint(-most, most + 1, shape, generator=generator).to(getattr(torch, problem.dtype))
 
     shapes = {"x": problem.x_shape, "w": problem.w_shape, "y": problem.y_shape}
     orders = {"x": problem.x_format, "w": problem.w_format, "y": problem.y_format}
@@ -107,12 +108,17 @@ def _reference(problem: ConvProblem, arrays: dict[str, torch.Tensor | None]) -> 
         (result,) = torch.autograd.grad(y, leaf, given["y"])
     if problem.kind == "wgrad":
         return (result, given["y"].sum([0, *range(2, 2 + ndim)])) if problem.bias else (result,)
+
+    def stored(values: torch.Tensor) -> torch.Tensor:
+        return values.to(getattr(torch, problem.dtype)).double() if problem.rounding == "torch" else values
+
+    result = stored(result)
     for name in ("bias", "scale", "shift"):
         if given[name] is not None:
             vector = given[name].reshape(-1, *[1] * ndim)
-            result = result * vector if name == "scale" else result + vector
+            result = stored(result * vector if name == "scale" else result + vector)
     if given["residual"] is not None:
-        result = result + given["residual"]
+        result = stored(result + given["residual"])
     return (torch.relu(result) if problem.activation else result,)
 
 
@@ -161,6 +167,21 @@ GRADIENT_CASES = [("wgrad", form, number) for form in GRADIENT_FORMS for number 
 def test_planned_form(case: tuple[str, str, int]) -> None:
     """Equal on integers, which every type here holds."""
     _check(*_drawn(*case), seed=case[2])
+
+
+@pytest.mark.parametrize("kind", ("fprop", "transposed"))
+@pytest.mark.parametrize("form", ("128x64", "strips 4x64x128", "pixels 128x128"))
+def test_steps_are_rounded_as_torchs(form: str, kind: str) -> None:
+    """Every operand of the epilogue, on sums that are exact in float32 alone."""
+    for number in range(20):
+        problem, solver, config = _drawn(kind, form, number)
+        problem = replace(problem, bias=True, scale=True, shift=True, residual=True, rounding="torch")
+        if problem.dtype != "float32":
+            break
+    arrays = _arrays(problem, number)
+    fused = _reference(replace(problem, rounding="fused"), arrays)[0].to(getattr(torch, problem.dtype))
+    assert not torch.equal(fused, _reference(problem, arrays)[0].to(fused.dtype))
+    _check(problem, solver, config, number)
 
 
 @pytest.mark.parametrize("number", range(12))

@@ -44,7 +44,7 @@ _FIVE = ("x_stride", "w_stride", "y_stride", "residual_stride")
 _THREE = ("size", "out", "kernel", "stride", "dilation", "pad_lo", "pad_hi", "step", "inverse", "images",
           "vector_stride")  # fmt: skip
 _LONGS = ("n", "c", "k", "per_split")
-_INTS = ("groups", "tiles_m", "tiles_n", "splits", "taps_inside", "padding_mode", "activation")
+_INTS = ("groups", "tiles_m", "tiles_n", "splits", "taps_inside", "padding_mode", "activation", "stepwise")
 
 PARAMS = np.dtype(
     [(name, np.int64, (5,)) for name in _FIVE]
@@ -94,6 +94,7 @@ def conv_params(problem: ConvProblem, strides: Strides, dtype: np.dtype = PARAMS
     params["groups"] = problem.groups
     params["padding_mode"] = _PADDING_MODES.index(problem.padding_mode)
     params["activation"] = _ACTIVATIONS.index(problem.activation)
+    params["stepwise"] = problem.rounding == "torch"
     return params
 
 

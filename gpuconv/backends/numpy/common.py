@@ -8,18 +8,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ...arrays import bfloat16_bits
 from ...config import workspace_limit
 from ...problem import PoolProblem
 from ...shapes import ceil_div
 
 __all__ = [
     "Box",
-    "bfloat16_bits",
     "boxes",
     "compute_dtype",
     "kept",
     "narrow",
     "parts_per_axis",
+    "rounded",
     "shown_runs",
     "widen",
     "workspace_target",
@@ -67,16 +68,15 @@ def widen(array: np.ndarray, dtype: str) -> np.ndarray:
     return array.astype(compute_dtype(dtype), copy=False)
 
 
-def bfloat16_bits(values: np.ndarray) -> np.ndarray:
-    """Round float32 to the nearest bfloat16, ties to even, and return its bits as uint16. NaN stays NaN."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16
-    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
-
-
 def narrow(values: np.ndarray, dtype: str, out: np.ndarray) -> None:
     """Write compute-type `values` to `out`, of element type `dtype` (bfloat16 as its bits), rounding once."""
     out[...] = bfloat16_bits(values) if dtype == "bfloat16" else values
+
+
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Return compute-type `values` as they are after a store in `dtype`."""
+    stored = bfloat16_bits(values) if dtype == "bfloat16" else values.astype(dtype)
+    return widen(stored, dtype)
 
 
 def workspace_target() -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...problem import ConvProblem
-from .common import Box, widen
+from .common import Box, rounded, widen
 
 __all__ = ["Epilogue"]
 
@@ -52,6 +52,7 @@ class Epilogue:
             if arrays.get(name) is not None
         }
         self.residual = arrays.get("residual")
+        self.stepwise = problem.rounding == "torch"
 
     @property
     def empty(self) -> bool:
@@ -60,13 +61,22 @@ class Epilogue:
 
     def __call__(self, values: np.ndarray, n: int, channels: slice, positions: Box) -> np.ndarray:
         """Apply to `values` (channels, then a box of positions) of image `n`, in place where that is possible."""
+        values = self._stored(values)
         if "bias" in self.vectors:
             values += self.vectors["bias"][channels]
+            values = self._stored(values)
         if "scale" in self.vectors:
             values *= self.vectors["scale"][channels]
+            values = self._stored(values)
         if "shift" in self.vectors:
             values += self.vectors["shift"][channels]
+            values = self._stored(values)
         if self.residual is not None:
             box = tuple(slice(start, stop) for start, stop in positions)
             values += widen(self.residual[(n, channels, *box)], self.dtype)
+            values = self._stored(values)
         return self.activation(values) if self.activation else values
+
+    def _stored(self, values: np.ndarray) -> np.ndarray:
+        """Round as a store between two operators of torch would, where the problem asks for that."""
+        return rounded(values, self.dtype) if self.stepwise else values

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ...arrays import CONTIGUOUS
+from ...arrays import CONTIGUOUS, bfloat16_bits
 from ...problem import Call, PoolProblem
 from ...shapes import columns_shape
-from .common import bfloat16_bits, compute_dtype, narrow, widen
+from .common import compute_dtype, narrow, widen
 from .pool_axes import Regular, axes_of, slabs_in
 from .pool_offsets import first_elements, reading_windows, to_offsets, to_positions
 from .pool_tiles import Rows, dense_view, flat_targets, row_ranges, tiles

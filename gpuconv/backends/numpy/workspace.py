@@ -55,6 +55,7 @@ def _storing(problem: ConvProblem, epilogue: bool) -> int:
     if epilogue:
         temporaries += _widening(problem) + (6 * size if problem.activation else 0)
         temporaries += _FLOAT_OBJECT if problem.activation == "gelu" else 0
+        temporaries += size if problem.rounding == "torch" else 0
     return size + temporaries
 
 

@@ -177,7 +177,7 @@ def banded_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str
         "images": banded.images,
         "steps": ceil_div(band.depth, config["BK"]),
         "GRAD": banded.grad,
-        "ACTIVATION": problem.activation,
+        "ACTIVATION": problem.finish,
         "INDEX64": bool(config.get("INDEX64")) or _wide(problem, strides, config),
         "KW": band.width,
         "PITCH": band.pitch,

@@ -149,7 +149,7 @@ def conv_arguments(problem: ConvProblem, strides: Strides) -> dict[str, Any]:
         of_residual = five(strides["residual"]) if problem.residual else (0,) * 5
         arguments |= zip((f"residual_stride_{axis}" for axis in axes[problem.result]), of_residual, strict=True)
         arguments |= {f"{name}_stride": _vector_stride(problem, strides.get(name)) for name in VECTORS}
-        arguments["ACTIVATION"] = problem.activation
+        arguments["ACTIVATION"] = problem.finish
     return arguments
 
 

@@ -187,7 +187,7 @@ def fprop_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
         strides["y"] = channels_last_strides(problem.y_shape)
         for name in (*VECTORS, "residual"):
             strides.pop(name, None)
-        plain = replace(problem, residual=False, activation=None)
+        plain = replace(problem, residual=False, activation=None, rounding="fused")
         partial = prod(problem.y_shape)
     tiles_m, tiles_n = _tiles(problem, config)
     wide = index64(problem, strides, max(rows + config["BLOCK_M"], splits * partial))
@@ -229,7 +229,7 @@ def fprop_sum_arguments(problem: ConvProblem, strides: Strides, config: Mapping[
         "elements": elements,
         "rows": problem.n * prod(problem.output_size),
         "k": problem.k,
-        "ACTIVATION": problem.activation,
+        "ACTIVATION": problem.finish,
         "INDEX64": bool(config.get("INDEX64")) or wide,
         **_SUM_TILE,
     }

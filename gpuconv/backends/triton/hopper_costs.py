@@ -22,6 +22,7 @@ from ..base import Plan
 from .hopper_forms import FORMS, Form, epilogue_of, stages_of, step_bytes, tiles_of
 from .hopper_view import Dense
 from .hopper_wgrad_forms import GRADIENT_FORMS, gradient_steps, gradient_tiles
+from .march_costs import ROUNDED_STEP
 from .tuned import Tunable
 
 __all__ = ["dense_work", "gradient_work", "other_forms"]
@@ -55,6 +56,8 @@ def _per_element(problem: ConvProblem) -> float:
     """Return the instructions of the epilogue for each element of a thread, beside storing it."""
     vectors = sum((problem.bias, problem.scale, problem.shift))
     found = _PER_ACTIVATION.get(problem.activation, _PER_OTHER_ACTIVATION)
+    if problem.rounding == "torch":
+        found += ROUNDED_STEP * (1 + vectors + problem.residual)
     return found + _PER_VECTOR * vectors + _PER_RESIDUAL * problem.residual
 
 

@@ -289,7 +289,7 @@ def constants_of_form(form: Form, problem: ConvProblem, dense: Dense, config: Ma
     chunks = form.chunks if dense.item == 2 or form.shared == "pixels" else min(2 * form.chunks, 4)
     found = {
         "BLOCK_K": form.channels, "BLOCK_C": config["BLOCK_C"], "GROUP": 8, "STAGES": stages, "CHUNKS": chunks,
-        "TRANSPOSED": dense.turned, "ACTIVATION": problem.activation, "ROUND_EACH": False,
+        "TRANSPOSED": dense.turned, "ACTIVATION": problem.activation, "ROUND_EACH": problem.rounding == "torch",
         "INSTRUCTION_N": form.instruction or form.channels_of_cta, "INSTRUCTION_K": 32 // dense.item,
         "CONSUMER_REGISTERS": form.registers[0], "PRODUCER_REGISTERS": form.registers[1], "SHARED": form.shared,
     }  # fmt: skip

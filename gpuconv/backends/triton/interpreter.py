@@ -1,10 +1,11 @@
 """Repairs that Triton's interpreter (``TRITON_INTERPRET=1``) needs in its releases up to 3.9.
 
-The interpreter runs kernels on CPU tensors with NumPy. Four of its operations go wrong, and one is waste:
+The interpreter runs kernels on CPU tensors with NumPy. Five of its operations go wrong, and one is waste:
 
 * ``__index__`` of a tensor converts a one-element array with ``int``, which NumPy 2.4 refuses, so a loop whose bounds
   are computed fails (triton 3.6 to 3.8);
 * ``dot`` multiplies the bits of bfloat16 operands, which it holds as uint16 (triton 3.6 to 3.9);
+* float32 becomes bfloat16 by dropping bits, also where the nearest is asked for (triton 3.6 to 3.9);
 * masked loads and stores refuse a mask that it holds as int32, as it does those of some comparisons (triton 3.9);
 * every sum and product of 32-bit integers is computed again in 64 bits to look for an overflow, and what was found is
   dropped unless the interpreter debugs, which takes half of its time (triton 3.6 to 3.9).
@@ -17,6 +18,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+
+from ...arrays import bfloat16_bits
 
 __all__ = ["repair_interpreter"]
 
@@ -44,6 +47,16 @@ def repair_interpreter() -> None:
     def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
         return multiply(self, widened(a), widened(b), *rest)
 
+    def converted(convert: Any) -> Any:
+        def to(self: Any, value: Any, target: Any, *rest: Any) -> Any:
+            kinds = (value.dtype.scalar, target.scalar)
+            if kinds == (tl.float32, tl.bfloat16):
+                with np.errstate(all="ignore"):
+                    return interpreter.TensorHandle(bfloat16_bits(value.data), tl.bfloat16)
+            return widened(value) if kinds == (tl.bfloat16, tl.float32) else convert(self, value, target, *rest)
+
+        return to
+
     def as_bool(mask: Any) -> Any:
         if mask is None or mask.data.dtype == np.bool_:
             return mask
@@ -57,6 +70,8 @@ def repair_interpreter() -> None:
 
     interpreter._patch_lang_tensor = patch_with_index
     interpreter.InterpreterBuilder.create_dot = dot
+    for name in ("cast_impl", "create_fp_to_fp"):
+        setattr(interpreter.InterpreterBuilder, name, converted(getattr(interpreter.InterpreterBuilder, name)))
     interpreter.InterpreterBuilder.create_masked_load = load
     interpreter.InterpreterBuilder.create_masked_store = store
     builder = interpreter.interpreter_builder

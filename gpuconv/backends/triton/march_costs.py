@@ -16,7 +16,15 @@ from ...shapes import ceil_div
 from .common import power_of_two
 from .march_lanes import march_of
 
-__all__ = ["ACTIVATIONS", "LONGEST_STEP", "MOST_REGISTERS", "LaneCosts", "epilogue_instructions", "lane_tiles"]
+__all__ = [
+    "ACTIVATIONS",
+    "LONGEST_STEP",
+    "MOST_REGISTERS",
+    "ROUNDED_STEP",
+    "LaneCosts",
+    "epilogue_instructions",
+    "lane_tiles",
+]
 
 MOST_REGISTERS = 200
 """Registers of a thread, by :meth:`LaneCosts.registers`, above which no tile is proposed: compiled ones have more."""
@@ -43,12 +51,17 @@ ACTIVATIONS = {None: 0, "relu": 2, "relu6": 4, "hardswish": 8, "sigmoid": 12, "s
 """Instructions of an activation. Assumed, but for those of a bias and of relu."""
 
 
+ROUNDED_STEP = 2
+"""Instructions that round to 16 bits and back. Assumed: half of a conversion of two, and what widens again."""
+
+
 def epilogue_instructions(problem: ConvProblem) -> float:
     """Return the instructions of the epilogue per element of the result."""
     if problem.kind == "wgrad":
         return 0.0
-    heavy = ACTIVATIONS.get(problem.activation, 20)
-    return problem.bias + problem.scale + problem.shift + 3 * problem.residual + heavy
+    heavy, vectors = ACTIVATIONS.get(problem.activation, 20), problem.bias + problem.scale + problem.shift
+    rounded = ROUNDED_STEP * (1 + vectors + problem.residual) if problem.rounding == "torch" else 0
+    return vectors + 3 * problem.residual + heavy + rounded
 
 
 class LaneCosts:

@@ -17,7 +17,7 @@ from ...costs.work import pipe_of
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from .common import power_of_two
-from .march_costs import ACTIVATIONS
+from .march_costs import ACTIVATIONS, epilogue_instructions
 from .runs_axes import forward_of
 
 __all__ = ["MOST_TAPS", "Rolled", "RollingCosts", "rolled", "rolling_tiles"]
@@ -115,8 +115,7 @@ class RollingCosts:
         rows = self.outputs * (0.2 + 0.3 * self.rolled.rows + 1.2 * (self.high + self.more))
         found = 50 + 6 * self.loads + 3 * products + 6 * self.dots + 10 * (self.taps - 1) + rows
         problem = self.problem
-        heavy = ACTIVATIONS.get(problem.activation, 20)
-        ended = problem.bias + problem.scale + problem.shift + 3 * problem.residual + heavy
+        ended = epilogue_instructions(problem)
         alone = 4 * (self.forward.k % 8 > 0)  # stores of one element
         return np.asarray((found + self.outputs * (ended + alone)) * (1.25 if problem.index64 else 1.0))
 

@@ -15,7 +15,7 @@ from ...costs.work import pipe_of
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from .common import power_of_two
-from .march_costs import ACTIVATIONS
+from .march_costs import epilogue_instructions
 from .runs_axes import Runs, most_columns, most_slices, runs_of, spread_elements, weight_bytes
 
 __all__ = ["RunCosts", "run_tiles"]
@@ -109,8 +109,7 @@ class RunCosts:
             found = found + 3 * fmas / 8
         elif PIPES[pipe_of(problem)[0]] == "fma32":
             found = found + 1.2 * fmas
-        heavy = ACTIVATIONS.get(problem.activation, 20)
-        ended = problem.bias + problem.scale + problem.shift + 3 * problem.residual + heavy
+        ended = epilogue_instructions(problem)
         return np.asarray(found + ended * self.outputs)
 
     def moved(self) -> np.ndarray:

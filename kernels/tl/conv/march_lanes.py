@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..common import activate
+from ..common import activate, stored
 from .lanes import join_columns, load_rows, widen, within
 
 
@@ -28,14 +28,15 @@ def _feed(
 @triton.jit
 def _finish(total, bias, scale, shift, residual, written, ACTIVATION: tl.constexpr):
     """Return activation((total + bias) * scale + shift + residual); `residual` holds pointers. Each may be None."""
+    total = stored(total, ACTIVATION)
     if bias is not None:
-        total = total + bias
+        total = stored(total + bias, ACTIVATION)
     if scale is not None:
-        total = total * scale
+        total = stored(total * scale, ACTIVATION)
     if shift is not None:
-        total = total + shift
+        total = stored(total + shift, ACTIVATION)
     if residual is not None:
-        total = total + tl.load(residual, mask=written, other=0.0).to(total.dtype)
+        total = stored(total + tl.load(residual, mask=written, other=0.0).to(total.dtype), ACTIVATION)
     return activate(total, ACTIVATION)
 
 

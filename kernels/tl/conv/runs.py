@@ -17,7 +17,7 @@ taps of its own, and stand side by side as filters do. A tap that a phase does n
 import triton
 import triton.language as tl
 
-from ..common import activate
+from ..common import activate, stored
 from .lanes import widened, within
 from .rows import any_not_finite
 from .runs_spread import has_tap, in_result, phases_of
@@ -146,14 +146,16 @@ def _finish(total, bias, scale, shift, residual, offset, written, ACTIVATION: tl
 
     `residual` holds pointers, which `offset` moves.
     """
+    total = stored(total, ACTIVATION)
     if bias is not None:
-        total = total + bias
+        total = stored(total + bias, ACTIVATION)
     if scale is not None:
-        total = total * scale
+        total = stored(total * scale, ACTIVATION)
     if shift is not None:
-        total = total + shift
+        total = stored(total + shift, ACTIVATION)
     if residual is not None:
-        total = total + tl.load(residual + offset, mask=written, other=0.0).to(total.dtype)
+        added = tl.load(residual + offset, mask=written, other=0.0).to(total.dtype)
+        total = stored(total + added, ACTIVATION)
     return activate(total, ACTIVATION)
 
 
