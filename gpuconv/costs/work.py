@@ -55,7 +55,8 @@ class Gemm:
 
     `rows` x `columns` results with a reduction of `taps` x `depth` products; operand A has the rows. `widths` are the
     bytes of one load of A and of B, `window` taps along the last two axes, `positions` the images, rows and columns
-    that the rows are.
+    that the rows are. `per_load` are instructions of a load of A and of B, where those of the pointer kernels do not
+    hold.
     """
 
     kind: str
@@ -73,6 +74,7 @@ class Gemm:
     result_elements: int
     dram_bytes: int
     weight_bytes: int
+    per_load: tuple[float, float] | None = None
 
 
 def pipe_of(problem: ConvProblem) -> tuple[int, int]:
@@ -183,7 +185,8 @@ def _instructions(gemm: Gemm, configs: Configs, a_loads: Any, b_loads: Any) -> n
     found = np.zeros(len(configs))
     for path in {config.get("path", "pointer") for config in configs}:
         here = np.array([config.get("path", "pointer") == path for config in configs])
-        cost = [_PER_LOAD.get(path, 0.0) if width >= 4 else _PER_NARROW_LOAD for width in gemm.widths]
+        usual = (_PER_LOAD.get(path, 0.0) if width >= 4 else _PER_NARROW_LOAD for width in gemm.widths)
+        cost = gemm.per_load or tuple(usual)
         steps = _LOOP.get(path, _LOOP["tma"])
         found = np.where(here, steps + (cost[0] * a_loads + cost[1] * b_loads) * (path == "pointer"), found)
     return found

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import wraps
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -59,14 +60,32 @@ def power_of_two(value: int) -> int:
     return 1 << max(value - 1, 0).bit_length()
 
 
+def _roomy(problem: ConvProblem) -> bool:
+    """Tell whether a thread has registers for the addresses of a large tile, element by element.
+
+    That is on tensor cores, with offsets of 32 bits or one tap, one or two spatial axes, and at most a bias and relu to
+    follow.
+    """
+    tensor = itemsize(problem.dtype) == 2 or (problem.dtype == "float32" and problem.precision == "tf32")
+    light = problem.activation in (None, "relu", "relu6") and not problem.residual and problem.rounding == "fused"
+    near = prod(problem.kernel) == 1 or not problem.index64
+    return tensor and light and problem.kind != "wgrad" and problem.ndim < 3 and near
+
+
 def choose_tile(problem: ConvProblem, sizes: tuple[int, int, int], vector: bool) -> dict[str, int]:
     """Return the tile of a GEMM of `sizes` (rows, columns, reduction), at least 16 a side as ``tl.dot`` needs.
 
     128 x 128 x 64 with 3 stages keeps 16-bit problems at two blocks per SM on Hopper. Wider types take smaller tiles,
     and so do operands that cannot be read, or results that cannot be written, 16 bytes at a time (not `vector`), and
     64-bit offsets: addresses take many registers. Eight warps share what would spill from four; float32 on the plain
-    cores keeps four, where each thread then reuses what it loads more often.
+    cores keeps four, where each thread then reuses what it loads more often. Where nothing else asks for registers
+    (see :func:`_roomy`) a tile for the tensor cores is twice as large all the same.
     """
+    if not vector and _roomy(problem):
+        wide = (128, 128 if prod(problem.kernel) == 1 else 64, 32)
+        m, n, k = (min(most, max(16, power_of_two(size))) for most, size in zip(wide, sizes, strict=True))
+        warps = 8 if m * n >= 64 * 32 else 4
+        return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 8, "num_warps": warps, "num_stages": 3}
     vector = vector and not problem.index64
     wide = {"float64": (32, 32, 16), "float32": (64, 64, 32)}.get(problem.dtype, (128, 128, 64))
     narrow = {"float64": (32, 32, 16), "float32": (64, 32, 32)}.get(problem.dtype, (64, 64, 32))
@@ -80,8 +99,8 @@ def choose_tile(problem: ConvProblem, sizes: tuple[int, int, int], vector: bool)
 
 
 _SPILLING = {
-    "fprop": {(32, 128, 64, 8)},
-    "dgrad": {(128, 64, 64, 8), (128, 32, 32, 8), (128, 16, 32, 4)},
+    "fprop": {(32, 128, 64, 8), (128, 64, 32, 8), (128, 64, 16, 8), (128, 128, 32, 8), (128, 128, 16, 8)},
+    "dgrad": {(128, 64, 64, 8), (128, 64, 32, 8), (128, 64, 16, 8), (128, 32, 32, 8), (128, 16, 32, 4)},
     "wgrad": {(32, 32, 64, 4), (128, 64, 64, 4), (64, 64, 16, 4), (64, 32, 64, 8), (64, 64, 32, 8)},
 }
 """Tiles (rows, columns, depth, warps) by pass of which ptxas spills a few registers to fit one more block."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
 
 from ...arrays import CHANNELS_LAST, channels_last_strides
 from ...config import workspace_limit
+from ...costs.model import Work
+from ...costs.work import conv_gemm, conv_work
 from ...packs.identity import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
@@ -50,6 +52,13 @@ _PROGRAMS = 132
 
 _LEAST_STEPS = 8
 """Reduction steps of a split at least: they read about twice what its partial sums cost to write and read again."""
+
+_FLAT_CHANNELS = 7
+"""Channels of a group up to which the reduction goes over channels and taps in one row."""
+
+_PER_FLAT_LOAD = (22.0, 26.0)
+"""Instructions of a load of x and of w in such a step, each with a channel and a tap of its own: read off compiled loops
+of windows beyond 32 taps, on Hopper."""
 
 _PACK_ELEMENTS = 512
 """Elements of one program of the pass that packs weights."""
@@ -96,12 +105,20 @@ def _packs(problem: ConvProblem) -> bool:
     return c % unit == 0 and _bytes(packed_weights(problem)) <= workspace_limit()
 
 
+def is_flat(problem: ConvProblem) -> bool:
+    """Tell whether a step goes over channels and taps in one row: of so few channels most of 16 would be zeros."""
+    return problem.c // problem.groups <= _FLAT_CHANNELS and prod(problem.kernel) > 1
+
+
 def _tile(problem: ConvProblem, packed: bool) -> dict[str, int]:
     """Return the tile of a problem, as large as its sizes and registers allow."""
     c, k = problem.c // problem.groups, problem.k // problem.groups
     w_rows = packed or problem.w_format == CHANNELS_LAST or prod(problem.kernel) == 1
     innermost = problem.x_format == problem.y_format == CHANNELS_LAST and w_rows
     vector = innermost and c % 8 == 0 and k % 8 == 0
+    if is_flat(problem):
+        tile = choose_tile(problem, (problem.n * prod(problem.output_size), k, c * prod(problem.kernel)), False)
+        return tile | {"num_stages": 2, "flat": True}
     tile = choose_tile(problem, (problem.n * prod(problem.output_size), k, c), vector)
     # Only weights are copied asynchronously then; x comes through registers, which a third stage would take.
     return tile | {"num_stages": 2} if packed and not innermost else tile
@@ -109,7 +126,8 @@ def _tile(problem: ConvProblem, packed: bool) -> dict[str, int]:
 
 def _steps(problem: ConvProblem, config: Mapping[str, int]) -> int:
     """Return the reduction steps of a tile."""
-    return prod(problem.kernel) * ceil_div(problem.c // problem.groups, config["BLOCK_K"])
+    c, taps = problem.c // problem.groups, prod(problem.kernel)
+    return ceil_div(c * taps, config["BLOCK_K"]) if config.get("flat") else taps * ceil_div(c, config["BLOCK_K"])
 
 
 def _tiles(problem: ConvProblem, config: Mapping[str, int]) -> tuple[int, int]:
@@ -199,6 +217,7 @@ def fprop_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
         "PADDING_MODE": problem.padding_mode,
         "INDEX64": bool(config.get("INDEX64")) or wide,
         "TAP_BITS": problem.padding_mode == "zeros" and prod(problem.kernel) <= 32,
+        "FLAT": bool(config.get("flat")),
     }
     arguments["UNIT_C"] = _unit(arguments, "c_per_group")
     arguments["UNIT_K"] = _unit(arguments, "k_per_group")
@@ -243,6 +262,14 @@ class FpropImplicitGemm(TritonConv):
 
     id = "triton.conv.fprop.implicit_gemm"
     kinds = ("fprop",)
+
+    def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
+        assert isinstance(problem, ConvProblem)
+        gemm = conv_gemm(problem)
+        if configs[0].get("flat"):
+            row = gemm.depth * prod(problem.kernel)
+            gemm = replace(gemm, taps=1, depth=row, widths=(gemm.item, gemm.item), per_load=_PER_FLAT_LOAD)
+        return conv_work(problem, configs, gemm)
 
     def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, ConvProblem)

@@ -31,6 +31,9 @@ __all__ = ["SOLVERS", "TiledPool", "run_unit", "tiled_arguments", "tiled_grid"]
 _LONGEST = 5
 """Taps of a window per axis at most: all are unrolled."""
 
+_LONGEST_LINE = 16
+"""Taps of a window along one axis alone at most."""
+
 _TAPS = 64
 _MANY_TAPS = 9
 """Elements of a window from which on a tile of several outputs would spill, and take minutes to compile."""
@@ -158,7 +161,8 @@ def _tile(problem: PoolProblem) -> dict[str, int]:
             "num_warps": 4, "num_stages": 3,
         }  # fmt: skip
     # Windows that overlap share columns also where runs of them are not aligned, unless each element is apart.
-    overlap = problem.kind == "fprop" and problem.kernel[-1] > problem.stride[-1] == 1 < unit
+    several = unit > 1 or problem.kernel[-1] > 3  # of what few windows share, the lanes' loads would be apart for little
+    overlap = problem.kind == "fprop" and problem.kernel[-1] > problem.stride[-1] == 1 and several
     tile_q = min(power_of_two(q), 16 // itemsize(problem.dtype)) if overlap else unit
     tile = {
         "TILE_P": tile_p, "TILE_Q": min(tile_q, 8), "BLOCK_M": 128, "BLOCK_L": 1, "num_warps": 4,
@@ -212,9 +216,10 @@ class TiledPool(TritonPool):
         if reason:
             return reason
         assert isinstance(problem, PoolProblem)
-        if max(problem.kernel) > _LONGEST or prod(problem.kernel) > _TAPS:
+        longest = _LONGEST_LINE if self._takes_lines(problem) else _LONGEST
+        if max(problem.kernel) > longest or prod(problem.kernel) > _TAPS:
             window = "x".join(map(str, problem.kernel))
-            return f"windows of {window} are over {_LONGEST} a side or {_TAPS} elements, all of which are unrolled"
+            return f"windows of {window} are over {longest} a side or {_TAPS} elements, all of which are unrolled"
         if max(problem.stride) > _STRIDE:
             return f"strides of {problem.stride} are over {_STRIDE}"
         if max(problem.dilation) > _DILATION:
@@ -222,6 +227,11 @@ class TiledPool(TritonPool):
         if problem.pool == "lp" and problem.norm_type not in (1, 2):
             return f"takes powers of 1 and 2, not {problem.norm_type:g}"
         return None
+
+    def _takes_lines(self, problem: PoolProblem) -> bool:
+        """Tell whether a window may be long: forward, along the last axis alone, without indices."""
+        line = prod(problem.kernel) == problem.kernel[-1]
+        return line and self.kind == "fprop" and not problem.return_indices
 
     def default(self, problem: Problem) -> dict[str, Any]:
         assert isinstance(problem, PoolProblem)

@@ -22,6 +22,45 @@ def _launch_metadata(grid, kernel, args):
     return {"name": kernel.name, "flops": 2 * pixels * channels * reduction}
 
 
+@triton.jit
+def _load_flat(
+    step, x_image, d0, h0, w0, row_inside, bits, w_base, column_inside, c_per_group, d, h, w,
+    x_stride_c, x_stride_d, x_stride_h, x_stride_w, w_stride_c, w_stride_t, w_stride_r, w_stride_s,
+    T: tl.constexpr, R: tl.constexpr, S: tl.constexpr, DILATION_D: tl.constexpr, DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr, PADDING_MODE: tl.constexpr, INDEX64: tl.constexpr, TAP_BITS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Return the operands of a step whose elements are channels and taps in one row, the taps of a channel together."""
+    element = step * BLOCK_K + tl.arange(0, BLOCK_K)  # [BLOCK_K]
+    channel = element // (T * R * S)
+    tap = element % (T * R * S)
+    there = channel < c_per_group
+    t = tap // (R * S)
+    r = tap // S % R
+    s = tap % S
+    if INDEX64:
+        channel = channel.to(tl.int64)
+        t = t.to(tl.int64)
+        r = r.to(tl.int64)
+        s = s.to(tl.int64)
+    di = d0[:, None] + (t * DILATION_D)[None, :]  # [BLOCK_M, BLOCK_K], as the others
+    hi = h0[:, None] + (r * DILATION_H)[None, :]
+    wi = w0[:, None] + (s * DILATION_W)[None, :]
+    reads = row_inside[:, None] & there[None, :]
+    if TAP_BITS:
+        reads = reads & (((bits[:, None] >> tap[None, :]) & 1) != 0)
+    elif PADDING_MODE == "zeros":
+        reads = reads & (di >= 0) & (di < d) & (hi >= 0) & (hi < h) & (wi >= 0) & (wi < w)
+    di = source_index(di, d, PADDING_MODE)
+    hi = source_index(hi, h, PADDING_MODE)
+    wi = source_index(wi, w, PADDING_MODE)
+    at = di * x_stride_d + hi * x_stride_h + wi * x_stride_w + (channel * x_stride_c)[None, :]
+    a = tl.load(x_image[:, None] + at, mask=reads, other=0.0)
+    of_tap = channel * w_stride_c + t * w_stride_t + r * w_stride_r + s * w_stride_s
+    b = tl.load(w_base[None, :] + of_tap[:, None], mask=there[:, None] & column_inside[None, :], other=0.0)
+    return a, b
+
+
 @triton.jit(repr=_repr, launch_metadata=_launch_metadata)
 def _conv_fprop_implicit_gemm_kernel(
     x_ptr,
@@ -86,6 +125,7 @@ def _conv_fprop_implicit_gemm_kernel(
     ACC_DTYPE: tl.constexpr,
     INDEX64: tl.constexpr,
     TAP_BITS: tl.constexpr,
+    FLAT: tl.constexpr,
     UNIT_C: tl.constexpr,
     UNIT_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -97,7 +137,7 @@ def _conv_fprop_implicit_gemm_kernel(
 
     GEMM view, for each group: rows M = N O P Q, columns N = K/G, reduction C/G T R S in steps of BLOCK_K channels of
     one tap. All taps of a chunk of channels come before the next chunk: they read much the same of x, and a step is
-    taken apart by constants. Splits are consecutive runs of `steps_per_split` steps.
+    taken apart by constants. FLAT, for few channels, has steps of BLOCK_K elements of channels times taps. Splits are consecutive runs of `steps_per_split` steps.
     Tensors: x [N, C, D, H, W], w [K, C/G, T, R, S], y [splits, N, K, O, P, Q], residual [N, K, O, P, Q], each by
     strides in elements (1-D and 2-D have leading axes of size 1); bias, scale, shift [K], each by one stride, or None.
     Dtypes: x, w and vectors of one floating type; products are summed in ACC_DTYPE and rounded once, at the store, to
@@ -119,7 +159,10 @@ def _conv_fprop_implicit_gemm_kernel(
     k_per_group = k_per_group * UNIT_K
     chunks = tl.cdiv(c_per_group, BLOCK_K)
     first = split * steps_per_split
-    last = tl.minimum(first + steps_per_split, T * R * S * chunks)
+    steps = T * R * S * chunks
+    if FLAT:
+        steps = tl.cdiv(c_per_group * (T * R * S), BLOCK_K)
+    last = tl.minimum(first + steps_per_split, steps)
     if INDEX64:
         split = split.to(tl.int64)
         group = group.to(tl.int64)
@@ -142,6 +185,7 @@ def _conv_fprop_implicit_gemm_kernel(
     x_corner = x_image + (d0 * x_stride_d + h0 * x_stride_h + w0 * x_stride_w) * UNIT_C
     w_base = w_ptr + (group * k_per_group + columns) * w_stride_k * UNIT_C  # [BLOCK_N]
 
+    bits = row_inside
     if TAP_BITS:
         bits = tl.zeros([BLOCK_M], tl.int32)
         for tap_t in tl.static_range(T):
@@ -155,43 +199,51 @@ def _conv_fprop_implicit_gemm_kernel(
 
     accumulator = tl.zeros([BLOCK_M, BLOCK_N], ACC_DTYPE)
     for step in range(first, last):
-        chunk = step // (T * R * S)
-        tap = step - chunk * (T * R * S)
-        channels = chunk * BLOCK_K + depth  # [BLOCK_K]
-        t = tap // (R * S)
-        r = tap // S % R
-        s = tap % S
-        if INDEX64:
-            t = t.to(tl.int64)
-            r = r.to(tl.int64)
-            s = s.to(tl.int64)
-        if TAP_BITS:
-            reads = ((bits >> tap) & 1) != 0
-            tap_offset = t * DILATION_D * x_stride_d + r * DILATION_H * x_stride_h + s * DILATION_W * x_stride_w
-            x_row = x_corner + tap_offset * UNIT_C
+        if FLAT:
+            a, b = _load_flat(
+                step, x_image, d0, h0, w0, row_inside, bits, w_base, column_inside, c_per_group, d, h, w,
+                x_stride_c, x_stride_d * UNIT_C, x_stride_h * UNIT_C, x_stride_w * UNIT_C,
+                w_stride_c, w_stride_t * UNIT_C, w_stride_r * UNIT_C, w_stride_s * UNIT_C,
+                T, R, S, DILATION_D, DILATION_H, DILATION_W, PADDING_MODE, INDEX64, TAP_BITS, BLOCK_K,
+            )  # fmt: skip
         else:
-            di = d0 + t * DILATION_D
-            hi = h0 + r * DILATION_H
-            wi = w0 + s * DILATION_W
-            reads = row_inside
-            if PADDING_MODE == "zeros":
-                reads = reads & (di >= 0) & (di < d) & (hi >= 0) & (hi < h) & (wi >= 0) & (wi < w)
-            di = source_index(di, d, PADDING_MODE)
-            hi = source_index(hi, h, PADDING_MODE)
-            wi = source_index(wi, w, PADDING_MODE)
-            x_row = x_image + (di * x_stride_d + hi * x_stride_h + wi * x_stride_w) * UNIT_C
-        channel_inside = channels < c_per_group
-        a = tl.load(
-            x_row[:, None] + (channels * x_stride_c)[None, :],
-            mask=reads[:, None] & channel_inside[None, :],
-            other=0.0,
-        )  # [BLOCK_M, BLOCK_K]
-        w_tap = w_base + (t * w_stride_t + r * w_stride_r + s * w_stride_s) * UNIT_C
-        b = tl.load(
-            w_tap[None, :] + (channels * w_stride_c)[:, None],
-            mask=channel_inside[:, None] & column_inside[None, :],
-            other=0.0,
-        )  # [BLOCK_K, BLOCK_N]
+            chunk = step // (T * R * S)
+            tap = step - chunk * (T * R * S)
+            channels = chunk * BLOCK_K + depth  # [BLOCK_K]
+            t = tap // (R * S)
+            r = tap // S % R
+            s = tap % S
+            if INDEX64:
+                t = t.to(tl.int64)
+                r = r.to(tl.int64)
+                s = s.to(tl.int64)
+            if TAP_BITS:
+                reads = ((bits >> tap) & 1) != 0
+                tap_offset = t * DILATION_D * x_stride_d + r * DILATION_H * x_stride_h + s * DILATION_W * x_stride_w
+                x_row = x_corner + tap_offset * UNIT_C
+            else:
+                di = d0 + t * DILATION_D
+                hi = h0 + r * DILATION_H
+                wi = w0 + s * DILATION_W
+                reads = row_inside
+                if PADDING_MODE == "zeros":
+                    reads = reads & (di >= 0) & (di < d) & (hi >= 0) & (hi < h) & (wi >= 0) & (wi < w)
+                di = source_index(di, d, PADDING_MODE)
+                hi = source_index(hi, h, PADDING_MODE)
+                wi = source_index(wi, w, PADDING_MODE)
+                x_row = x_image + (di * x_stride_d + hi * x_stride_h + wi * x_stride_w) * UNIT_C
+            channel_inside = channels < c_per_group
+            a = tl.load(
+                x_row[:, None] + (channels * x_stride_c)[None, :],
+                mask=reads[:, None] & channel_inside[None, :],
+                other=0.0,
+            )  # [BLOCK_M, BLOCK_K]
+            w_tap = w_base + (t * w_stride_t + r * w_stride_r + s * w_stride_s) * UNIT_C
+            b = tl.load(
+                w_tap[None, :] + (channels * w_stride_c)[:, None],
+                mask=channel_inside[:, None] & column_inside[None, :],
+                other=0.0,
+            )  # [BLOCK_K, BLOCK_N]
         accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION, out_dtype=ACC_DTYPE)
 
     channel = group * k_per_group + columns  # [BLOCK_N]
