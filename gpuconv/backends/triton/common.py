@@ -14,6 +14,7 @@ import numpy as np
 
 from ...arrays import CONTIGUOUS, TORCH, ArrayKind, is_cupy, with_memory
 from ...config import launcher
+from ...costs.constants import gpu_of
 from ...costs.model import Work
 from ...costs.work import conv_work
 from ...packs.identity import TypeName
@@ -72,6 +73,14 @@ def _roomy(problem: ConvProblem) -> bool:
     return tensor and light and problem.kind != "wgrad" and problem.ndim < 3 and near
 
 
+def _sixteen_warps(problem: ConvProblem) -> bool:
+    """Tell whether sixteen warps hold a tile of 128 x 128 without spilling: of gradients in tf32, on Hopper."""
+    gpu = gpu_of(problem.device)
+    hopper = gpu is not None and gpu.capability[0] == 9
+    whole = (problem.k // problem.groups) % 16 == 0
+    return hopper and whole and problem.kind != "fprop" and problem.dtype == "float32"
+
+
 def choose_tile(problem: ConvProblem, sizes: tuple[int, int, int], vector: bool) -> dict[str, int]:
     """Return the tile of a GEMM of `sizes` (rows, columns, reduction), at least 16 a side as ``tl.dot`` needs.
 
@@ -82,9 +91,9 @@ def choose_tile(problem: ConvProblem, sizes: tuple[int, int, int], vector: bool)
     (see :func:`_roomy`) a tile for the tensor cores is twice as large all the same.
     """
     if not vector and _roomy(problem):
-        wide = (128, 128 if prod(problem.kernel) == 1 else 64, 32)
-        m, n, k = (min(most, max(16, power_of_two(size))) for most, size in zip(wide, sizes, strict=True))
-        warps = 8 if m * n >= 64 * 32 else 4
+        columns = 128 if prod(problem.kernel) == 1 or _sixteen_warps(problem) else 64
+        m, n, k = (min(most, max(16, power_of_two(size))) for most, size in zip((128, columns, 32), sizes, strict=True))
+        warps = 4 if m * n < 64 * 32 else 16 if m * n == 128 * 128 and _sixteen_warps(problem) else 8
         return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 8, "num_warps": warps, "num_stages": 3}
     vector = vector and not problem.index64
     wide = {"float64": (32, 32, 16), "float32": (64, 64, 32)}.get(problem.dtype, (128, 128, 64))

@@ -57,8 +57,9 @@ _FLAT_CHANNELS = 7
 """Channels of a group up to which the reduction goes over channels and taps in one row."""
 
 _PER_FLAT_LOAD = (22.0, 26.0)
-"""Instructions of a load of x and of w in such a step, each with a channel and a tap of its own: read off compiled loops
-of windows beyond 32 taps, on Hopper."""
+"""Instructions of a load of x and of w in such a step, each with a channel and a tap of its own.
+
+Read off compiled loops of windows beyond 32 taps, on Hopper."""
 
 _PACK_ELEMENTS = 512
 """Elements of one program of the pass that packs weights."""

@@ -155,6 +155,8 @@ def _with_warps(problem: ConvProblem, tile: dict[str, int]) -> dict[str, int]:
     area = tile["BLOCK_M"] * tile["BLOCK_N"]
     if itemsize(problem.dtype) == 2 and area == 128 * 64:
         return tile | {"num_warps": 4}
+    if area == 128 * 128:
+        return tile
     return tile | {"num_warps": 8} if area >= 64 * 32 or problem.index64 else tile
 
 

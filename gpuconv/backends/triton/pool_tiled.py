@@ -161,7 +161,7 @@ def _tile(problem: PoolProblem) -> dict[str, int]:
             "num_warps": 4, "num_stages": 3,
         }  # fmt: skip
     # Windows that overlap share columns also where runs of them are not aligned, unless each element is apart.
-    several = unit > 1 or problem.kernel[-1] > 3  # of what few windows share, the lanes' loads would be apart for little
+    several = unit > 1 or problem.kernel[-1] > 3  # few windows share too little for loads of lanes that are apart
     overlap = problem.kind == "fprop" and problem.kernel[-1] > problem.stride[-1] == 1 and several
     tile_q = min(power_of_two(q), 16 // itemsize(problem.dtype)) if overlap else unit
     tile = {
