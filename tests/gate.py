@@ -61,6 +61,7 @@ PARTS: Mapping[str, int] = {
     "test_bytes::test_bytes_of_a_unit": 2,
     "test_plans::test_planned_form": 10,
     "test_plans::test_images_in_parts": 4,
+    "test_plans::test_columns_as_channels": 3,
     "test_plans::test_operands_that_lie_oddly": 6,
     "test_prover::test_wrong_results_are_noticed": 2,
     "test_prover::test_fault_is_found_by_the_search": 2,

@@ -15,6 +15,7 @@ from gpuconv.backends.triton import conv_hopper
 from gpuconv.backends.triton.conv_hopper import SOLVERS as DENSE
 from gpuconv.backends.triton.conv_hopper_wgrad import SOLVERS as GRADIENT
 from gpuconv.backends.triton.hopper_forms import FORMS
+from gpuconv.backends.triton.hopper_view import columns_as_channels
 from gpuconv.backends.triton.hopper_wgrad_forms import GRADIENT_FORMS
 from gpuconv.costs.constants import Gpu, assuming
 from gpuconv.problem import ConvProblem
@@ -277,6 +278,51 @@ def test_parts_are_right_or_refused(problem: ConvProblem, divisor: int, monkeypa
     for config in configs.values():
         assert solver.bind(problem, config).workspace <= limit
         _check(problem, solver, config, 0)
+
+
+MERGED = {
+    "2x2 by 2": _problem_of("transposed", (2, 24, 6, 8), (40, 24, 2, 2), (2, 2), (0, 0)),
+    "8 by 4, padded": _problem_of("transposed", (3, 16, 48), (40, 16, 8), (4,), (4,), dtype="float16"),
+    "3x6 by 1x3": _problem_of("dgrad", (1, 40, 5, 27), (24, 40, 3, 6), (1, 3), (1, 3)),
+    "2x2x2 by 2": _problem_of("transposed", (1, 64, 4, 6, 4), (24, 64, 2, 2, 2), (2, 2, 2), (0, 0, 0)),
+    "fewer rows than taps reach": _problem_of("dgrad", (2, 72, 3, 4), (136, 72, 1, 4), (2, 4), (0, 0)),
+    "weights in rows of taps": _problem_of(
+        "transposed", (2, 24, 6, 8), (40, 24, 2, 4), (2, 2), (0, 2), w_format="contiguous"
+    ),
+}
+"""Gradients whose neighbouring columns are channels of one."""
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_columns_as_channels(name: str) -> None:
+    problem = MERGED[name]
+    assert columns_as_channels(problem) == problem.stride[-1]
+    if problem.kind == "transposed":
+        problem = replace(problem, bias=True, scale=True, shift=True, residual=True, activation="relu")
+    with assuming(HOPPER):
+        assert DENSE[1].why_not(problem) is None
+        configs = {config["form"]: config for config in DENSE[1].variants(problem)}
+    assert len(configs) > 1
+    for number, config in enumerate(configs.values()):
+        _check(problem, DENSE[1], config, number)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        _problem_of("transposed", (2, 24, 6, 9), (40, 24, 2, 2), (2, 2), (0, 0), (0, 1)),
+        _problem_of("transposed", (2, 24, 6, 8), (40, 24, 2, 2), (2, 2), (0, 1), (0, 1)),
+        _problem_of("transposed", (2, 24, 6, 8), (40, 24, 2, 3), (2, 2), (0, 0), (0, 1)),
+        _problem_of("transposed", (2, 24, 6, 8), (40, 24, 2, 2), (2, 2), (0, 0), x_format="contiguous"),
+        _problem_of("transposed", (2, 24, 6, 8), (40, 24, 2, 2), (2, 2), (0, 0), dtype="float32"),
+    ],
+)
+def test_columns_that_are_no_channels(other: ConvProblem) -> None:
+    """An odd size, pad or window, channels apart, and tf32."""
+    assert columns_as_channels(other) == 1
+    with assuming(HOPPER):
+        config = next(iter(DENSE[1].variants(other)))
+    _check(other, DENSE[1], config, 1)
 
 
 def test_weights_that_are_not_finite_stay_out_of_phases_without_taps() -> None:

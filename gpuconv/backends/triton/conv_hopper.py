@@ -23,9 +23,19 @@ from .gluon import installed_triton
 from .hopper_costs import dense_work
 from .hopper_forms import FORMS, Form, configs_of, constants_of_form, programs_of
 from .hopper_maps import maps_of
-from .hopper_passes import aligned, channels_last, in_runs, turn, turn_back, turned_elements, weights_pass
+from .hopper_passes import (
+    aligned,
+    channels_last,
+    in_runs,
+    repeat,
+    turn,
+    turn_back,
+    turned_elements,
+    weights_pass,
+    with_columns_as_channels,
+)
 from .hopper_solver import HopperSolver
-from .hopper_view import Dense, dense_of, in_order, phases_of
+from .hopper_view import Dense, columns_as_channels, dense_of, in_order, phases_of
 from .launch import launch_kernel, multiprocessors_of
 
 __all__ = ["SOLVERS", "HopperConv"]
@@ -81,6 +91,12 @@ def allocated(dense: Dense, rows: int) -> Dense:
     return replace(dense.rows(0, rows, True), size=parts_of(dense, rows)[0].size)
 
 
+def _repeated(problem: ConvProblem) -> list[str]:
+    """Return the vectors of the epilogue that are written several times, where columns are channels."""
+    merges = columns_as_channels(problem) > 1
+    return [name for name in VECTORS if merges and getattr(problem, name)]
+
+
 def _turned_bytes(problem: ConvProblem, part: Dense) -> int:
     """Return the bytes of everything that is turned of a part."""
     return part.item * sum(turned_elements(problem, part).values())
@@ -128,7 +144,8 @@ class HopperConv(HopperSolver):
         extra = []
         for config in configs:
             passes = ceil_div(dense.n, config["images"]) * ceil_div(dense.output[dense.outermost], config["rows"])
-            extra.append((moved, passes * (len(phases) + turned) - len(phases) + (packed > 0)))
+            passes = passes * (len(phases) + turned) + len(_repeated(problem))
+            extra.append((moved, passes - len(phases) + (packed > 0)))
         return dense_work(problem, phases, configs, extra)
 
     def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:
@@ -139,6 +156,7 @@ class HopperConv(HopperSolver):
         if plan.config["rows"] < dense.output[dense.outermost]:
             part = allocated(part, plan.config["rows"])
         sizes = {"packed": weights_pass(problem, dense).elements, **turned_elements(problem, part)}
+        sizes |= {f"{name}_repeated": dense.channels for name in _repeated(problem)}
         return {name: (problem.dtype, elements) for name, elements in sizes.items() if elements}
 
     def launch(
@@ -163,6 +181,14 @@ class HopperConv(HopperSolver):
                 operands[name] = aligned(operands[name], dense_rows=name == "residual" or dense.flat)
             elif operands[name] is not None:
                 operands[name] = in_runs(operands[name])
+        tensors, merged = dict(tensors), columns_as_channels(problem)
+        if merged > 1:
+            residual = operands["residual"]
+            operands["result"] = with_columns_as_channels(operands["result"], merged)
+            operands["residual"] = residual if residual is None else with_columns_as_channels(residual, merged)
+        for name in _repeated(problem):
+            repeat(problem, tensors[name], tensors[f"{name}_repeated"], merged)
+            tensors[name] = tensors[f"{name}_repeated"]
         height = dense.output[dense.outermost]
         for first in range(0, dense.n, config["images"]):
             parts = [replace(phase, n=min(config["images"], dense.n - first)) for phase in phases]

@@ -125,7 +125,7 @@ def im2col_map(dense: Dense, type: MapType, tensor: Any, first: int) -> TensorMa
 
 
 def _weights_map(form: Form, problem: ConvProblem, dense: Dense, w: Any, constants: Mapping[str, Any]) -> TensorMap:
-    number, taps = number_of(problem), prod(problem.kernel)
+    number, taps = number_of(problem), prod(problem.w_shape) // (dense.channels * dense.reduced)
     block_c, block_k = constants["BLOCK_C"], constants["BLOCK_K"]
     rows, columns = (dense.reduced, dense.channels) if dense.turned else (dense.channels, dense.reduced)
     box = (1, block_c, block_k) if dense.turned else (1, block_k, block_c)

@@ -14,8 +14,8 @@ from .hopper_view import Dense, in_order
 from .launch import launch_kernel
 
 __all__ = [
-    "WeightsPass", "aligned", "channels_last", "in_runs", "launch_turn", "turn", "turn_back", "turned_elements",
-    "weights_pass",
+    "WeightsPass", "aligned", "channels_last", "in_runs", "launch_turn", "repeat", "turn", "turn_back",
+    "turned_elements", "weights_pass", "with_columns_as_channels",
 ]  # fmt: skip
 
 _TILE = {"BLOCK_R": 64, "BLOCK_C": 64, "num_warps": 4}
@@ -76,6 +76,14 @@ def _plane(tensor: Any) -> tuple[int, int, int]:
     return tensor.stride(0), tensor.stride(1), 1 if last is None else tensor.stride(last)
 
 
+def with_columns_as_channels(tensor: Any, merged: int) -> Any:
+    """Return a view of a tensor whose columns lie side by side, `merged` of them as the channels of one."""
+    n, c, *rest = tensor.shape
+    steps = list(tensor.stride())
+    shape = (n, merged * c, *rest[:-1], rest[-1] // merged)
+    return tensor.as_strided(shape, (*steps[:-1], merged * c))
+
+
 def in_runs(tensor: Any) -> Any:
     """Return a tensor whose positions have one stride: itself, or a contiguous copy."""
     step, runs = None, True
@@ -107,6 +115,12 @@ def turn_back(
     at, positions = run
     sides = ((positions * channels, channels, 1), (of_n, of_p, of_c))
     launch_turn(problem, source, tensor, (n, positions, channels), (0, first * of_n + at * of_p), *sides)
+
+
+def repeat(problem: ConvProblem, vector: Any, result: Any, times: int) -> None:
+    """Write a vector to `result` so many times, one behind the other."""
+    channels = vector.shape[0]
+    launch_turn(problem, vector, result, (1, times, channels), (0, 0), (0, 0, vector.stride(0)), (0, channels, 1))
 
 
 def turned_elements(problem: ConvProblem, part: Dense) -> dict[str, int]:

@@ -11,7 +11,7 @@ from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div, phase_size, tap_step
 from ..axes import three
 
-__all__ = ["Dense", "dense_of", "in_order", "number_of", "phases_of", "refusal"]
+__all__ = ["Dense", "columns_as_channels", "dense_of", "in_order", "number_of", "phases_of", "refusal"]
 
 _MOST_PIXELS = 2**31 - 2**17
 """Pixels of a result: their number, and that of a tile more, is a signed 32-bit integer."""
@@ -132,6 +132,20 @@ _NOWHERE = -(2**30)
 are two phases or more, and all of them lie in front of the source, where zeros are read."""
 
 
+def columns_as_channels(problem: ConvProblem) -> int:
+    """Return how many neighbouring columns of a gradient are taken for more channels of one: the stride, or 1.
+
+    Where stride s divides window, low pad and size along the last axis, position ``s g + i`` meets the taps ``s j + i``
+    alone, of every i as many. With channels innermost, s positions of x and s taps of w lie in one run: a gradient of
+    stride 1 with s times the channels and 1 / s of the columns, pads and taps, which is the same in memory.
+    """
+    s = problem.stride[-1]
+    sides = (problem.kernel[-1], problem.pad_lo[-1], problem.input_size[-1])
+    if problem.kind not in ("dgrad", "transposed") or s == 1 or any(side % s for side in sides):
+        return 1
+    return s if problem.dilation[-1] == 1 and itemsize(problem.dtype) == 2 and in_order(problem, "x") else 1
+
+
 def dense_of(problem: ConvProblem) -> Dense:
     """Return the forward pass, or the largest phase of a data gradient, as the kernels take it."""
     return phases_of(problem)[0]
@@ -140,7 +154,8 @@ def dense_of(problem: ConvProblem) -> Dense:
 def phases_of(problem: ConvProblem) -> list[Dense]:
     """Return the convolutions of stride 1 that a data gradient is, the largest with taps first; a forward pass is one.
 
-    Weights of float32 gradients are packed with channels swapped: tf32 products want what is reduced innermost.
+    Weights of float32 gradients are packed with channels swapped: tf32 products want what is reduced innermost. Phases
+    of the last axis may be channels: see :func:`columns_as_channels`.
     """
     size, output, taps = three(problem.input_size, 1), three(problem.output_size, 1), three(problem.kernel, 1)
     stride, dilation, pad = three(problem.stride, 1), three(problem.dilation, 1), three(problem.pad_lo, 0)
@@ -153,6 +168,10 @@ def phases_of(problem: ConvProblem) -> list[Dense]:
                 False, item, output,
             )
         ]  # fmt: skip
+    merged = columns_as_channels(problem)
+    size, taps, pad = ((*sides[:2], sides[2] // merged) for sides in (size, taps, pad))
+    stride = (*stride[:2], 1 if merged > 1 else stride[2])
+    numbers = (taps[1] * taps[2], taps[2], 1)
     axes = [_phases(*axis, none=-prod(taps)) for axis in zip(size, taps, stride, dilation, pad, strict=True)]
     found = []
     for chosen in product(*axes):
@@ -161,7 +180,7 @@ def phases_of(problem: ConvProblem) -> list[Dense]:
         order = (begin, by_d, by_h, by_w)
         found.append(
             Dense(
-                "y", "x", problem.n, problem.k, problem.c, output, tuple(phase.positions for phase in chosen),
+                "y", "x", problem.n, problem.k, merged * problem.c, output, tuple(phase.positions for phase in chosen),
                 tuple(phase.taps for phase in chosen), (1, 1, 1), tuple(phase.first for phase in chosen),
                 tuple(phase.step for phase in chosen), order, item == 2, item, size, stride,
                 tuple(phase.at for phase in chosen),

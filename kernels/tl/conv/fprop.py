@@ -135,9 +135,10 @@ def _conv_fprop_implicit_gemm_kernel(
 ):
     """Compute y = activation((conv(x, w) + bias) * scale + shift + residual), or one partial sum of conv per split.
 
-    GEMM view, for each group: rows M = N O P Q, columns N = K/G, reduction C/G T R S in steps of BLOCK_K channels of
-    one tap. All taps of a chunk of channels come before the next chunk: they read much the same of x, and a step is
-    taken apart by constants. FLAT, for few channels, has steps of BLOCK_K elements of channels times taps. Splits are consecutive runs of `steps_per_split` steps.
+    GEMM view, for each group: rows M = N O P Q, columns N = K/G, reduction C/G T R S in steps of BLOCK_K channels
+    of one tap. All taps of a chunk of channels come before the next chunk: they read much the same of x, and a step
+    is taken apart by constants. FLAT, for few channels, has steps of BLOCK_K elements of channels times taps.
+    Splits are consecutive runs of `steps_per_split` steps.
     Tensors: x [N, C, D, H, W], w [K, C/G, T, R, S], y [splits, N, K, O, P, Q], residual [N, K, O, P, Q], each by
     strides in elements (1-D and 2-D have leading axes of size 1); bias, scale, shift [K], each by one stride, or None.
     Dtypes: x, w and vectors of one floating type; products are summed in ACC_DTYPE and rounded once, at the store, to
