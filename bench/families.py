@@ -14,6 +14,7 @@ stem                  C at most 4, as the first layer of a network that sees ima
 few filters           K at most 8: most of a tile of products has no filter
 dilated               taps that lie apart along some axis
 1x1                   one tap
+dense 3-D             three spatial axes
 dense                 the rest
 ===================== =========================================================================================
 """
@@ -25,8 +26,8 @@ from gpuconv.problem import ConvProblem, Problem
 __all__ = ["FAMILIES", "family_of_layer"]
 
 FAMILIES = (
-    "depthwise", "grouped", "stem", "3-D, few channels", "few filters", "transposed", "dilated", "1x1", "dense",
-    "pooling",
+    "depthwise", "grouped", "stem", "3-D, few channels", "few filters", "transposed", "dilated", "1x1",
+    "dense 3-D", "dense", "pooling",
 )  # fmt: skip
 """In the order in which reports show them."""
 
@@ -50,4 +51,6 @@ def family_of_layer(forward: Problem) -> str:
         return "few filters"
     if max(forward.dilation) > 1:
         return "dilated"
-    return "1x1" if max(forward.kernel) == 1 else "dense"
+    if max(forward.kernel) == 1:
+        return "1x1"
+    return "dense 3-D" if forward.ndim == 3 else "dense"

@@ -14,13 +14,14 @@ import pytest
 from tuning_cases import conv, pool, pretended
 
 from bench import families, kernelbench, model_gap
+from bench.cases import kernelbench_problems
 from bench.families import FAMILIES, family_of_layer
 from bench.model_gap import LEAST_US, PASSES, Row, choose, geometric_mean, rows_of
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
 from gpuconv.costs.constants import shipped
 from gpuconv.costs.model import estimate, overheads, terms
 from gpuconv.dispatch import candidates, solver_of
-from gpuconv.problem import Problem
+from gpuconv.problem import ConvProblem, Problem
 
 H200 = shipped()["h200"][1]
 
@@ -45,7 +46,7 @@ def rows() -> list[Row]:
         ("grouped", conv(8, 64, 28, 64, groups=32)),
         ("3-D, few channels", conv(8, 1, (8, 8, 8), 16)),
         ("3-D, few channels", conv(8, 32, (8, 8, 8), 16)),
-        ("dense", conv(8, 33, (8, 8, 8), 16)),
+        ("dense 3-D", conv(8, 33, (8, 8, 8), 16)),
         ("stem", conv(8, 3, 28, 64, kernel=7)),
         ("stem", conv(8, 4, 28, 2)),
         ("stem", conv(8, 1, (64,), 32)),
@@ -147,6 +148,7 @@ def test_narrow_layers_have_kernels_of_their_own_and_wide_ones_those_of_hopper()
         taken[row.family].add(row.choice.solver.removeprefix("triton.conv."))
     for family, own in NARROW.items():
         assert own <= taken[family] <= own | GENERAL | HOPPER, family
+    assert HOPPER <= taken["dense 3-D"] <= GENERAL | HOPPER
     for family in ("dense", "dilated"):
         assert ROLLING | HOPPER <= taken[family] <= GENERAL | ROLLING | HOPPER | {"wgrad.runs"}
     assert taken["1x1"] >= HOPPER and taken["transposed"] >= HOPPER
@@ -183,10 +185,12 @@ def test_explain_shows_both_with_their_estimates(monkeypatch: pytest.MonkeyPatch
         ("1x1", "forward", 1.65),
         ("1x1", "input gradient", 1.65),
         ("1x1", "weight gradient", 2.1),
-        ("dense", "forward", 1.95),  # wanted: 1.8
-        ("dense", "input gradient", 2.0),  # wanted: 1.9
+        ("dense", "forward", 1.9),  # wanted: 1.8
+        ("dense", "input gradient", 1.91),  # wanted: 1.9
         ("dense", "weight gradient", 2.3),
+        ("dense 3-D", "forward", 2.8),  # wanted: 2.3
         ("dilated", "forward", 2.15),  # wanted: 1.9
+        ("transposed", "forward", 2.4),  # wanted: 2.0
     ],
 )
 def test_layers_are_near_the_roofline(family: str, role: str, most: float, number: str) -> None:
@@ -194,6 +198,17 @@ def test_layers_are_near_the_roofline(family: str, role: str, most: float, numbe
     found = rows() if number == "bfloat16" else rows_of(H200, number, CHANNELS_LAST)
     ratios = [r.choice.ratio for r in found if (r.family, r.role) == (family, role) and r.choice.least_us > LEAST_US]
     assert geometric_mean(ratios) <= most and max(ratios) <= 8
+
+
+def test_kernelbench_is_not_behind_what_was_published() -> None:
+    """Modelled, on an H100, in tf32: no convolution over 5 % behind, and 2.5 times as fast in the geometric mean."""
+    h100, found = shipped()["h100"][1], {}
+    for one in kernelbench.published():
+        problems = kernelbench_problems(one)
+        found[one.number] = one.eager_ms * 1e3 / sum(choose(problem, h100).us for problem in problems)
+        if isinstance(problems[0], ConvProblem):
+            assert found[one.number] > 1 / 1.05, one
+    assert len(found) == 41 and geometric_mean(found.values()) >= 2.5
 
 
 # the page
