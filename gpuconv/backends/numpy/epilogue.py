@@ -11,7 +11,7 @@ import numpy as np
 from ...problem import ConvProblem
 from .common import Box, widen
 
-__all__ = ["Epilogue"]
+__all__ = ["ACTIVATIONS", "Epilogue"]
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 
@@ -28,7 +28,7 @@ def _gelu_tanh(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
-_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "relu": lambda x: np.maximum(x, 0),
     "relu6": lambda x: np.minimum(np.maximum(x, 0), 6),
     "hardswish": lambda x: x * np.minimum(np.maximum(x + 3, 0), 6) / 6,
@@ -45,7 +45,7 @@ class Epilogue:
 
     def __init__(self, problem: ConvProblem, arrays: dict[str, Any]) -> None:
         self.dtype = problem.dtype
-        self.activation = _ACTIVATIONS[problem.activation] if problem.activation else None
+        self.activation = ACTIVATIONS[problem.activation] if problem.activation else None
         self.vectors = {
             name: widen(arrays[name], problem.dtype).reshape(-1, *(1,) * problem.ndim)
             for name in ("bias", "scale", "shift")
