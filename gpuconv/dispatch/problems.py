@@ -63,9 +63,8 @@ def problem_from_json(data: Any, origin: str = _ORIGIN) -> Problem:
     """
     kind = _TYPES.get(str(data.get("type"))) if isinstance(data, dict) else None
     if kind is None:
-        raise ValueError(
-            f"{origin}: a problem must be an object of type {', '.join(map(repr, _TYPES))}, but got {str(data)[:80]!r}"
-        )
+        required = "an object of type 'conv', 'pool' or 'scaled'"
+        raise ValueError(f"{origin}: a problem must be {required}, but got {str(data)[:80]!r}")
     known = {field.name: field for field in fields(kind) if field.init}
     unknown = sorted(data.keys() - known.keys() - {"type"})
     if unknown:

@@ -77,9 +77,11 @@ def scaled_conv2d(
     """Convolve an image of 8-bit numbers, each of which stands for itself times a scale.
 
     Computes ``activation(conv(input, weight) * (input_scale * weight_scale) + bias)``, which
-    ``torch.nn.functional.conv2d`` has for no 8-bit type on a GPU. Products are summed in 32 bits: those of int8 in int32,
-    exactly (over more than 131071 products sums may leave int32, and wrap around), those of float8 in float32. The rest
-    is computed in float32, and rounded once, to `out_dtype`.
+    ``torch.nn.functional.conv2d`` has for no 8-bit type on a GPU. Products are summed in 32 bits: those of int8 in
+    int32, exactly (sums of more than 131071 products may leave int32, and wrap around as it does), those of float8 in
+    float32. The rest is computed in float32, and rounded once, to `out_dtype`. (Where the product with the scales and
+    the sum with the bias are one instruction, as on a GPU, it rounds once for both. Tensor cores of Hopper keep fewer
+    bits than float32 within the 128 products of float8, at most, that they add up in one go.)
 
     8-bit results are divided by `output_scale`, rounded to nearest, ties to even, and saturated: to [-128, 127], where
     NaN becomes 0, or to [-448, 448], where NaN stays NaN. Forward only: nothing here has a gradient. On torch tensors

@@ -1,4 +1,4 @@
-"""Arguments of convolutions of 8-bit operands with scales, to calls. Every user error of these functions is raised here."""
+"""Arguments of convolutions of 8-bit operands with scales, to calls. Every error of their users is raised here."""
 
 from __future__ import annotations
 

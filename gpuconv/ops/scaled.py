@@ -16,6 +16,7 @@ from ..config import forced_backend
 from ..dispatch.execution import explaining, run
 from ..dispatch.scaled import keyed, scaled_call
 from ..errors import invalid
+from ..normalize.common import same_device
 from ..normalize.conv import ACTIVATIONS, check_choice, check_rank, formats_of, geometry_of, pads_of
 from ..normalize.scaled import (
     OPERANDS,
@@ -104,8 +105,9 @@ def _arguments(args: Sequence[Any]) -> tuple[str, Geometry, ScaledExtras]:
     scales = [factor if tensor is None else tensor for tensor, factor in zip(tensors, factors)]
     if out_dtype != TORCH.dtype(x):
         scales[2] = None
-    extras = ScaledExtras(*scales, out_dtype, activation, backend)
-    return f"scaled_conv{x.dim() - 2}d", Geometry(*args[9:14], "zeros"), extras
+    extras = ScaledExtras(scales[0], scales[1], scales[2], out_dtype, activation, backend)
+    stride, pad_lo, pad_hi, dilation, groups = args[9:14]
+    return f"scaled_conv{x.dim() - 2}d", Geometry(stride, pad_lo, pad_hi, dilation, groups, "zeros"), extras
 
 
 def _real(*args: Any) -> Tensor:
@@ -124,7 +126,7 @@ def _fake(*args: Any) -> Tensor:
     named = {"input": x, "weight": w}
     conv_fake._check_options(op, "zeros", extras.activation, None, extras.backend)
     conv_fake._check_tensors(op, named, OPERANDS)
-    conv_fake.same_device(op, TORCH, named | {"bias": bias} | dict(zip(SCALES, args[3:6])))
+    same_device(op, TORCH, named | {"bias": bias} | dict(zip(SCALES, args[3:6])))
     shape = conv_fake.fprop_shape(op, x, w, geometry)
     for name, scale in extras.scales.items():
         if scale is not None:

@@ -26,7 +26,7 @@ from .chunks import column_chunk, tap_chunk
 from .columns import Index, box_slices, columns_of, position_views, shown_boxes, source_of, tap_views
 from .common import Box, boxes, compute_dtype, narrow, widen
 from .costs import columns_us, taps_us
-from .epilogue import Epilogue
+from .epilogue import Epilogue, Finish
 from .workspace import BOUNDS, Chunk, result_domain
 
 __all__ = ["SOLVERS", "as_one_image", "multiply_columns", "with_axis"]
@@ -162,7 +162,7 @@ class Im2colFprop(_Columns):
 
 
 def multiply_columns(
-    problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray, chunk: Chunk, epilogue: Epilogue
+    problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray, chunk: Chunk, epilogue: Finish
 ) -> None:
     """Write a forward pass to `out`, piece by piece: what `epilogue` makes of the sums."""
     for of_x, group in _groups(problem):
@@ -184,7 +184,7 @@ def _rows(problem: ConvProblem, w: np.ndarray, of_x: slice, of_y: slice) -> np.n
 
 def _fprop_box(
     problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray, parts: Sequence[slice], of_y: slice, n: int,
-    positions: Box, kept: np.ndarray | None, epilogue: Epilogue,
+    positions: Box, kept: np.ndarray | None, epilogue: Finish,
 ) -> None:  # fmt: skip
     """Write a box of outputs, summed over `parts` of the channels of x; `kept` are the weights where it is one part."""
     last = problem.x_format == CHANNELS_LAST

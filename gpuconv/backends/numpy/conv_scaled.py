@@ -65,7 +65,7 @@ def _rounded(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 class _Scaling:
-    """What becomes of the sums: ``activation(sum * (input_scale * weight_scale) + bias) / output_scale``, in float32."""
+    """What becomes of sums: ``activation(sum * (input_scale * weight_scale) + bias) / output_scale``, in float32."""
 
     empty = False
 
@@ -128,7 +128,7 @@ class ScaledIm2col(Solver):
         result = kind.empty(problem.result_shape, problem.out_dtype, problem.device, problem.result_format)
         if not prod(problem.result_shape):
             return result
-        arrays = {name: None if a is None else kind.to_numpy(a) for name, a in call.arrays.items()}
+        arrays: dict[str, Any] = {name: None if a is None else kind.to_numpy(a) for name, a in call.arrays.items()}
         conv, out = _of_floats(problem), kind.to_numpy(result)
         with np.errstate(all="ignore"):
             scaling = _Scaling(problem, arrays, call.extra)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ...problem import ConvProblem
 from .common import Box, widen
 
-__all__ = ["ACTIVATIONS", "Epilogue"]
+__all__ = ["ACTIVATIONS", "Epilogue", "Finish"]
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 
@@ -38,6 +38,17 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sigmoid": _sigmoid,
     "tanh": np.tanh,
 }
+
+
+class Finish(Protocol):
+    """Makes of sums what the result holds."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do."""
+
+    def __call__(self, values: np.ndarray, n: int, channels: slice, positions: Box) -> np.ndarray:
+        """Apply to `values` (channels, then a box of positions) of image `n`, in place where that is possible."""
 
 
 class Epilogue:

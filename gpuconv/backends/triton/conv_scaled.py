@@ -70,8 +70,8 @@ def scaled_arguments(problem: ScaledProblem, strides: Strides, config: Mapping[s
     problem
         The problem; 1-D and 2-D get leading axes of size 1.
     strides
-        Strides in elements of ``x``, ``w``, ``y``, of ``bias`` unless it is contiguous, and as ``scale`` that of an array
-        of weight scales, 0 where it has one element. Packed weights have their own.
+        Strides in elements of ``x``, ``w``, ``y``, of ``bias`` unless it is contiguous, and as ``scale`` that of an
+        array of weight scales, 0 where it has one element. Packed weights have their own.
     config
         The tile; ``INDEX64`` in it forces the 64-bit variant.
     """
@@ -79,16 +79,14 @@ def scaled_arguments(problem: ScaledProblem, strides: Strides, config: Mapping[s
     if config.get("packed"):
         strides["w"] = channels_last_strides(conv.w_shape)
     rows = conv.n * prod(conv.output_size)
-    found = conv_arguments(replace(conv, residual=False), strides)
-    unused = [name for name in found if name.startswith("residual")] + ["PRECISION", "scale_stride", "shift_stride"]
-    of_weights = found["scale_stride"]
-    for name in unused:
-        del found[name]
+    found = conv_arguments(conv, strides)
+    found["weight_scale_stride"] = found["scale_stride"]
+    unused = ("PRECISION", "scale_stride", "shift_stride")
+    found = {name: value for name, value in found.items() if name not in unused and not name.startswith("residual")}
     int8 = problem.dtype == "int8"
     return found | {
         "tiles_m": ceil_div(rows, config["BLOCK_M"]),
         "tiles_n": ceil_div(conv.k // conv.groups, config["BLOCK_N"]),
-        "weight_scale_stride": of_weights,
         "ACC_DTYPE": TypeName("int32" if int8 else "float32"),
         "IMPRECISE": None if int8 else config["BLOCK_K"],
         "INDEX64": bool(config.get("INDEX64")) or index64(conv, strides, rows + config["BLOCK_M"]),
