@@ -224,12 +224,10 @@ def e4m3_bits(values: Array) -> Array:
     >>> e4m3_values(e4m3_bits(np.array([1.0625, -1e9], np.float32))).tolist()
     [1.0, -448.0]
     """
-    magnitude = np.minimum(np.abs(values), np.float32(448))
-    nan = np.isnan(magnitude)
-    magnitude[nan] = 0
+    nan = np.isnan(values)
+    magnitude = np.where(nan, np.float32(0), np.minimum(np.abs(values), np.float32(448)))
     unit = np.frexp(np.maximum(magnitude, np.float32(2**-6)))[1] - 4  # the last bit of a value is worth 2**unit
     whole = np.rint(np.ldexp(magnitude, -unit)).astype(np.int32)
     bits = 8 * (unit + 9) + whole  # a fraction that rounds up to 16 is 0 of the next exponent
-    bits[nan] = 0x7F
-    found: Array = (bits + 128 * np.signbit(values)).astype(np.uint8)
+    found: Array = (np.where(nan, 0x7F, bits) + 128 * np.signbit(values)).astype(np.uint8)
     return found

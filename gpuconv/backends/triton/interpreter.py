@@ -1,10 +1,13 @@
 """Repairs that Triton's interpreter (``TRITON_INTERPRET=1``) needs in its releases up to 3.9.
 
-The interpreter runs kernels on CPU tensors with NumPy. Four of its operations go wrong, and one is waste:
+The interpreter runs kernels on CPU tensors with NumPy. Six of its operations go wrong, and one is waste:
 
 * ``__index__`` of a tensor converts a one-element array with ``int``, which NumPy 2.4 refuses, so a loop whose bounds
   are computed fails (triton 3.6 to 3.8);
 * ``dot`` multiplies the bits of bfloat16 operands, which it holds as uint16 (triton 3.6 to 3.9);
+* ``dot`` takes a NaN of float8e4nv for 480, and so does a conversion from it (triton 3.6 to 3.9);
+* a conversion to float8e4nv rounds ties away from zero, drops what a fraction carries to the exponent, and has wrong
+  subnormal numbers (triton 3.6 to 3.9);
 * masked loads and stores refuse a mask that it holds as int32, as it does those of some comparisons (triton 3.9);
 * every sum and product of 32-bit integers is computed again in 64 bits to look for an overflow, and what was found is
   dropped unless the interpreter debugs, which takes half of its time (triton 3.6 to 3.9).
@@ -18,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from ...numerics import e4m3_bits, e4m3_values
+
 __all__ = ["repair_interpreter"]
 
 
@@ -29,6 +34,7 @@ def repair_interpreter() -> None:
 
     patch_tensor = interpreter._patch_lang_tensor
     multiply = interpreter.InterpreterBuilder.create_dot
+    convert = interpreter.InterpreterBuilder.create_fp_to_fp
     read = interpreter.InterpreterBuilder.create_masked_load
     write = interpreter.InterpreterBuilder.create_masked_store
 
@@ -37,12 +43,21 @@ def repair_interpreter() -> None:
         scope.set_attr(tensor, "__index__", lambda value: int(np.asarray(value.handle.data).item()))
 
     def widened(operand: Any) -> Any:
+        if operand.dtype.scalar == tl.float8e4nv:
+            return interpreter.TensorHandle(e4m3_values(operand.data), tl.float32)
         if operand.dtype.scalar != tl.bfloat16 or operand.data.dtype != np.uint16:
             return operand
         return interpreter.TensorHandle((operand.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
     def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
         return multiply(self, widened(a), widened(b), *rest)
+
+    def converted(self: Any, value: Any, to: Any, *rest: Any) -> Any:
+        if to.scalar == tl.float8e4nv and value.dtype.scalar == tl.float32:
+            return interpreter.TensorHandle(e4m3_bits(np.asarray(value.data)), to.scalar)
+        if value.dtype.scalar == tl.float8e4nv and to.scalar == tl.float32:
+            return interpreter.TensorHandle(e4m3_values(np.asarray(value.data)), to.scalar)
+        return convert(self, value, to, *rest)
 
     def as_bool(mask: Any) -> Any:
         if mask is None or mask.data.dtype == np.bool_:
@@ -57,6 +72,7 @@ def repair_interpreter() -> None:
 
     interpreter._patch_lang_tensor = patch_with_index
     interpreter.InterpreterBuilder.create_dot = dot
+    interpreter.InterpreterBuilder.create_fp_to_fp = converted
     interpreter.InterpreterBuilder.create_masked_load = load
     interpreter.InterpreterBuilder.create_masked_store = store
     builder = interpreter.interpreter_builder
