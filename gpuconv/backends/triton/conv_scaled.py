@@ -22,7 +22,7 @@ from .tuned import Tunable
 
 __all__ = ["SOLVERS", "ScaledImplicitGemm", "scaled_arguments"]
 
-_WIDE, _NARROW = (128, 128, 128), (64, 64, 64)
+_WIDE, _NARROW = (128, 128, 128), (64, 64, 32)
 """Rows, columns and depth of a tile whose operands are read 16 bytes at a time, and of another: twice as many channels
 of one byte as the tiles of 16-bit operands have of two."""
 
