@@ -76,11 +76,11 @@ def emulated(
     sums = of(x.double(), w.double())
     magnitude = of(x.double().abs(), w.double().abs())
     factor = of_filters(scale(input_scale) * scale(weight_scale))
-    added = 0 if bias is None else of_filters(bias.float())
+    added = -torch.zeros(1) if bias is None else of_filters(bias.float())  # the zero that changes nothing
     single = ACTIVATED[activation](sums.float() * factor + added) / scale(output_scale)
     double = ACTIVATED[activation](sums * factor.double() + added) / scale(output_scale).double()
     # An activation has a slope of at most 1.5.
-    most = (magnitude * factor.double().abs() + (0 if bias is None else added.double().abs())) * 1.5
+    most = (magnitude * factor.double().abs() + added.double().abs()) * 1.5
     return Emulated(double, most / scale(output_scale).double().abs(), rounded(single, out_dtype), out_dtype)
 
 
