@@ -14,7 +14,7 @@ from ..arrays import ArrayKind, common_kind
 from ..errors import invalid
 from ..problem import Call, ConvProblem, ScaledProblem
 from .common import same_device
-from .conv import ACTIVATIONS, Extras, check_choice, conv_call
+from .conv import ACTIVATIONS, Extras, check_choice, check_dtypes, conv_call
 
 __all__ = [
     "BIAS_DTYPES",
@@ -176,6 +176,7 @@ def scaled_call(
     kind = common_kind(op, named, ("input", "weight"))
     geometry, plain = (stride, padding, dilation, groups), Extras(backend=extras.backend)
     dtypes = OPERANDS if kind.name == "torch" else OPERANDS[:1]
+    check_dtypes(op, kind, {"input": input}, dtypes)
     call = conv_call(op, ndim, input, weight, None, *geometry, plain, dtypes)
     conv = call.problem
     assert isinstance(conv, ConvProblem)

@@ -11,7 +11,7 @@ import torch
 from aot import compile_source, report, specialise
 from disassembly import sass_of
 from loops import accesses, hot_loop, operations
-from sample import FULL
+from sample import FULL, OLDEST
 
 from bench.scaled import scaled_problem
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
@@ -28,11 +28,11 @@ SOLVER = SOLVERS[0]
 PRODUCTS = {
     ("int8", 80): "IMMA",
     ("int8", 90): "IGMMA",
-    ("int8", 100): "UTCIMMA",
+    ("int8", 100): "IMMA" if OLDEST else "UTCIMMA",
     ("float8_e4m3fn", 90): "QGMMA",
     ("float8_e4m3fn", 100): "UTCQMMA",
 }
-"""The tensor cores' instruction for each type on each architecture."""
+"""The tensor cores' instruction for each type on each architecture; Triton 3.6 has none of Blackwell's for int8."""
 
 LAYERS: dict[str, tuple[tuple[int, ...], tuple[int, ...], str, dict[str, Any]]] = {
     "3x3": ((32, 128, 28, 28), (256, 128, 3, 3), CHANNELS_LAST, {"padding": 1, "bias": "float32"}),

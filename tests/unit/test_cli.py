@@ -246,6 +246,7 @@ def test_explain_has_every_public_function():
         if (
             name.startswith(("conv", "causal", "max_", "avg_", "lp_", "adaptive_", "fractional_"))
             or "separable" in name
+            or "scaled" in name
         ):
             assert name in shown
 
