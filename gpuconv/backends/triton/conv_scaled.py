@@ -59,7 +59,9 @@ def _tile(conv: ConvProblem, packed: bool) -> dict[str, int]:
     sizes = zip(_WIDE if wide else _NARROW, (conv.n * prod(conv.output_size), k, c), _LEAST, strict=True)
     m, n, depth = (min(most, max(least, power_of_two(size))) for most, size, least in sizes)
     warps = 8 if m * n >= 64 * 64 else 4
-    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": depth, "GROUP_M": 8, "num_warps": warps, "num_stages": 3}
+    tile = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": depth, "GROUP_M": 8, "num_warps": warps, "num_stages": 3}
+    # Without a bound ptxas spills a few registers of small tiles, to fit one more block; see `common.bound_registers`.
+    return tile if wide else tile | {"maxnreg": 255}
 
 
 def scaled_arguments(problem: ScaledProblem, strides: Strides, config: Mapping[str, Any]) -> dict[str, Any]:
