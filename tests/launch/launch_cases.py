@@ -100,7 +100,7 @@ CALLS: dict[str, tuple[int, Callable[[], Any]]] = {
     "scaled, float8, packed": (
         2,
         lambda: gpuconv.scaled_conv2d(
-            F8[0], PLAIN_F8, input_scale=ONE8, weight_scale=ONE8, output_scale=ONE8, out_dtype=torch.float8_e4m3fn
+            F8, PLAIN_F8, input_scale=ONE8, weight_scale=ONE8, output_scale=ONE8, out_dtype=torch.float8_e4m3fn
         ),
     ),
     "max_pool": (1, lambda: gpuconv.max_pool2d(X, 3, 2, 1)),
