@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from ..arrays import TORCH
 from ..config import forced_backend
@@ -39,19 +40,24 @@ _TENSORS = ("input", "weight", "bias", *SCALES)
 
 
 def _refuse_gradients(op: str, tensors: Sequence[Any]) -> None:
-    """Refuse tensors whose gradient would be recorded, which there is none of.
+    """Refuse tensors whose gradient would be recorded, or that have a tangent: there are no derivatives.
 
     Raises
     ------
     RuntimeError
-        If one requires a gradient.
+        If there is one.
     """
-    if not torch.is_grad_enabled():
+    grad, forward = torch.is_grad_enabled(), forward_ad._current_level >= 0
+    if not (grad or forward):
         return
     for name, tensor in zip(_TENSORS, tensors):
-        if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        if grad and tensor.requires_grad:
             wanted = "without requires_grad (this function is forward only; detach it, or call under torch.no_grad())"
             raise invalid(op, name, tuple(tensor.shape), wanted)
+        if forward and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise invalid(op, name, tuple(tensor.shape), "without a tangent (this function has no derivatives)")
 
 
 def convolution(

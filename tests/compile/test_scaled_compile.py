@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gpuconv
@@ -159,3 +160,24 @@ def test_gradients_are_refused_by_the_operator_too() -> None:
     with torch.no_grad():
         y = torch.ops.gpuconv.scaled_fprop(x, w, None, None, scale, None, 1.0, 1.0, 1.0, *arguments)
     assert not y.requires_grad
+
+
+def test_transforms() -> None:
+    """Derivatives are refused, none is lost without a word; a batch is taken apart by torch, example by example."""
+    x, w = operands("int8", "contiguous")
+    scale = torch.ones(4)
+
+    def function(scale: Tensor, x: Tensor = x) -> Tensor:
+        return gpuconv.scaled_conv2d(x, w, groups=2, input_scale=1.0, weight_scale=scale, out_dtype="float32")
+
+    expected = function(scale)
+    with pytest.raises(RuntimeError, match="weight_scale must be without requires_grad"):
+        torch.func.grad(lambda s: function(s).sum())(scale)
+    with pytest.raises(RuntimeError, match="weight_scale must be without a tangent"):
+        torch.func.jvp(function, (scale,), (scale,))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(scale, scale)
+        with pytest.raises(RuntimeError, match="weight_scale must be without a tangent"):
+            function(dual)
+        assert torch.equal(function(scale), expected)
+    assert torch.equal(torch.vmap(lambda x: function(scale, x))(x[None])[0], expected)
