@@ -30,7 +30,7 @@ from ..normalize.scaled import (
 )
 from . import conv_fake, conv_traced
 from .conv_library import LIBRARY, Geometry, chosen_backend, records
-from .tiers import DIRECT, refuse_tracing, repeated, tier_of
+from .tiers import DIRECT, repeated, tier_of
 
 __all__ = ["convolution", "scaled_fprop"]
 
@@ -157,7 +157,6 @@ scaled_fprop = torch.ops.gpuconv.scaled_fprop.default
 
 def _autograd(*args: Any) -> Tensor:
     if records(*args[:6]):
-        refuse_tracing()
         _refuse_gradients(f"scaled_conv{args[0].dim() - 2}d", args[:6])
     with torch._C._AutoDispatchBelowAutograd():
         return scaled_fprop(*args)

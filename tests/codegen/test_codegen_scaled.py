@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -109,6 +110,17 @@ def test_partial_sums_of_float8_are_added_in_float32_on_hopper() -> None:
     """Tensor cores add BLOCK_K products at most; the sum of these is a sum of float32 on the plain cores."""
     _, _, sass = compiled_plan("3x3 8-bit", "float8_e4m3fn", 90)
     assert Counter(op.partition(".")[0] for op in operations(sass))["FADD"] >= 64
+
+
+@pytest.mark.parametrize("dtype", ("int8", "float8_e4m3fn"))
+def test_8_bit_results_are_divided_and_rounded_as_ieee_does(dtype: str) -> None:
+    """No approximate division; the sum and difference that round to int8 are not folded; one conversion to float8."""
+    _, compiled, _ = compiled_plan("1x1 to 64", dtype, 90)
+    ptx = compiled.asm["ptx"]
+    assert len(re.findall(r"\bdiv\.rn\.f32", ptx)) == 32 and not re.search(r"\bdiv\.(full|approx)", ptx)
+    rounding = re.findall(r"add(?:\.rn)?\.f32\s[^;]*0f[4C]B400000", ptx, re.IGNORECASE)
+    assert len(rounding) == (64 if dtype == "int8" else 0)
+    assert ("cvt.rn.satfinite.e4m3x2.f32" in ptx) == (dtype != "int8")
 
 
 def test_what_a_gpu_does_not_multiply_is_refused() -> None:
