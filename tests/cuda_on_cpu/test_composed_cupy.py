@@ -102,6 +102,6 @@ def test_scaled_convolutions_have_no_cuda_kernel(rng):
     scales = {"input_scale": 0.5, "weight_scale": guarded(np.ones(3, np.float32), "float32")}
     with pytest.raises(gpuconv.NoSolverError, match="backend='cupy' cannot run this call: that backend has no solver"):
         gpuconv.scaled_conv2d(x, w, **scales, backend="cupy")
-    with pytest.raises(gpuconv.NoSolverError, match=r"scaled_conv2d: .*triton\.conv\.scaled\.implicit_gemm"):
+    with pytest.raises(gpuconv.NoSolverError, match=r"(?s)^scaled_conv2d: no solver can .*triton\.conv\.scaled"):
         gpuconv.scaled_conv2d(x, w, **scales)
     assert gpuconv.explain(gpuconv.scaled_conv2d, x, w, **scales).problem.out_dtype == "float32"
