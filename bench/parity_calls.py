@@ -23,8 +23,9 @@ from gpuconv.dispatch.separable import separable_problem
 from gpuconv.normalize.conv import Extras
 from gpuconv.ops.pool_fake import AS_INPUT, Form
 from gpuconv.ops.pool_library import launch
-from gpuconv.problem import Problem, placed
+from gpuconv.problem import Problem, ScaledProblem, placed
 
+from . import scaled
 from .calls import in_format
 from .contenders import settings
 from .parity import thrice
@@ -308,7 +309,24 @@ def _separable(key: str, geometry: tuple[int, int, int], filters: int, draw: Dra
     return PlainCall("depthwise_separable", key, {"x": x, "w": w, "v": v}, ours, theirs, False, v.shape[1], ("v",))
 
 
-FAMILIES = (_max_offsets, _lp, _fractional, _unpool, _columns)
+def _scaled() -> Iterator[tuple[str, Build]]:
+    for geometry, filters, groups in scaled.GEOMETRIES:
+        stride, padding, dilation = geometry
+        key = f"scaled_conv2d s{stride} p{padding} d{dilation} k{filters} g{groups}"
+        yield key, partial(_scaled_call, key, geometry, filters, groups)
+
+
+def _scaled_call(key: str, geometry: tuple[int, int, int], filters: int, groups: int, draw: Draw) -> PlainCall:
+    x = draw(28, 33)
+    number, groups = str(x.dtype).removeprefix("torch."), groups if x.shape[1] % groups == 0 else 1
+    tensors = scaled.tensors_of(x, number, filters, groups)
+    given = {"number": number, "geometry": geometry, "groups": groups}
+    return PlainCall(
+        "scaled_conv2d", key, tensors, partial(scaled.ours, **given), partial(scaled.theirs, **given), True
+    )
+
+
+FAMILIES = (_max_offsets, _lp, _fractional, _unpool, _columns, _scaled)
 
 _ROUNDS = [
     (number, layout)
@@ -363,7 +381,10 @@ def judge_call(call: PlainCall, solver: str) -> dict[str, Any]:
 
 def problem_of(call: PlainCall, device: str, batch: int) -> Problem:
     """Return the problem that a call on tensors of the CPU would be on `device` and with `batch` images."""
-    return replace(gpuconv.explain(call.ours, call.tensors, None).problem, device=device, n=batch)
+    problem = placed(gpuconv.explain(call.ours, call.tensors, None).problem, device=device)
+    if isinstance(problem, ScaledProblem):
+        return replace(problem, conv=replace(problem.conv, n=batch))
+    return replace(problem, n=batch)
 
 
 def call_problems(planes: tuple[int, int] = _PLANES, rounds: Sequence[tuple[str, str]] | None = None) -> list[Problem]:

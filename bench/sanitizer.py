@@ -22,7 +22,7 @@ import gpuconv
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
 from gpuconv.dispatch import backends
 from gpuconv.packs.origins import NOT_PACKED
-from gpuconv.problem import Problem
+from gpuconv.problem import Problem, placed
 
 __all__ = ["LAYOUTS", "PLANES", "odd_problems", "sanitizer_items", "small_launches", "watch"]
 
@@ -94,7 +94,7 @@ def small_launches(names: tuple[str, ...] = ("triton", "cupy")) -> Iterator[tupl
                 yield solver, problem_key(problem), partial(_launch, problem, solver)
         for key, build in (entry for family in FAMILIES for entry in family()):
             drawn = build(drawer("cpu", "float16", layout, PLANES))
-            problem = replace(gpuconv.explain(drawn.ours, drawn.tensors, None).problem, device="cuda:0")
+            problem = placed(gpuconv.explain(drawn.ours, drawn.tensors, None).problem, device="cuda:0")
             for solver in takers(problem):
                 yield solver, f"{key} {layout}", partial(_call, build, layout, solver)
         if "triton" in names:

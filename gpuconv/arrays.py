@@ -119,7 +119,7 @@ class ArrayKind(ABC):
 
     @abstractmethod
     def to_numpy(self, array: Any) -> np.ndarray:
-        """Show a host array as NumPy without a copy. bfloat16 appears as its bits, in ``uint16``."""
+        """Show a host array as NumPy without a copy. bfloat16 and float8 appear as their bits, in unsigned integers."""
 
     def check(self, op: str, argument: str, array: Any) -> None:  # noqa: B027
         """Refuse an array of this library whose elements do not lie at strides in memory."""
@@ -192,9 +192,9 @@ class _Memory:
 
 @lru_cache(maxsize=4096)
 def _interface(shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any) -> dict[str, Any]:
-    """Return NumPy's description of a tensor but for its address; bfloat16 appears as its bits, in ``uint16``."""
+    """Return NumPy's description of a tensor but for its address; see :meth:`ArrayKind.to_numpy`."""
     name = str(dtype).removeprefix("torch.")
-    found = np.dtype("uint16" if name == "bfloat16" else name)
+    found = np.dtype({"bfloat16": "uint16", "float8_e4m3fn": "uint8"}.get(name, name))
     in_bytes = tuple(stride * found.itemsize for stride in strides)
     return {"version": 3, "shape": tuple(shape), "strides": in_bytes, "typestr": found.str}
 

@@ -39,7 +39,7 @@ from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["RMS_LIMIT", "C", "accumulation_eps", "assert_close", "eps", "tolerance"]
+__all__ = ["RMS_LIMIT", "C", "accumulation_eps", "assert_close", "e4m3_bits", "e4m3_values", "eps", "tolerance"]
 
 Array = np.ndarray[Any, Any]
 
@@ -191,3 +191,43 @@ def _overflowed(reference: Array, allowed: Array, value: Array, dtype: str) -> A
     near = np.abs(np.abs(reference) - limit) <= allowed
     infinite = np.where(near, np.isinf(value), np.abs(reference) > limit)
     return np.where(infinite, np.copysign(np.inf, reference), reference)
+
+
+def _e4m3() -> Array:
+    """Return the value of each of the 256 patterns of float8_e4m3fn: 4 bits of exponent, 3 of fraction, no infinities.
+
+    OCP 8-bit Floating Point Specification (OFP8), revision 1.0, table 2.
+    """
+    bits = np.arange(128)
+    exponent, fraction = bits >> 3, bits & 7
+    positive = np.where(exponent == 0, fraction * 2.0**-9, (8 + fraction) * 2.0 ** (exponent - 10))
+    positive[127] = np.nan
+    return np.concatenate([positive, -positive]).astype(np.float32)
+
+
+_E4M3: Final = _e4m3()
+
+
+def e4m3_values(bits: Array) -> Array:
+    """Return the values of float8_e4m3fn, given as their bits in uint8, in float32, which holds all of them."""
+    found: Array = _E4M3[bits]
+    return found
+
+
+def e4m3_bits(values: Array) -> Array:
+    """Round float32 to the nearest float8_e4m3fn, ties to even, and return its bits as uint8.
+
+    Beyond 448, the largest, values are 448, infinities among them. NaN stays NaN.
+
+    Examples
+    --------
+    >>> e4m3_values(e4m3_bits(np.array([1.0625, -1e9], np.float32))).tolist()
+    [1.0, -448.0]
+    """
+    nan = np.isnan(values)
+    magnitude = np.where(nan, np.float32(0), np.minimum(np.abs(values), np.float32(448)))
+    unit = np.frexp(np.maximum(magnitude, np.float32(2**-6)))[1] - 4  # the last bit of a value is worth 2**unit
+    whole = np.rint(np.ldexp(magnitude, -unit)).astype(np.int32)
+    bits = 8 * (unit + 9) + whole  # a fraction that rounds up to 16 is 0 of the next exponent
+    found: Array = (np.where(nan, 0x7F, bits) + 128 * np.signbit(values)).astype(np.uint8)
+    return found

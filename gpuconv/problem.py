@@ -21,6 +21,7 @@ __all__ = [
     "PoolProblem",
     "Prepared",
     "Problem",
+    "ScaledProblem",
     "SeparableProblem",
     "itemsize",
     "offset_dtype",
@@ -29,10 +30,10 @@ __all__ = [
 ]
 
 _ITEMSIZE = {
-    "bool": 1, "uint8": 1, "int8": 1, "int16": 2, "uint16": 2, "float16": 2, "bfloat16": 2, "int32": 4, "uint32": 4,
-    "float32": 4, "complex32": 4, "int64": 8, "uint64": 8, "float64": 8, "complex64": 8, "complex128": 16,
+    "bool": 1, "uint8": 1, "int8": 1, "float8_e4m3fn": 1, "int16": 2, "uint16": 2, "float16": 2, "bfloat16": 2,
+    "int32": 4, "uint32": 4, "float32": 4, "complex32": 4, "int64": 8, "uint64": 8, "float64": 8, "complex64": 8,
+    "complex128": 16,
 }  # fmt: skip
-
 
 _RESULTS = {"fprop": "y", "dgrad": "x", "wgrad": "w", "transposed": "x"}
 
@@ -91,8 +92,7 @@ class ConvProblem:
 
     def __post_init__(self) -> None:
         # Problems are keys of caches on the path of every call, and most of the cost of a look-up is this number.
-        values = tuple([getattr(self, f.name) for f in fields(self) if f.compare])
-        object.__setattr__(self, "_hash", hash(values))
+        object.__setattr__(self, "_hash", hash(tuple([getattr(self, f.name) for f in fields(self) if f.compare])))
 
     def __hash__(self) -> int:
         return self._hash
@@ -125,8 +125,7 @@ class ConvProblem:
     @property
     def result_shape(self) -> tuple[int, ...]:
         """Shape of the result."""
-        result = self.result
-        return self.y_shape if result == "y" else self.x_shape if result == "x" else self.w_shape
+        return {"y": self.y_shape, "x": self.x_shape, "w": self.w_shape}[self.result]
 
     @property
     def result_format(self) -> str:
@@ -321,8 +320,74 @@ class PoolProblem:
         return rows
 
 
+class _OfConvolutions:
+    """What a problem has that convolutions make up: the arguments are those of the first, the result of the last."""
+
+    __slots__ = ()
+
+    @property
+    def steps(self) -> tuple[ConvProblem, ...]:
+        """The convolutions, in order."""
+        raise NotImplementedError
+
+    @property
+    def kind(self) -> str:
+        """The pass."""
+        return self.steps[0].kind
+
+    @property
+    def n(self) -> int:
+        """Images of the batch."""
+        return self.steps[0].n
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial dimensions."""
+        return self.steps[0].ndim
+
+    @property
+    def dtype(self) -> str:
+        """Type of the operands."""
+        return self.steps[0].dtype
+
+    @property
+    def device(self) -> str:
+        """Device of every array."""
+        return self.steps[0].device
+
+    @property
+    def array(self) -> str:
+        """Library of every array."""
+        return self.steps[0].array
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        """Shape of the result."""
+        return self.steps[-1].result_shape
+
+    @property
+    def result_format(self) -> str:
+        """Memory format of the result."""
+        return self.steps[-1].result_format
+
+    @property
+    def reduction_length(self) -> int:
+        """Products summed into one element of the result, of the last."""
+        return self.steps[-1].reduction_length
+
+    @property
+    def flops(self) -> int:
+        """Those of all."""
+        return sum(step.flops for step in self.steps)
+
+    @property
+    def index64(self) -> bool:
+        """Whether a tensor has more elements than a signed 32-bit index reaches."""
+        return any(step.index64 for step in self.steps)
+
+
 @dataclass(frozen=True, slots=True)
-class SeparableProblem:
+class SeparableProblem(_OfConvolutions):
     """A depthwise and then a pointwise convolution, in one call without gradients.
 
     `depthwise` and `pointwise` are the problems that the two are by themselves; what the first returns is the ``x`` of
@@ -335,70 +400,15 @@ class SeparableProblem:
     pointwise: ConvProblem
 
     @property
-    def kind(self) -> str:
-        """The pass, ``"fprop"``."""
-        return "fprop"
-
-    @property
     def steps(self) -> tuple[ConvProblem, ConvProblem]:
         """The two problems that compute the same, in order."""
         return self.depthwise, self.pointwise
-
-    @property
-    def n(self) -> int:
-        """Images of the batch."""
-        return self.depthwise.n
-
-    @property
-    def ndim(self) -> int:
-        """Number of spatial dimensions."""
-        return self.depthwise.ndim
-
-    @property
-    def dtype(self) -> str:
-        """Type of every array."""
-        return self.depthwise.dtype
-
-    @property
-    def device(self) -> str:
-        """Device of every array."""
-        return self.depthwise.device
-
-    @property
-    def array(self) -> str:
-        """Library of every array."""
-        return self.depthwise.array
-
-    @property
-    def result_shape(self) -> tuple[int, ...]:
-        """Shape of the result."""
-        return self.pointwise.result_shape
-
-    @property
-    def result_format(self) -> str:
-        """Memory format of the result."""
-        return self.pointwise.result_format
-
-    @property
-    def reduction_length(self) -> int:
-        """Products summed into one element of the result, of the pointwise convolution."""
-        return self.pointwise.reduction_length
-
-    @property
-    def flops(self) -> int:
-        """Those of both."""
-        return self.depthwise.flops + self.pointwise.flops
 
     @property
     def min_bytes(self) -> int:
         """Bytes that must move at least: those of both, but for the image between them."""
         between = prod(self.depthwise.y_shape) * itemsize(self.dtype)
         return self.depthwise.min_bytes + self.pointwise.min_bytes - 2 * between
-
-    @property
-    def index64(self) -> bool:
-        """Whether a tensor has more elements than a signed 32-bit index reaches."""
-        return self.depthwise.index64 or self.pointwise.index64
 
     def describe(self) -> list[tuple[str, str]]:
         """Return rows (name, text) that say in words what the problem is."""
@@ -409,10 +419,47 @@ class SeparableProblem:
         return list(rows.items())
 
 
-Problem = ConvProblem | PoolProblem | SeparableProblem
+@dataclass(frozen=True, slots=True)
+class ScaledProblem(_OfConvolutions):
+    """A forward convolution `conv` of 8-bit operands, each element times a scale.
+
+    A scale is a ``"number"``, in the ``extra`` of the call by the scale's name; an ``"array"`` of one element, or
+    ``"channels"``, one for each filter, among the call's arrays by that name.
+    """
+
+    op: str
+    conv: ConvProblem
+    out_dtype: str
+    input_scale: str = "number"
+    weight_scale: str = "number"
+    output_scale: str | None = None
+    bias_dtype: str | None = None
+
+    @property
+    def steps(self) -> tuple[ConvProblem, ...]:
+        """The convolution, without scales."""
+        return (self.conv,)
+
+    @property
+    def min_bytes(self) -> int:
+        """Bytes that must move at least: every operand read once, the result written once."""
+        conv = self.conv
+        moved = prod(conv.x_shape) + prod(conv.w_shape) + prod(conv.y_shape) * itemsize(self.out_dtype)
+        of_filter = (itemsize(self.bias_dtype) if self.bias_dtype else 0) + 4 * (self.weight_scale == "channels")
+        return moved + conv.k * of_filter
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Return rows (name, text) that say in words what the problem is."""
+        scales = {"input": self.input_scale, "weight": self.weight_scale, "output": self.output_scale}
+        given = ", ".join(f"{name} {kind}" for name, kind in scales.items() if kind)
+        types = f"{self.dtype} to {self.out_dtype}, scales: {given}"
+        return list((dict(self.conv.describe()) | {"dtype": types}).items())
 
 
-def steps_of(problem: Problem) -> tuple[ConvProblem | PoolProblem, ...]:
+Problem = ConvProblem | PoolProblem | SeparableProblem | ScaledProblem
+
+
+def steps_of(problem: Problem) -> tuple[ConvProblem | PoolProblem | ScaledProblem, ...]:
     """Return the problems that compute the same as one that several make up; another alone."""
     return problem.steps if isinstance(problem, SeparableProblem) else (problem,)
 
@@ -422,6 +469,8 @@ def placed(problem: Problem, **where: str) -> Problem:
     if isinstance(problem, SeparableProblem):
         first, second = (replace(step, **where) for step in problem.steps)  # type: ignore[arg-type]
         return SeparableProblem(problem.op, first, second)
+    if isinstance(problem, ScaledProblem):
+        return replace(problem, conv=replace(problem.conv, **where))  # type: ignore[arg-type]
     return replace(problem, **where)  # type: ignore[arg-type]
 
 
@@ -430,9 +479,8 @@ class Prepared:
     """What the plan cache keeps of a call: all but its arrays.
 
     `plan` is put in by the dispatcher when the call runs first, `memo` is for the plan's solver: what it derives from
-    the strides of the arrays, for example. `replay` repeats the launches of the first run on the addresses of other
-    arrays (:data:`gpuconv.launcher.record.Replay`); False where that was tried and is impossible. `used` orders calls
-    by their last use.
+    strides, for example. `replay` repeats the launches of the first run on the addresses of other arrays
+    (:data:`gpuconv.launcher.record.Replay`); False where that is impossible. `used` orders calls by their last use.
     """
 
     problem: Problem
@@ -450,7 +498,7 @@ class Call:
     """One call on its way: the problem, its arrays (with a batch axis, by name) and how to hand the result back.
 
     Names of arrays: ``x``, ``w``, ``y`` (the gradient of y where a backward pass reads it), ``bias``, ``residual``,
-    ``scale``, ``shift``, ``indices``, ``samples``.
+    ``scale``, ``shift``, ``indices``, ``samples``; those of other problems are theirs to say.
     """
 
     problem: Problem

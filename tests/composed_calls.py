@@ -1,4 +1,4 @@
-"""Calls of causal and separable convolutions, drawn from a seed, for tests that put every function through the same."""
+"""Calls of causal, separable and scaled convolutions, drawn from a seed: tests put every function through the same."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ Values = Callable[..., np.ndarray]
 
 def composed(rng: Random, function: str, values: Values) -> dict[str, Any]:
     """Return arguments of a function by name."""
+    if "scaled" in function:
+        return _scaled(rng, int(function[-2]))
     return _causal(rng, values) if "causal" in function else _separable(rng, function, values)
 
 
@@ -30,6 +32,27 @@ def _causal(rng: Random, values: Values) -> dict[str, Any]:
     if rng.random() < 0.6:
         options["initial_state"] = values(rng, n, c, width - 1)
     return options | {"return_state": bool(rng.random() < 0.5)}
+
+
+def _scaled(rng: Random, ndim: int) -> dict[str, Any]:
+    groups, n = (int(v) for v in rng.integers(1, 3, 2))
+    c, k = (groups * int(v) for v in rng.integers(1, 4, 2))
+    size, kernel = (tuple(int(v) for v in rng.integers(*bounds, ndim)) for bounds in ((4, 7), (1, 4)))
+
+    def drawn(*shape: int) -> np.ndarray:
+        return rng.integers(-128, 128, shape).astype(np.int8)
+
+    def scale(size: int) -> Any:
+        found = rng.random(size).astype(np.float32) + np.float32(0.125)
+        return float(found[0]) if rng.random() < 0.4 else found
+
+    options: dict[str, Any] = {"input": drawn(*((n,) if rng.random() < 0.7 else ()), c, *size)}
+    options |= {"weight": drawn(k, c // groups, *kernel), "groups": groups, "stride": int(rng.integers(1, 3))}
+    options |= {"padding": int(rng.integers(0, 3)), "activation": "relu" if rng.random() < 0.3 else None}
+    options["bias"] = rng.standard_normal(k).astype(np.float32) if rng.random() < 0.6 else None
+    options |= {"input_scale": scale(1), "weight_scale": scale(int(rng.choice([1, k])))}
+    options |= {"output_scale": scale(1), "out_dtype": "int8"} if rng.random() < 0.4 else {"out_dtype": "float32"}
+    return options
 
 
 def _separable(rng: Random, function: str, values: Values) -> dict[str, Any]:

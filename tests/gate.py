@@ -48,6 +48,8 @@ PARTS: Mapping[str, int] = {
     "test_operators::test_opcheck": 4,
     "test_composed_compile::test_compile_in_one_graph": 3,
     "test_composed_compile::test_export": 2,
+    "test_scaled_compile::test_compile_in_one_graph": 4,
+    "test_scaled_compile::test_opcheck": 2,
     "test_export::test_export": 2,
     "test_export::test_reloaded_in_a_fresh_process": 2,
     "test_pool_compile::test_export": 2,

@@ -278,7 +278,7 @@ def functions() -> list[str]:
 
 def drawn(rng: Random, function: str) -> Drawn:
     """Draw a call of `function`."""
-    if "causal" in function or "separable" in function:
+    if any(word in function for word in ("causal", "separable", "scaled")):
         return Drawn(function, composed(rng, function, _values))
     ndim = next((int(d) for d in "123" if f"{d}d" in function), 2)
     draw = _conv if function.startswith("conv") else _pool

@@ -41,6 +41,7 @@ _NUMBERS = {"indices": "int64", "seq_idx": "int32", "cache_seqlens": "int32", "c
 _SHAPED = ("input", "x", "grad_output", *_WEIGHTS, *_STATES, *_NUMBERS)
 _FLAGGED = ("bias", "residual", "scale", "shift", *(name.replace("weight", "bias") for name in _WEIGHTS[1:]))
 _HIDDEN = ("_random_samples",)
+_SCALES = ("input_scale", "weight_scale", "output_scale")
 
 _HELP = {
     "input": "Shape, for example 8,64,56,56.",
@@ -70,6 +71,10 @@ _HELP = {
     "bias": "With a bias.",
     "residual": "With a residual, added before the activation.",
     "scale": "With a scale per channel.",
+    "input_scale": "A number, or the word array: one element.",
+    "weight_scale": "A number, or a word: array (one element), channels (one per filter).",
+    "output_scale": "Of an 8-bit result: a number, or the word array.",
+    "out_dtype": "Type of the result of 8-bit operands (--dtype int8 or float8_e4m3fn).",
     "shift": "With a shift per channel.",
     **{name: "With that bias." for name in _FLAGGED[4:]},
 }
@@ -139,8 +144,8 @@ def _option(parameter: inspect.Parameter) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-_OF_TORCH = ("bfloat16", "complex32")
-_DTYPES = (*CONV_DTYPES, "complex32", "bool")
+_OF_TORCH = ("bfloat16", "complex32", "float8_e4m3fn")
+_DTYPES = (*CONV_DTYPES, "complex32", "bool", "float8_e4m3fn")
 
 _DTYPE = Annotated[str, typer.Option(help=f"Element type: {', '.join(_DTYPES)}.")]
 _DEVICE = Annotated[str, typer.Option(help="cpu, or a CUDA device such as cuda or cuda:1.")]
@@ -232,8 +237,13 @@ def _arguments(fn: Callable[..., Any], given: dict[str, Any], make: _Maker) -> d
             arguments[key] = parse_shape(_dashed(key), value)
         else:
             arguments[key] = parse_value(value) if isinstance(value, str) else value
+    for key in _SCALES:
+        size = {"array": 1, "channels": arguments["weight"].shape[0] if "weight" in arguments else 1}
+        if arguments.get(key) in size:
+            arguments[key] = make((size[arguments[key]],), "float32")
     flags = [key for key in _FLAGGED if given.get(key)]
-    arguments |= {key: make((_channels(name, key, arguments),)) for key in flags if key != "residual"}
+    kind = "float32" if name.startswith("scaled") else None
+    arguments |= {key: make((_channels(name, key, arguments),), kind) for key in flags if key != "residual"}
     if "residual" in flags:
         result = explain(fn, **arguments).steps[-1].problem.result_shape
         unbatched = len(arguments["input"].shape) == rank - 1
@@ -286,7 +296,8 @@ def _summary(fn: Callable[..., Any]) -> str:
 
 
 def _register() -> None:
-    panels: dict[Any, str] = dict.fromkeys((functional.causal, functional.conv, functional.separable), "Convolutions")
+    convolutions = (functional.causal, functional.conv, functional.scaled, functional.separable)
+    panels: dict[Any, str] = dict.fromkeys(convolutions, "Convolutions")
     panels[functional.conv_grad] = "Gradients of convolutions"
     for name in functional.__all__:
         fn = getattr(functional, name)

@@ -14,7 +14,7 @@ from ..config import logger
 from ..costs import measured as cache
 from ..costs.constants import Constants, Gpu, constants_of_gpu, gpu_of, user_constants_path
 from ..dispatch.problems import from_json
-from ..problem import Problem, steps_of
+from ..problem import Problem
 from .explain import new_console
 
 __all__ = ["tune_command"]
@@ -53,7 +53,7 @@ def _tune(problems: list[Problem], budget: float | None, most: int) -> list[Any]
                 return
             default = [each for each in record.timings if each.default and each.solver == best.solver]
             took = default[0].microseconds if default else None
-            x = "x".join(map(str, steps_of(record.problem)[0].x_shape))
+            x = "x".join(map(str, record.problem.x_shape))
             table.add_row(
                 f"{record.problem.op} {record.problem.kind} {x}", "-" if took is None else f"{took:,.1f} us",
                 f"{best.microseconds:,.1f} us", best.solver,

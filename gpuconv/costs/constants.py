@@ -40,8 +40,8 @@ __all__ = [
 
 SCHEMA = 1
 
-PIPES = ("tensor16", "tf32", "fma32", "fma64")
-"""What multiplies: tensor cores on 16-bit numbers or tf32, and the plain cores."""
+PIPES = ("tensor16", "tf32", "fma32", "fma64", "tensor8")
+"""What multiplies: tensor cores on 16-bit numbers or tf32, the plain cores, and tensor cores on int8 or float8."""
 
 PATHS = ("pointer", "tma", "im2col", "halo", "register", "gemm", "fma", "direct")
 """How operands reach what multiplies them.

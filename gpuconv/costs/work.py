@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import CHANNELS_LAST
-from ..problem import ConvProblem, Problem, SeparableProblem, itemsize
+from ..problem import ConvProblem, Problem, ScaledProblem, SeparableProblem, itemsize
 from ..shapes import ceil_div
 from .constants import PATHS, PIPES, Constants
 from .model import Work
@@ -85,7 +85,7 @@ def pipe_of(problem: ConvProblem) -> tuple[int, int]:
         if problem.precision == "ieee":
             return PIPES.index("fma32"), 1
         return PIPES.index("tf32"), 3 if problem.precision == "tf32x3" else 1
-    return PIPES.index("tensor16"), 1
+    return PIPES.index("tensor8" if itemsize(problem.dtype) == 1 else "tensor16"), 1
 
 
 def _run(channels: int, item: int, innermost: bool) -> int:
@@ -256,8 +256,8 @@ def roofline(problem: Problem, constants: Constants) -> tuple[float, str, str]:
         computed, _, rate = roofline(problem.pointwise, constants)
         if rate != "dram_tb_s" and computed > moved:
             return computed, "arithmetic", rate
-    elif isinstance(problem, ConvProblem):
-        pipe, factor = pipe_of(problem)
+    elif isinstance(problem, ConvProblem | ScaledProblem):
+        pipe, factor = pipe_of(problem.conv if isinstance(problem, ScaledProblem) else problem)
         rate = f"{PIPES[pipe]}_tflops"
         computed = problem.flops * factor / (constants.values[rate] * 1e6)
         if computed > moved:

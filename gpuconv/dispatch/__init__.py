@@ -1,6 +1,6 @@
 """From a call to a plan that runs: solvers ranked, plans kept, explained; entered by functional, ops and tuning."""
 
-from . import separable
+from . import scaled, separable
 from .execution import record_plans, record_problems, run
 from .explainer import explain
 from .explanation import Candidate, Explanation
@@ -16,6 +16,7 @@ __all__ = [
     "record_problems",
     "register_solver",
     "run",
+    "scaled",
     "select",
     "separable",
     "solver_of",

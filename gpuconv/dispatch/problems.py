@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from typing import Any
 
-from ..problem import ConvProblem, PoolProblem, Problem, SeparableProblem
+from ..problem import ConvProblem, PoolProblem, Problem, ScaledProblem, SeparableProblem
 
 __all__ = ["SCHEMA", "from_json", "problem_from_json", "problem_to_json", "to_json"]
 
 SCHEMA = 1
 
-_TYPES = {"conv": ConvProblem, "pool": PoolProblem}
+_TYPES = {"conv": ConvProblem, "pool": PoolProblem, "scaled": ScaledProblem}
 _ORIGIN = "problems"
 _STEPS = ("depthwise", "pointwise")
 
@@ -22,11 +22,12 @@ def problem_to_json(problem: Problem) -> dict[str, Any]:
     if isinstance(problem, SeparableProblem):
         steps = {name: problem_to_json(getattr(problem, name)) for name in _STEPS}
         return {"type": "separable", "op": problem.op, **steps}
-    name = "conv" if isinstance(problem, ConvProblem) else "pool"
-    found: dict[str, Any] = {"type": name}
+    found: dict[str, Any] = {"type": next(name for name, kind in _TYPES.items() if type(problem) is kind)}
     for field in fields(problem):
         value = getattr(problem, field.name)
-        if field.init and value != field.default:
+        if isinstance(value, ConvProblem):
+            found[field.name] = problem_to_json(value)
+        elif field.init and value != field.default:
             # JSON has no infinity.
             found[field.name] = list(value) if isinstance(value, tuple) else str(value) if value in _INFINITE else value
     return found
@@ -37,7 +38,11 @@ _INFINITE = (float("inf"), float("-inf"))
 
 def _value(name: str, kind: str, value: Any, origin: str) -> Any:
     """Return a field's value in its own type, from plain data."""
-    if kind == "tuple[int, ...]":
+    if kind == "ConvProblem":
+        found = problem_from_json(value, f"{origin}, {name}")
+        if isinstance(found, ConvProblem):
+            return found
+    elif kind == "tuple[int, ...]":
         if isinstance(value, list) and all(type(item) is int for item in value):
             return tuple(value)
     elif kind == "float":
@@ -58,7 +63,8 @@ def problem_from_json(data: Any, origin: str = _ORIGIN) -> Problem:
     """
     kind = _TYPES.get(str(data.get("type"))) if isinstance(data, dict) else None
     if kind is None:
-        raise ValueError(f"{origin}: a problem must be an object of type 'conv' or 'pool', but got {str(data)[:80]!r}")
+        required = "an object of type 'conv', 'pool' or 'scaled'"
+        raise ValueError(f"{origin}: a problem must be {required}, but got {str(data)[:80]!r}")
     known = {field.name: field for field in fields(kind) if field.init}
     unknown = sorted(data.keys() - known.keys() - {"type"})
     if unknown:

@@ -18,6 +18,8 @@ from .pool_backward import *  # noqa: F403
 from .pool_backward import __all__ as _pool_backward
 from .pool_fractional import *  # noqa: F403
 from .pool_fractional import __all__ as _pool_fractional
+from .scaled import *  # noqa: F403
+from .scaled import __all__ as _scaled
 from .separable import *  # noqa: F403
 from .separable import __all__ as _separable
 
@@ -31,5 +33,6 @@ __all__ = [
     *_pool_adaptive_backward,
     *_pool_backward,
     *_pool_fractional,
+    *_scaled,
     *_separable,
 ]

@@ -271,9 +271,9 @@ def _epilogue(op: str, bias: Any, extras: Extras, dtype: str, device: str) -> di
 
 def conv_call(
     op: str, ndim: int, input: Any, weight: Any, bias: Any,
-    stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras,
+    stride: Any, padding: Any, dilation: Any, groups: Any, extras: Extras, dtypes: tuple[str, ...] = CONV_DTYPES,
 ) -> Call:  # fmt: skip
-    """Check the arguments of a convolution and describe it. Shapes and errors: see :func:`gpuconv.conv2d`."""
+    """Check the arguments of a convolution, of one of `dtypes`, and describe it; see :func:`gpuconv.conv2d`."""
     named = {"input": input, "weight": weight, "bias": bias}
     named |= {"residual": extras.residual, "scale": extras.scale, "shift": extras.shift}
     kind = common_kind(op, named, ("input", "weight"))
@@ -295,7 +295,7 @@ def conv_call(
     if n and c and 0 in size:
         required = "of non-empty spatial axes (only batch and channels may be empty)"
         raise invalid(op, "input", kind.shape(input), required)
-    dtype = check_dtypes(op, kind, named, CONV_DTYPES)
+    dtype = check_dtypes(op, kind, named, dtypes)
     device = same_device(op, kind, named)
     _check_result(op, (n, w_shape[0], *output))
     k = w_shape[0] if c else 0  # torch: no input channels, no output channels

@@ -26,6 +26,7 @@ from ..normalize.conv import Extras
 from ..problem import Call, ConvProblem
 from . import conv_traced, late
 from . import pool as ops_pool
+from . import scaled as ops_scaled
 from . import separable as ops_separable
 from .conv_autograd import OPERANDS, apply
 from .conv_library import autocast
@@ -36,6 +37,7 @@ __all__ = [
     "convolution",
     "input_gradient",
     "ops_pool",
+    "ops_scaled",
     "ops_separable",
     "transposed_convolution",
     "weight_gradient",

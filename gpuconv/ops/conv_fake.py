@@ -29,7 +29,7 @@ from ..normalize.conv import (
     formats_of,
 )
 
-__all__ = ["fake_dgrad", "fake_fprop", "fake_wgrad", "is_zero"]
+__all__ = ["fake_dgrad", "fake_fprop", "fake_wgrad", "fprop_shape", "is_zero"]
 
 Tensor = Any
 Sizes = Sequence[int]
@@ -44,10 +44,11 @@ def is_zero(size: Any) -> bool:
     return isinstance(size, int) and size == 0
 
 
-def _empty(like: Tensor, shape: Sizes, memory_format: str) -> Tensor:
+def _empty(like: Tensor, shape: Sizes, memory_format: str, dtype: Any = None) -> Tensor:
+    dtype = like.dtype if dtype is None else dtype
     if memory_format == CHANNELS_LAST:
-        return torch.empty_strided(shape, channels_last_strides(shape), dtype=like.dtype, device=like.device)
-    return torch.empty(shape, dtype=like.dtype, device=like.device)
+        return torch.empty_strided(shape, channels_last_strides(shape), dtype=dtype, device=like.device)
+    return torch.empty(shape, dtype=dtype, device=like.device)
 
 
 def _check_options(
@@ -91,6 +92,16 @@ def _output_size(op: str, size: Sizes, kernel: Sizes, geometry: tuple[Any, ...])
     return shapes.map_axes(shapes.conv_output_size, size, kernel, stride, pad_lo, pad_hi, dilation)
 
 
+def fprop_shape(op: str, x: Tensor, w: Tensor, geometry: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the shape of y; `geometry` is stride, pad_lo, pad_hi, dilation, groups, padding mode."""
+    groups = geometry[4]
+    _require(op, x.dim() == w.dim(), "input and weight must be of one rank")
+    _require(op, x.shape[1] == w.shape[1] * groups, "weight must have the input's channels per group")
+    _require(op, w.shape[0] % groups == 0, "weight must be of a first axis that groups divides")
+    channels = 0 if is_zero(x.shape[1]) else w.shape[0]  # as in torch
+    return (x.shape[0], channels, *_output_size(op, x.shape[2:], w.shape[2:], geometry))
+
+
 def fake_fprop(
     x: Tensor, w: Tensor, bias: Any, scale: Any, shift: Any, residual: Any,
     stride: Sizes, pad_lo: Sizes, pad_hi: Sizes, dilation: Sizes, groups: int, padding_mode: str,
@@ -101,13 +112,8 @@ def fake_fprop(
     _check_options(op, padding_mode, activation, rounding, precision, backend)
     named = {"input": x, "weight": w, "bias": bias, "scale": scale, "shift": shift, "residual": residual}
     _check_tensors(op, named, CONV_DTYPES if activation is None else FLOATS[:4])
-    _require(op, x.dim() == w.dim(), "input and weight must be of one rank")
-    _require(op, x.shape[1] == w.shape[1] * groups, "weight must have the input's channels per group")
-    _require(op, w.shape[0] % groups == 0, "weight must be of a first axis that groups divides")
-    geometry = (stride, pad_lo, pad_hi, dilation, groups, padding_mode)
-    channels = 0 if is_zero(x.shape[1]) else w.shape[0]  # as in torch
-    shape = (x.shape[0], channels, *_output_size(op, x.shape[2:], w.shape[2:], geometry))
-    _check_epilogue(op, channels, shape, {"bias": bias, "scale": scale, "shift": shift}, residual)
+    shape = fprop_shape(op, x, w, (stride, pad_lo, pad_hi, dilation, groups, padding_mode))
+    _check_epilogue(op, shape[1], shape, {"bias": bias, "scale": scale, "shift": shift}, residual)
     return _empty(x, shape, formats_of(TORCH, x, False, w)[2])
 
 

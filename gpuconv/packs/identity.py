@@ -36,8 +36,9 @@ ALIGNMENT = 16
 """What the compiler is told to divide a number or an address, or not."""
 
 _POINTERS = {
-    "bool": "*i1", "uint8": "*u8", "int8": "*i8", "int16": "*i16", "uint16": "*u16", "int32": "*i32", "uint32": "*u32",
-    "int64": "*i64", "uint64": "*u64", "float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "float64": "*fp64",
+    "bool": "*i1", "uint8": "*u8", "int8": "*i8", "float8_e4m3fn": "*fp8e4nv", "int16": "*i16", "uint16": "*u16",
+    "float16": "*fp16", "bfloat16": "*bf16", "int32": "*i32", "uint32": "*u32", "float32": "*fp32", "int64": "*i64",
+    "uint64": "*u64", "float64": "*fp64",
 }  # fmt: skip
 
 CONSTANT = "constexpr"

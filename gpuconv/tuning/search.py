@@ -20,7 +20,7 @@ from ..costs.constants import Constants, Gpu, constants_of_gpu, gpu_of, user_con
 from ..costs.files import locked, warn_once, write_json
 from ..dispatch import candidates
 from ..dispatch.problems import problem_from_json, problem_to_json
-from ..problem import Problem
+from ..problem import ConvProblem, PoolProblem, Problem
 from .fitting import Sample, fit
 from .trial import CudaTimer, Timer, Trial, capturing_or_compiling, context_lost, reason_of
 
@@ -49,7 +49,7 @@ class Timing:
 class Record:
     """What tuning found for one problem on one GPU. `saved` says whether the user's cache has it."""
 
-    problem: Problem
+    problem: ConvProblem | PoolProblem
     gpu: str
     timings: tuple[Timing, ...]
     saved: bool
@@ -205,11 +205,12 @@ def _gpu(problem: Problem) -> Gpu:
     return gpu
 
 
-def _distinct(problems: Iterable[Problem]) -> list[Problem]:
-    """Return the first problem of each key and device."""
-    found: dict[tuple[str, str], Problem] = {}
+def _distinct(problems: Iterable[Problem]) -> list[ConvProblem | PoolProblem]:
+    """Return the first problem of each key and device, of those that have something to tune."""
+    found: dict[tuple[str, str], ConvProblem | PoolProblem] = {}
     for problem in problems:
-        found.setdefault((cache.key_of(problem), problem.device), problem)
+        if isinstance(problem, ConvProblem | PoolProblem):
+            found.setdefault((cache.key_of(problem), problem.device), problem)
     return list(found.values())
 
 
@@ -226,7 +227,8 @@ def tune(
     Parameters
     ----------
     problems
-        What :func:`gpuconv.record_problems` collected, for example. Of those that share a key, the first is timed.
+        What :func:`gpuconv.record_problems` collected, for example. Of those that share a key, the first is timed;
+        those of 8-bit operands with scales, whose solver has one config, are left out.
     budget_s
         Seconds after which no further problem is begun, and the one at hand only has its defaults timed; default: none.
     timer
@@ -301,6 +303,8 @@ def consider(problem: Problem) -> None:
     """Tune a problem that a call with tuning switched on met, unless this is not the moment, or it is tuned already."""
     gpu = gpu_of(problem.device)
     if gpu is None or not problem.device.startswith("cuda") or capturing_or_compiling():
+        return
+    if not _distinct([problem]):
         return
     key = cache.key_of(problem)
     with _lock:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..arrays import TORCH
 from ..backends.base import Plan
-from ..problem import Call, ConvProblem, PoolProblem, Prepared, Problem, SeparableProblem
+from ..problem import Call, ConvProblem, PoolProblem, Prepared, Problem
 
 __all__ = ["CudaTimer", "Timer", "Trial", "capturing_or_compiling", "context_lost", "reason_of"]
 
@@ -71,7 +71,7 @@ class Trial:
         self._torch = torch
         self.problem = problem
         self._random = torch.Generator(device=problem.device).manual_seed(0)
-        assert not isinstance(problem, SeparableProblem)  # whose steps are tuned
+        assert isinstance(problem, ConvProblem | PoolProblem)  # others are not tuned, or their steps are
         self.arrays = self._conv() if isinstance(problem, ConvProblem) else self._pool(problem)
 
     def _integers(self, shape: tuple[int, ...], dtype: str, layout: str, low: int, high: int) -> Any:

@@ -62,6 +62,8 @@ def specialise(kernel: Any, arguments: Mapping[str, Any], aligned: bool = True) 
             signature[name] = value
             if aligned:
                 attributes[(place,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0:

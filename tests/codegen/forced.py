@@ -12,13 +12,14 @@ from specialisations import recorded
 from triton.runtime.jit import JITFunction
 
 from bench.parity import conv_problem
+from bench.scaled import scaled_problem
 from gpuconv import shapes
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, TORCH
 from gpuconv.backends.triton import backend as triton_backend
 from gpuconv.backends.triton.columns import columns_shape
-from gpuconv.backends.triton.dry import launches_of_plan
+from gpuconv.backends.triton.dry import _scaled_arrays, launches_of_plan
 from gpuconv.backends.triton.launch import for_triton
-from gpuconv.problem import Call, ConvProblem, PoolProblem, Problem, SeparableProblem
+from gpuconv.problem import Call, ConvProblem, PoolProblem, Problem, ScaledProblem, SeparableProblem
 
 __all__ = ["launches", "problems", "solvers", "takes"]
 
@@ -136,8 +137,25 @@ def problems() -> Iterator[Problem]:
         yield from pools(ndim, dtype, layout)
         if ndim == 2:
             yield from separables(dtype, layout)
+    for ndim, layout, dtype in product((1, 2, 3), LAYOUTS, ("int8", "float8_e4m3fn")):
+        yield from scaled(ndim, dtype, layout)
     for ndim, layout, dtype in product((1, 2, 3), LAYOUTS, ("uint8", "int64")):
         yield from pools(ndim, dtype, layout)
+
+
+def scaled(ndim: int, dtype: str, layout: str) -> Iterator[Problem]:
+    """Yield convolutions of 8-bit operands with scales."""
+    for n, c, k, kernel, options in (
+        (2, 32, 48, 3, {"padding": 1, "out_dtype": dtype, "bias": "float32", "activation": "gelu"}),
+        (2, 13, 7, 2, {"stride": 2, "out_dtype": "float16", "bias": "float16", "weight_scale": "array"}),
+        (1, 64, 32, 1, {"out_dtype": "float32", "activation": "relu", "weight_scale": "number"}),
+        (1, 12, 24, 3 if ndim < 3 else 4, {"groups": 3, "padding": 1, "out_dtype": dtype}),
+        (2, 16, 16, {1: 33, 2: 6, 3: 4}[ndim], {"padding": 2 if ndim > 1 else 8, "bias": "bfloat16"}),
+        (WIDE, 16, 16, 3, {"padding": 1, "out_dtype": dtype}),
+    ):
+        groups = options.get("groups", 1)
+        shapes_of = (n, c, *SIZES[ndim]), (k, c // groups, *(kernel,) * ndim)
+        yield scaled_problem(*shapes_of, dtype, layout, device="meta", **options)
 
 
 def separables(dtype: str, layout: str) -> Iterator[Problem]:
@@ -164,6 +182,8 @@ def arrays(problem: Problem) -> dict[str, Any]:
         first, second = map(arrays, problem.steps)
         named = {"pointwise": second["w"], "pointwise_bias": second["bias"], "residual": second["residual"]}
         return {name: first[name] for name in ("x", "w", "bias")} | named
+    if isinstance(problem, ScaledProblem):
+        return _scaled_arrays(problem)
     if isinstance(problem, ConvProblem):
         channels = (problem.k if problem.kind == "fprop" else problem.c,)
         known = {name: (getattr(problem, f"{name}_shape"), getattr(problem, f"{name}_format")) for name in "xwy"}

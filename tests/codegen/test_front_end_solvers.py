@@ -18,8 +18,6 @@ import triton
 from forced import launches, problems, solvers, takes
 from specialisations import KERNELS, refusal
 
-from gpuconv.problem import steps_of
-
 pytestmark = pytest.mark.codegen
 
 FULL = os.environ.get("GPUCONV_TEST_FULL") == "1"
@@ -44,7 +42,9 @@ def classes() -> dict[tuple[str, ...], list[str]]:
                 for launch in launches(problem, solver):
                     if launch not in seen:
                         seen.add(launch)
-                        found[solver.id, steps_of(problem)[0].x_format, *flags(launch)].append(launch)
+                        found[solver.id, getattr(problem, "steps", (problem,))[0].x_format, *flags(launch)].append(
+                            launch
+                        )
     return found
 
 

@@ -94,3 +94,14 @@ def test_separable(name, rng):
     np.testing.assert_array_equal(asnumpy(found), wanted, strict=True)
     explained = gpuconv.explain(getattr(gpuconv, name), *(guarded(a, "float32") for a in arrays), padding=1)
     assert [step.solver for step in explained.steps] == [plan.solver.id for plan in plans]
+
+
+def test_scaled_convolutions_have_no_cuda_kernel(rng):
+    """They say so, and what would run them; the problem is described all the same."""
+    x, w = (guarded(rng.integers(-9, 9, s).astype(np.int8), "int8") for s in ((2, 4, 5, 6), (3, 4, 3, 3)))
+    scales = {"input_scale": 0.5, "weight_scale": guarded(np.ones(3, np.float32), "float32")}
+    with pytest.raises(gpuconv.NoSolverError, match="backend='cupy' cannot run this call: that backend has no solver"):
+        gpuconv.scaled_conv2d(x, w, **scales, backend="cupy")
+    with pytest.raises(gpuconv.NoSolverError, match=r"(?s)^scaled_conv2d: no solver can .*triton\.conv\.scaled"):
+        gpuconv.scaled_conv2d(x, w, **scales)
+    assert gpuconv.explain(gpuconv.scaled_conv2d, x, w, **scales).problem.out_dtype == "float32"

@@ -21,7 +21,11 @@ def on_device(array: np.ndarray) -> Any:
     return guarded(array, array.dtype.name)
 
 
-@pytest.mark.parametrize("function", functions() if FULL else SAMPLE)
+RUN = [function for function in functions() if "scaled" not in function]
+"""Functions that CuPy's kernels compute."""
+
+
+@pytest.mark.parametrize("function", RUN if FULL else SAMPLE)
 def test_every_call_answers_as_the_first_did(function: str) -> None:
     ran = 0
     for draw in range(3 if FULL else 1):

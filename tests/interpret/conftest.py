@@ -47,6 +47,8 @@ PARTS = {
     "test_conv_depthwise::test_matches_reference": 64,
     "test_conv_depthwise::test_what_is_not_finite_stays_where_it_is": 96,
     "test_depthwise_mutations::test_probes_pass_on_the_real_kernels": 17,
+    "test_conv_scaled::test_matches_reference": 8,
+    "test_conv_scaled::test_mutant_is_noticed": 6,
 }
 """Into how many parts a list of cases is cut, of which either Triton runs a half in the gate; of one file where it is
 named."""

@@ -54,9 +54,10 @@ def recorded_launches() -> Iterator[Launches]:
         yield launches
 
 
-BEYOND_TORCH = {"_conv_separable_kernel", "_conv_turn_kernel", "_conv_column_sums_kernel"}
-"""Kernels of functions that torch does not have, and OpInfo no samples of; ``test_conv_separable.py`` launches it. And
-those that stand around the Hopper kernels, which ``tests/executor`` interprets."""
+BEYOND_TORCH = {"_conv_separable_kernel", "_conv_scaled_kernel", "_conv_turn_kernel", "_conv_column_sums_kernel"}
+"""Kernels of functions that torch does not have, and OpInfo no samples of; ``test_conv_separable.py`` and
+``test_conv_scaled.py`` launch them. And those that stand around the Hopper kernels, which ``tests/executor``
+interprets."""
 
 
 def unlaunched(launches: Iterable[tuple[str, str]]) -> set[str]:

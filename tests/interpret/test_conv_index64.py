@@ -234,3 +234,17 @@ def test_far_rows_of_phases(watched):
     assert {kwargs["INDEX64"] for kwargs in watched} == {True}
     expected = torch.nn.functional.conv_transpose2d(y.double(), w.double(), stride=2) + residual.double()
     assert torch.allclose(x.double(), expected, rtol=4e-3, atol=4e-3)
+
+
+@pytest.mark.parametrize("axis", (2, 3, 1), ids=("rows", "columns", "channels"))
+def test_far_8_bit_numbers(axis, watched):
+    """Input and result of one byte an element: the last are more than 2^31 bytes away from the first."""
+    strides = {1: (0, FAR, 3, 1), 2: (0, 3, FAR, 1), 3: (0, 3, 1, FAR)}[axis]
+    x = torch.empty(2 * FAR + 64, dtype=torch.int8).as_strided((1, 3, 3, 3), strides)
+    x.copy_(torch.arange(27).reshape(x.shape) - 13)
+    w = torch.arange(54).remainder(7).sub(3).to(torch.int8).reshape(2, 3, 3, 3)
+    options = {"input_scale": 0.5, "weight_scale": torch.tensor([1.0, 2.0]), "out_dtype": "float32"}
+    y = gpuconv.scaled_conv2d(x, w, **options, backend="triton.conv.scaled.implicit_gemm")
+    assert [kwargs["INDEX64"] for kwargs in watched] == [True]
+    sums = torch.einsum("cij,kcij->k", x[0].long(), w.long())
+    assert torch.equal(y.flatten(), sums.float() * torch.tensor([0.5, 1.0]))

@@ -36,6 +36,9 @@ WIDE_DY = half(2, 256, 12, 12)
 CONTIGUOUS_X, CONTIGUOUS_W = half(2, 64, 12, 12, last=False), half(256, 64, 3, 3, last=False)
 LEAVES = [tensor.clone().requires_grad_() for tensor in (MANY_X, W, B)]
 POSITIONS = torch.arange(144).view(12, 12).expand(2, 32, 12, 12).to(memory_format=LAST)
+X8, W8 = (torch.zeros(s, dtype=torch.int8).to(memory_format=LAST) for s in ((2, 32, 12, 12), (32, 32, 3, 3)))
+F8, PLAIN_F8 = X8.to(torch.float8_e4m3fn), torch.zeros(32, 32, 3, 3).to(torch.float8_e4m3fn)
+B8, ONE8 = torch.zeros(32), torch.zeros(1)
 LEAF, POOLED = X.clone().requires_grad_(), half(2, 32, 6, 6)
 
 
@@ -89,6 +92,17 @@ CALLS: dict[str, tuple[int, Callable[[], Any]]] = {
     "transposed": (1, lambda: gpuconv.conv_transpose2d(DY, W, B, stride=2)),
     "wgrad": (2, lambda: gpuconv.conv2d_weight_grad(MANY_X, W.shape, MANY_DY, padding=1)),
     "forward and backward": (4, _backward),
+    "scaled": (1, lambda: gpuconv.scaled_conv2d(X8, W8, B8, padding=1, input_scale=0.5, weight_scale=B8)),
+    "scaled, 8-bit result": (
+        1,
+        lambda: gpuconv.scaled_conv2d(X8, W8, input_scale=ONE8, weight_scale=2.5, output_scale=0.3, out_dtype="int8"),
+    ),
+    "scaled, float8, packed": (
+        2,
+        lambda: gpuconv.scaled_conv2d(
+            F8, PLAIN_F8, input_scale=ONE8, weight_scale=ONE8, output_scale=ONE8, out_dtype=torch.float8_e4m3fn
+        ),
+    ),
     "max_pool": (1, lambda: gpuconv.max_pool2d(X, 3, 2, 1)),
     "max_pool with indices": (1, lambda: gpuconv.max_pool2d(X, 3, 2, 1, return_indices=True)),
     "max_pool, axis after axis": (2, _separable_pool),

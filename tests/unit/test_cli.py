@@ -205,6 +205,14 @@ CALLS = {
     ],
     "avg_pool2d_backward": ["--grad-output", "2,4,4,4", "--input", "2,4,8,8", "--kernel-size", "2"],
     "unfold": ["--input", "2,4,8,8", "--kernel-size", "3"],
+    "scaled_conv2d": [
+        "--input", "2,4,8,8", "--weight", "6,4,3,3", "--dtype", "int8", "--bias", "--input-scale", "0.5",
+        "--weight-scale", "channels", "--output-scale", "array", "--out-dtype", "int8", "--channels-last",
+    ],
+    "scaled_conv1d": [
+        "--input", "4,8", "--weight", "6,4,3", "--dtype", "float8_e4m3fn", "--input-scale", "array",
+        "--weight-scale", "2",
+    ],
     "fold": ["--input", "2,36,36", "--output-size", "8,8", "--kernel-size", "3"],
 }  # fmt: skip
 
@@ -246,6 +254,7 @@ def test_explain_has_every_public_function():
         if (
             name.startswith(("conv", "causal", "max_", "avg_", "lp_", "adaptive_", "fractional_"))
             or "separable" in name
+            or "scaled" in name
         ):
             assert name in shown
 

@@ -18,7 +18,7 @@ from gpuconv.backends.triton.pool_adaptive import adaptive_arguments
 from gpuconv.costs import constants
 from gpuconv.costs.work import roofline
 from gpuconv.dispatch import backends, candidates, solver_of
-from gpuconv.problem import ConvProblem, PoolProblem, Problem
+from gpuconv.problem import ConvProblem, PoolProblem, Problem, ScaledProblem
 
 COUNT = 4000 if os.environ.get("GPUCONV_TEST_FULL") == "1" else 160
 H200 = constants.shipped()["h200"][1]
@@ -78,12 +78,18 @@ def drawn_pool(rng: np.random.Generator, device: str) -> PoolProblem:
 
 
 def problems(device: str) -> list[Problem]:
-    """Draw the problems: as many convolutions as pools."""
+    """Draw the problems: as many convolutions as pools, and of the forward ones as many of 8 bits."""
     rng = np.random.default_rng(22)
     found: list[Problem] = []
     for number in range(COUNT):
         found.append(drawn_conv(rng, device) if number % 2 else drawn_pool(rng, device))
-    return found
+    forward = [each for each in found if isinstance(each, ConvProblem) and each.kind == "fprop"]
+    types = {"float16": ("int8", "int8"), "float32": ("float8_e4m3fn", "float16")}
+    return [*found, *(_of_8_bits(each, *types[each.dtype]) for each in forward)]
+
+
+def _of_8_bits(conv: ConvProblem, dtype: str, out_dtype: str) -> ScaledProblem:
+    return ScaledProblem(f"scaled_{conv.op}", replace(conv, dtype=dtype), out_dtype)
 
 
 def solvers(backend: str, problem: Problem) -> list[Solver]:
@@ -97,6 +103,7 @@ def cpu_bounds(problem: Problem) -> tuple[float, float]:
     operation that is scattered through an array of places takes 20 ns and a power 60, and NumPy is called once a group,
     image and tap (and channel of y in a group that has one of x), and some hundred times a call, at 10 us each.
     """
+    problem = problem.conv if isinstance(problem, ScaledProblem) else problem
     least = max(problem.min_bytes / 100e3, (problem.flops / 200e3) * isinstance(problem, ConvProblem))
     taps, pieces = prod(problem.kernel), 1 + problem.flops / 1e6
     if isinstance(problem, ConvProblem):
@@ -130,16 +137,18 @@ def test_estimates_of_kernels_lie_around_the_roofline(
 ) -> None:
     """No kernel is estimated far under the roofline, and none at over 50 times what it must do.
 
-    Tiles of products are 16 wide at least, so a group with fewer channels is as much work as one of 16; kernels of CuPy
+    Tiles of products are 16 wide at least (of 8-bit numbers 32 deep), so a group with fewer channels is as much work as
+    one of 16; kernels of CuPy
     multiply on the plain cores alone; and there is a solver that has a thread read its whole window.
     """
     with pretended(monkeypatch, tmp_path):
         for problem in problems("cuda:0"):
             bound = roofline(problem, H200)[0]
             must = bound
-            if isinstance(problem, ConvProblem):
-                padded = replace(problem, c=problem.groups * max(16, problem.c // problem.groups),
-                                 k=problem.groups * max(16, problem.k // problem.groups))  # fmt: skip
+            if isinstance(problem, ConvProblem | ScaledProblem):
+                conv, least = (problem.conv, 32) if isinstance(problem, ScaledProblem) else (problem, 16)
+                padded = replace(conv, c=conv.groups * max(least, conv.c // conv.groups),
+                                 k=conv.groups * max(16, conv.k // conv.groups))  # fmt: skip
                 must = roofline(padded, H200)[0]
                 if backend == "cupy":
                     must = max(must, padded.flops / (H200.values["fma32_tflops"] * 1e6))

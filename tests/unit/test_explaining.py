@@ -16,9 +16,10 @@ from gpuconv.backends.cupy import pool as cupy_pool
 from gpuconv.backends.triton import backend as triton_backend
 from gpuconv.dispatch.explanation import Candidate, _time
 from gpuconv.dispatch.problems import problem_from_json
-from gpuconv.problem import ConvProblem, Problem, SeparableProblem
+from gpuconv.problem import ConvProblem, Problem, ScaledProblem, SeparableProblem, placed
 
 X, W = np.ones((2, 4, 9, 9), np.float32), np.ones((6, 4, 3, 3), np.float32)
+X8, W8 = X.astype(np.int8), W.astype(np.int8)
 Y, INDICES = gpuconv.max_pool2d(X, 3, 2, return_indices=True)
 
 CALLS: dict[str, Callable[[], Any]] = {
@@ -44,6 +45,9 @@ CALLS: dict[str, Callable[[], Any]] = {
     "fractional_max_pool2d": lambda: gpuconv.fractional_max_pool2d(X, 2, output_size=3),
     "max_unpool2d": lambda: gpuconv.max_unpool2d(Y, INDICES, 3, 2),
     "unfold": lambda: gpuconv.unfold(X, 3),
+    "scaled_conv2d": lambda: gpuconv.scaled_conv2d(
+        X8, W8, np.ones(6, np.float32), padding="same", input_scale=0.5, weight_scale=np.ones(6, np.float32)
+    ),
     "fold": lambda: gpuconv.fold(np.ones((2, 36, 49), np.float32), 9, 3),
 }
 
@@ -51,7 +55,7 @@ CALLS: dict[str, Callable[[], Any]] = {
 def explained(call: str, **changes: Any) -> gpuconv.Explanation:
     """Return the explanation of a call, as if its arrays were elsewhere or of another kind."""
     problem = gpuconv.explain(CALLS[call]).problem
-    return dispatch.explainer._explanation(replace(problem, **changes), None)
+    return dispatch.explainer._explanation(placed(problem, **changes) if changes else problem, None)
 
 
 def refusal(problem: Problem, backend: str | None = None) -> list[str]:
@@ -140,7 +144,7 @@ def test_a_solver_serves_what_it_takes() -> None:
                 assert solver.serves(problem) or solver.why_not(problem) is not None
                 _, family, kind, *_ = solver.id.split(".")
                 if solver.serves(problem):
-                    assert (family == "conv") == isinstance(problem, ConvProblem | SeparableProblem)
+                    assert (family == "conv") == isinstance(problem, ConvProblem | ScaledProblem | SeparableProblem)
                     assert family == "conv" or kind in problem.pool
 
 
@@ -201,7 +205,7 @@ def check_form(lines: list[str], problem: Problem, why: str) -> None:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_without_triton_and_cupy_it_says_what_to_install(call: str, alone: None) -> None:
-    problem = replace(gpuconv.explain(CALLS[call]).problem, **CUDA)
+    problem = placed(gpuconv.explain(CALLS[call]).problem, **CUDA)
     lines = refusal(problem)
     check_form(lines, problem, "torch tensors on cuda:0: triton is not installed (pip install triton)")
     numpy = [c.solver.id for c in explained(call).candidates if c.backend == "numpy" and c.reason is None]

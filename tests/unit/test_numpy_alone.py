@@ -74,3 +74,13 @@ def test_the_command_line_answers():
     said = done.stdout + done.stderr
     assert "Traceback" not in said and ("numpy" in said.lower() if done.returncode == 0 else "pip install" in said)
     assert done.returncode == 0 or find_spec("typer") is None
+
+
+def test_scaled_convolutions(rng):
+    x, w = (rng.integers(-128, 128, shape).astype(np.int8) for shape in ((2, 4, 6, 7), (3, 4, 3, 2)))
+    scales = {"input_scale": 0.5, "weight_scale": np.array([1, 2, 4], np.float32)}
+    y = gpuconv.scaled_conv2d(x, w, **scales)
+    sums = gpuconv.conv2d(x.astype(np.int64), w.astype(np.int64))
+    np.testing.assert_array_equal(y, (sums * np.array([0.5, 1, 2])[:, None, None]).astype(np.float32), strict=True)
+    z = gpuconv.scaled_conv2d(x, w, **scales, output_scale=512, out_dtype=np.int8)
+    np.testing.assert_array_equal(z, np.clip(np.rint(y / 512), -128, 127).astype(np.int8), strict=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...arrays import bfloat16_bits
 from ...config import workspace_limit
+from ...numerics import e4m3_values
 from ...problem import PoolProblem
 from ...shapes import ceil_div
 
@@ -57,14 +58,16 @@ def kept(derive: Derive) -> Derive:
 
 @lru_cache(maxsize=64)
 def compute_dtype(dtype: str) -> np.dtype:
-    """Return the type in which a problem of type `dtype` is computed: float32 for 16-bit floats, else `dtype`."""
-    return np.dtype("float32" if dtype in ("float16", "bfloat16") else dtype)
+    """Return the type in which a problem of type `dtype` is computed: float32 for smaller floats, else `dtype`."""
+    return np.dtype("float32" if dtype in ("float16", "bfloat16", "float8_e4m3fn") else dtype)
 
 
 def widen(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Return `array` (bfloat16 as its bits in uint16) in its compute type; a view where nothing changes."""
+    """Return `array` (bfloat16 and float8 as their bits) in its compute type; a view where nothing changes."""
     if dtype == "bfloat16":
         return (array.astype(np.uint32) << 16).view(np.float32)
+    if dtype == "float8_e4m3fn":
+        return e4m3_values(array)
     return array.astype(compute_dtype(dtype), copy=False)
 
 

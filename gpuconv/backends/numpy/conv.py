@@ -26,10 +26,10 @@ from .chunks import column_chunk, tap_chunk
 from .columns import Index, box_slices, columns_of, position_views, shown_boxes, source_of, tap_views
 from .common import Box, boxes, compute_dtype, narrow, widen
 from .costs import columns_us, taps_us
-from .epilogue import Epilogue
+from .epilogue import Epilogue, Finish
 from .workspace import BOUNDS, Chunk, result_domain
 
-__all__ = ["SOLVERS"]
+__all__ = ["SOLVERS", "as_one_image", "multiply_columns", "with_axis"]
 
 _FEW_POSITIONS = 200
 """Up to so many output positions, images are too small for a product of their own: their batch is an axis of one."""
@@ -102,7 +102,7 @@ class _NumpyConv(Solver):
 
 
 @lru_cache(maxsize=1024)
-def _as_one_image(problem: ConvProblem) -> ConvProblem:
+def as_one_image(problem: ConvProblem) -> ConvProblem:
     """Return `problem`, where images are many and small with the batch as a first spatial axis that no tap moves on."""
     if problem.n == 1 or prod(problem.output_size) > _FEW_POSITIONS or 0 in (problem.n, *problem.input_size):
         return problem
@@ -112,8 +112,8 @@ def _as_one_image(problem: ConvProblem) -> ConvProblem:
     return replace(problem, n=1, **sizes)
 
 
-def _with_axis(array: np.ndarray, name: str) -> np.ndarray:
-    """Return the view of an array of a call that :func:`_as_one_image` describes."""
+def with_axis(array: np.ndarray, name: str) -> np.ndarray:
+    """Return the view of an array of a call that :func:`as_one_image` describes."""
     if name in ("x", "y", "residual"):
         return array.swapaxes(0, 1)[None]
     return array[:, :, None] if name == "w" else array
@@ -128,13 +128,13 @@ class _Columns(_NumpyConv):
     def rank(self, problem: Problem) -> float:
         """Return an estimate that counts columns and products, see :mod:`.numpy_costs`."""
         assert isinstance(problem, ConvProblem)
-        return columns_us(_as_one_image(problem), workspace_limit())
+        return columns_us(as_one_image(problem), workspace_limit())
 
     def compute(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
-        folded = _as_one_image(problem)
+        folded = as_one_image(problem)
         if folded.ndim > problem.ndim:
-            arrays = {name: None if a is None else _with_axis(a, name) for name, a in arrays.items()}
-            out = _with_axis(out, problem.result)
+            arrays = {name: None if a is None else with_axis(a, name) for name, a in arrays.items()}
+            out = with_axis(out, problem.result)
         self.multiply(folded, arrays, out)
 
     def multiply(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
@@ -143,7 +143,7 @@ class _Columns(_NumpyConv):
 
     def plan(self, problem: Problem) -> Plan:
         assert isinstance(problem, ConvProblem)
-        folded = _as_one_image(problem)
+        folded = as_one_image(problem)
         chunk = column_chunk(folded, workspace_limit())
         parts = {"parts of C": chunk.c_parts, "parts of K": chunk.k_parts}
         config = {"positions per chunk": chunk.positions} | {name: count for name, count in parts.items() if count > 1}
@@ -157,14 +157,21 @@ class Im2colFprop(_Columns):
     kinds = ("fprop",)
 
     def multiply(self, problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray) -> None:
-        epilogue, chunk = Epilogue(problem, arrays), column_chunk(problem, workspace_limit())
-        for of_x, group in _groups(problem):
-            parts = _cut(of_x, chunk.c_parts)
-            for of_y in _cut(group, chunk.k_parts):
-                kept = _rows(problem, arrays["w"], parts[0], of_y) if len(parts) == 1 else None
-                for n in range(problem.n):
-                    for positions in boxes(problem.output_size, chunk.positions):
-                        _fprop_box(problem, arrays, out, parts, of_y, n, positions, kept, epilogue)
+        chunk = column_chunk(problem, workspace_limit())
+        multiply_columns(problem, arrays, out, chunk, Epilogue(problem, arrays))
+
+
+def multiply_columns(
+    problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray, chunk: Chunk, epilogue: Finish
+) -> None:
+    """Write a forward pass to `out`, piece by piece: what `epilogue` makes of the sums."""
+    for of_x, group in _groups(problem):
+        parts = _cut(of_x, chunk.c_parts)
+        for of_y in _cut(group, chunk.k_parts):
+            kept = _rows(problem, arrays["w"], parts[0], of_y) if len(parts) == 1 else None
+            for n in range(problem.n):
+                for positions in boxes(problem.output_size, chunk.positions):
+                    _fprop_box(problem, arrays, out, parts, of_y, n, positions, kept, epilogue)
 
 
 def _rows(problem: ConvProblem, w: np.ndarray, of_x: slice, of_y: slice) -> np.ndarray:
@@ -177,7 +184,7 @@ def _rows(problem: ConvProblem, w: np.ndarray, of_x: slice, of_y: slice) -> np.n
 
 def _fprop_box(
     problem: ConvProblem, arrays: dict[str, Any], out: np.ndarray, parts: Sequence[slice], of_y: slice, n: int,
-    positions: Box, kept: np.ndarray | None, epilogue: Epilogue,
+    positions: Box, kept: np.ndarray | None, epilogue: Finish,
 ) -> None:  # fmt: skip
     """Write a box of outputs, summed over `parts` of the channels of x; `kept` are the weights where it is one part."""
     last = problem.x_format == CHANNELS_LAST

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ...problem import ConvProblem
 from .common import Box, rounded, widen
 
-__all__ = ["Epilogue"]
+__all__ = ["ACTIVATIONS", "Epilogue", "Finish"]
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 
@@ -28,7 +28,7 @@ def _gelu_tanh(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
-_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "relu": lambda x: np.maximum(x, 0),
     "relu6": lambda x: np.minimum(np.maximum(x, 0), 6),
     "hardswish": lambda x: x * np.minimum(np.maximum(x + 3, 0), 6) / 6,
@@ -40,12 +40,23 @@ _ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+class Finish(Protocol):
+    """Makes of sums what the result holds."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do."""
+
+    def __call__(self, values: np.ndarray, n: int, channels: slice, positions: Box) -> np.ndarray:
+        """Apply to `values` (channels, then a box of positions) of image `n`, in place where that is possible."""
+
+
 class Epilogue:
     """The epilogue of one call; formulas of the activations are those of ``torch.nn.functional``."""
 
     def __init__(self, problem: ConvProblem, arrays: dict[str, Any]) -> None:
         self.dtype = problem.dtype
-        self.activation = _ACTIVATIONS[problem.activation] if problem.activation else None
+        self.activation = ACTIVATIONS[problem.activation] if problem.activation else None
         self.vectors = {
             name: widen(arrays[name], problem.dtype).reshape(-1, *(1,) * problem.ndim)
             for name in ("bias", "scale", "shift")

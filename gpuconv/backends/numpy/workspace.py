@@ -37,8 +37,11 @@ def largest_box(sizes: Sequence[int], positions: int) -> tuple[int, ...]:
 
 
 def _widening(problem: ConvProblem) -> int:
-    """Return the bytes per element while an operand is turned into its compute type (bfloat16 through two copies)."""
-    return {"bfloat16": 8, "float16": 4}.get(problem.dtype, 0)
+    """Return the bytes per element while an operand is turned into its compute type.
+
+    bfloat16 goes through two copies, float8 through a table, to which indices are of 64 bits.
+    """
+    return {"bfloat16": 8, "float16": 4, "float8_e4m3fn": 8}.get(problem.dtype, 0)
 
 
 def _weights(problem: ConvProblem, block: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...arrays import CONTIGUOUS, TORCH
-from ...problem import Call, ConvProblem, PoolProblem, Problem, SeparableProblem, placed
+from ...problem import Call, ConvProblem, PoolProblem, Problem, ScaledProblem, SeparableProblem, placed
 from ..base import Plan
 from .columns import columns_shape
 from .launch import listening
@@ -62,6 +62,16 @@ def _separable_arrays(problem: SeparableProblem) -> dict[str, Any]:
     return {name: first[name] for name in ("x", "w", "bias")} | named
 
 
+def _scaled_arrays(problem: ScaledProblem) -> dict[str, Any]:
+    found = {name: array for name, array in _conv_arrays(problem.conv).items() if name in ("x", "w")}
+    found["bias"] = None if problem.bias_dtype is None else _empty((problem.conv.k,), problem.bias_dtype, CONTIGUOUS)
+    sizes = {"array": (1,), "channels": (problem.conv.k,)}
+    for name in ("input_scale", "weight_scale", "output_scale"):
+        size = sizes.get(getattr(problem, name))
+        found[name] = None if size is None else _empty(size, "float32", CONTIGUOUS)
+    return found
+
+
 def _pool_arrays(problem: PoolProblem) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if problem.pool == "fold":
@@ -93,6 +103,8 @@ def launches_of_plan(plan: Plan) -> list[Told]:
     problem: Any = placed(plan.problem, device=device, array="torch")
     if isinstance(problem, SeparableProblem):
         arrays = _separable_arrays(problem)
+    elif isinstance(problem, ScaledProblem):
+        arrays = _scaled_arrays(problem)
     else:
         arrays = _conv_arrays(problem) if isinstance(problem, ConvProblem) else _pool_arrays(problem)
     with listening(note):

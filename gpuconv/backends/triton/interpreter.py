@@ -1,11 +1,14 @@
 """Repairs that Triton's interpreter (``TRITON_INTERPRET=1``) needs in its releases up to 3.9.
 
-The interpreter runs kernels on CPU tensors with NumPy. Five of its operations go wrong, and one is waste:
+The interpreter runs kernels on CPU tensors with NumPy. Seven of its operations go wrong, and one is waste:
 
 * ``__index__`` of a tensor converts a one-element array with ``int``, which NumPy 2.4 refuses, so a loop whose bounds
   are computed fails (triton 3.6 to 3.8);
 * ``dot`` multiplies the bits of bfloat16 operands, which it holds as uint16 (triton 3.6 to 3.9);
 * float32 becomes bfloat16 by dropping bits, also where the nearest is asked for (triton 3.6 to 3.9);
+* ``dot`` takes a NaN of float8e4nv for 480, and so does a conversion from it (triton 3.6 to 3.9);
+* a conversion to float8e4nv rounds ties away from zero, drops what a fraction carries to the exponent, and has wrong
+  subnormal numbers (triton 3.6 to 3.9);
 * masked loads and stores refuse a mask that it holds as int32, as it does those of some comparisons (triton 3.9);
 * every sum and product of 32-bit integers is computed again in 64 bits to look for an overflow, and what was found is
   dropped unless the interpreter debugs, which takes half of its time (triton 3.6 to 3.9).
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays import bfloat16_bits
+from ...numerics import e4m3_bits, e4m3_values
 
 __all__ = ["repair_interpreter"]
 
@@ -40,6 +44,8 @@ def repair_interpreter() -> None:
         scope.set_attr(tensor, "__index__", lambda value: int(np.asarray(value.handle.data).item()))
 
     def widened(operand: Any) -> Any:
+        if operand.dtype.scalar == tl.float8e4nv:
+            return interpreter.TensorHandle(e4m3_values(operand.data), tl.float32)
         if operand.dtype.scalar != tl.bfloat16 or operand.data.dtype != np.uint16:
             return operand
         return interpreter.TensorHandle((operand.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
@@ -53,7 +59,11 @@ def repair_interpreter() -> None:
             if kinds == (tl.float32, tl.bfloat16):
                 with np.errstate(all="ignore"):
                     return interpreter.TensorHandle(bfloat16_bits(value.data), tl.bfloat16)
-            return widened(value) if kinds == (tl.bfloat16, tl.float32) else convert(self, value, target, *rest)
+            if kinds == (tl.float32, tl.float8e4nv):
+                return interpreter.TensorHandle(e4m3_bits(np.asarray(value.data)), tl.float8e4nv)
+            if kinds in ((tl.bfloat16, tl.float32), (tl.float8e4nv, tl.float32)):
+                return widened(value)
+            return convert(self, value, target, *rest)
 
         return to
 
