@@ -3,8 +3,8 @@
 The counts are torch's to the letter, those that it gives a grouped weight gradient included, so that a model counts the
 same whoever computes its convolutions. Pools count nothing, as torch's.
 
-The formulas are registered when ``torch.utils.flop_counter`` is imported, not before: it imports Triton, which a process
-that launches compiled kernels never needs, and which reads ``TRITON_INTERPRET`` at that moment.
+The formulas are registered when ``torch.utils.flop_counter`` is imported, not before: it imports Triton, which a
+process that launches compiled kernels never needs, and which reads ``TRITON_INTERPRET`` at that moment.
 """
 
 from __future__ import annotations
