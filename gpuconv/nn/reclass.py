@@ -38,7 +38,7 @@ def ours_for(module: Module) -> type:
     return FAMILIES[theirs] if cls is theirs else _joined(cls)
 
 
-def _joined(cls: type) -> type:
+def _joined(cls: Any) -> Any:
     """Return the subclass of a subclass of torch's module and of ours, one and the same for all modules."""
     made = next((sub for sub in cls.__subclasses__() if vars(sub).get(_MARK) is cls), None)
     if made is not None:
@@ -51,7 +51,7 @@ def _joined(cls: type) -> type:
 
 def _reduce_ex(self: Module, protocol: Any) -> Any:
     """Pickle and copy by the class that was replaced, which can be imported."""
-    made = next(base for base in type(self).__mro__ if _MARK in vars(base))
+    made: Any = next(base for base in type(self).__mro__ if _MARK in vars(base))
     reduced = super(made, self).__reduce_ex__(max(int(protocol), 2))
     if reduced[0] is copyreg.__newobj__ and reduced[1] == (made,):  # type: ignore[attr-defined]
         return (_remake, (vars(made)[_MARK],), *reduced[2:])

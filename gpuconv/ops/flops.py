@@ -70,9 +70,10 @@ def _register(counter: Any) -> None:
         arguments = (dy, x, out_shape, *unread, False, None, None, (False, True, False))
         return int(counter.conv_backward_flop(*arguments, out_val=(None, out_shape, None)))
 
-    formulas = {ours.fprop: fprop, ours.dgrad: dgrad, ours.wgrad: wgrad}
+    formulas: dict[Any, Any] = {ours.fprop: fprop, ours.dgrad: dgrad, ours.wgrad: wgrad}
     for operator, formula in formulas.items():
-        counter.register_flop_formula(operator)(formula)
+        if operator not in counter.flop_registry:  # else it is someone's own
+            counter.register_flop_formula(operator)(formula)
     for mode in _get_current_dispatch_mode_stack():
         if isinstance(mode, counter._FlopCounterMode):
             for operator in formulas:
