@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ..normalize.conv import CONV_DTYPES, PADDING_MODES
+from ..normalize.conv import CONV_DTYPES, FLOATS, PADDING_MODES
 from . import conv, lazy, pool
 
 __all__ = ["FAMILIES", "functions_in", "name_of", "torch_class", "why_not"]
@@ -41,12 +41,12 @@ def torch_class(module: Module) -> type | None:
 
 def name_of(module: Module) -> str:
     """Return the name of a module's class, of a TorchScript module that of the class which was compiled."""
-    return str(getattr(module, "original_name", None) or type(module).__name__)
+    return str(module.original_name if isinstance(module, torch.jit.ScriptModule) else type(module).__name__)
 
 
 def functions_in(module: Module) -> dict[str, int]:
     """Return how often a module that runs an FX graph calls each of torch's functions that have one of ours."""
-    graph = getattr(module, "graph", None)
+    graph = vars(module).get("_graph", vars(module).get("graph"))  # no property is called
     counts: dict[str, int] = {}
     if not isinstance(graph, torch.fx.Graph):
         return counts
@@ -131,15 +131,18 @@ def _reversed_pads(module: Module) -> Iterator[int]:
 
 
 def _of_tensors(module: Module) -> str | None:
-    """Return what is special about the parameters of a module, and is not computed with by gpuconv."""
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if tensor.device.type not in ("cpu", "cuda", "meta"):
-            return f"its {name} is on {tensor.device.type}"
+    """Return what is special about the tensors that a module computes with, and is not computed with by gpuconv."""
+    buffers = ((name, tensor) for name, tensor in module.named_buffers() if name in ("weight", "bias"))
+    for name, tensor in (*module.named_parameters(), *buffers):
+        dtype, device = str(tensor.dtype).removeprefix("torch."), tensor.device.type
+        if device not in ("cpu", "cuda", "meta"):
+            return f"its {name} is on {device}"
         if is_traceable_wrapper_subclass(tensor):
             return f"its {name} is a {type(tensor).__name__}"
         if tensor.layout is not torch.strided:
             return f"its {name} has the layout {str(tensor.layout).removeprefix('torch.')}"
         if dtype not in _DTYPES:
             return f"its {name} is of {dtype}"
+        if device != "cpu" and dtype not in FLOATS[:4]:
+            return f"its {name} is of {dtype} and on {device}: gpuconv computes that on CPUs alone"
     return None

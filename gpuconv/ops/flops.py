@@ -59,16 +59,16 @@ def _register(counter: Any) -> None:
     """Register the formulas, also with the counters that are counting: each copied the table when it was made."""
     ours = torch.ops.gpuconv
 
-    def fprop(x: Shape, w: Shape, *_: Any, out_shape: Shape, **__: Any) -> int:
-        return int(counter.conv_flop_count(x, w, out_shape, transposed=False))
+    def fprop(x: Shape, w: Shape, *_: Any, out_shape: Shape, **__: Any) -> Any:
+        return counter.conv_flop_count(x, w, out_shape, transposed=False)
 
-    def dgrad(dy: Shape, w: Shape, *_: Any, out_shape: Shape, **__: Any) -> int:
-        return int(counter.conv_flop_count(dy, w, out_shape, transposed=True))
+    def dgrad(dy: Shape, w: Shape, *_: Any, out_shape: Shape, **__: Any) -> Any:
+        return counter.conv_flop_count(dy, w, out_shape, transposed=True)
 
-    def wgrad(x: Shape, dy: Shape, *_: Any, out_shape: Shape, **__: Any) -> int:
+    def wgrad(x: Shape, dy: Shape, *_: Any, out_shape: Shape, **__: Any) -> Any:
         unread = (None,) * 4  # bias, stride, padding, dilation
         arguments = (dy, x, out_shape, *unread, False, None, None, (False, True, False))
-        return int(counter.conv_backward_flop(*arguments, out_val=(None, out_shape, None)))
+        return counter.conv_backward_flop(*arguments, out_val=(None, out_shape, None))
 
     formulas: dict[Any, Any] = {ours.fprop: fprop, ours.dgrad: dgrad, ours.wgrad: wgrad}
     for operator, formula in formulas.items():

@@ -130,6 +130,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: changed(layer, weight=nn.Parameter(torch.zeros(2, 2, 3, 3).to(torch.float8_e5m2))),
         "its weight is of float8_e5m2",
     ),
+    "complex, not on a CPU": (
+        lambda: layer(dtype=torch.complex64, device="meta"),
+        "its weight is of complex64 and on meta: gpuconv computes that on CPUs alone",
+    ),
     "sparse": (
         lambda: changed(layer, bias=nn.Parameter(torch.zeros(2).to_sparse())),
         "its bias has the layout sparse_coo",
@@ -194,6 +198,7 @@ class Quiet(nn.Conv2d):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.extra = nn.Parameter(torch.ones(1))
+        self.register_buffer("mask", torch.ones(2, dtype=torch.bool))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
