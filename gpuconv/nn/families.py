@@ -138,7 +138,9 @@ def _of_tensors(module: Module) -> str | None:
         if device not in ("cpu", "cuda", "meta"):
             return f"its {name} is on {device}"
         if is_traceable_wrapper_subclass(tensor):
-            return f"its {name} is a {type(tensor).__name__}"
+            kind = type(tensor)
+            sharded = kind.__module__.startswith("torch.distributed.")
+            return f"its {name} is a {kind.__name__}" + (": replace modules before they are sharded" if sharded else "")
         if tensor.layout is not torch.strided:
             return f"its {name} has the layout {str(tensor.layout).removeprefix('torch.')}"
         if dtype not in _DTYPES:

@@ -138,7 +138,8 @@ def replace_modules(model: Module, *, where: Where | None = None, dry_run: bool 
 
     Functions such as ``torch.nn.functional.conv2d`` that a model calls are no modules and stay torch's. So do modules
     that are held in plain lists alone. ``torch.jit.script``, and tools that go by torch's exact classes (fusion in
-    ``torch.fx``, quantization), want the model as it was: use them before, or after ``undo``.
+    ``torch.fx``, quantization), want the model as it was: use them before, or after ``undo``. FSDP and tensor
+    parallelism come after it. On a CPU it is the NumPy backend that computes, in more time than torch takes.
 
     Parameters
     ----------

@@ -40,9 +40,10 @@ class _Watch(MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             run(module)
-            _register(module)
+            if module.__name__ == _COUNTER:  # a loader may have several modules
+                _register(module)
 
-        loader.exec_module = exec_module  # of this spec's loader alone
+        loader.exec_module = exec_module
         return spec
 
 

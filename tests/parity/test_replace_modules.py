@@ -361,3 +361,22 @@ def test_contexts(context: Callable[[], Any]) -> None:
         after = model.up(model.averages[0](model.conv(x)))
     assert after.dtype == before.dtype and after.requires_grad == before.requires_grad
     torch.testing.assert_close(after, before, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64], ids=str)
+def test_other_types(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Conv1d(2, 4, 3, dtype=dtype), nn.ConvTranspose1d(4, 2, 3, dtype=dtype))
+    x = torch.randn(1, 2, 7, dtype=dtype)
+    expected = model(x)
+    assert all(entry.replaced for entry in gpuconv.replace_modules(model))
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_averages_of_models() -> None:
+    """What copies a model while it trains copies our modules."""
+    model, x = everything()
+    gpuconv.replace_modules(model)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    average.update_parameters(model)
+    assert type(average.module.conv) is gpuconv.nn.Conv2d
+    torch.testing.assert_close(average(x), model(x))

@@ -241,6 +241,19 @@ class Deeper(Quiet):
         return made
 
 
+class Mixin:
+    def described(self) -> str:
+        return f"{type(self).__name__} and more"
+
+
+class Mixed(nn.Conv2d, Mixin):
+    pass
+
+
+class MixedFirst(Mixin, nn.Conv2d):
+    pass
+
+
 class Stubborn(nn.Conv2d):
     """A subclass that has something to say about attributes."""
 
@@ -250,7 +263,9 @@ class Stubborn(nn.Conv2d):
         super().__setattr__(name, value)
 
 
-@pytest.mark.parametrize("cls", [Quiet, Slotted, OfMeta, Deeper, Stubborn], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "cls", [Quiet, Slotted, OfMeta, Deeper, Mixed, MixedFirst, Stubborn], ids=lambda cls: cls.__name__
+)
 def test_odd_subclasses_are_replaced(cls: Any) -> None:
     model = nn.Sequential(cls(2, 2, 3), cls(2, 2, 3, padding="same", padding_mode="circular"))
     if cls is Slotted:
@@ -297,6 +312,9 @@ def test_sharded_modules(tmp_path: Path) -> None:
         sharded = nn.Sequential(fully_shard(layer(), mesh=mesh))
         (entry,) = gpuconv.replace_modules(sharded)
         assert entry.reason == "torch.distributed made its class: replace modules before they are sharded"
+        unused = fully_shard(nn.Sequential(layer()), mesh=mesh)  # shards until its first call
+        (entry,) = gpuconv.replace_modules(unused)
+        assert entry.reason == "its weight is a DTensor: replace modules before they are sharded"
         for wrap in (lambda model: fully_shard(model, mesh=mesh), DistributedDataParallel):
             model = wrap(nn.Sequential(layer(), nn.ReLU(), nn.MaxPool2d(2)))
             expected = model(x)
