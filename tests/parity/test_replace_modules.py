@@ -201,6 +201,10 @@ def test_shared_modules_stay_one() -> None:
         ("first", ("second", "block.0"), True),
         ("tied", (), False),
     ]
+    assert report.undo() == 1
+    for name in ("first", "second", "block.0"):  # any of its names will do
+        report = gpuconv.replace_modules(model, where=lambda known, module, name=name: known == name, dry_run=True)
+        assert [entry.replaced for entry in report] == [True, False]
     gpuconv.replace_modules(model)
     assert model.first is model.second is model.held[0] is model.block[0] and type(model.first) is gpuconv.nn.Conv1d
     assert model.tied.weight is model.first.weight and len(list(model.parameters())) == 3
