@@ -3,6 +3,7 @@
 The functions have the names, arguments and results of ``torch.nn.functional``. ``gpuconv.explain`` says which kernel
 a call runs and why. ``gpuconv.nn`` has the modules, ``gpuconv.shapes`` the arithmetic of sizes, ``gpuconv.tuning``
 times configs on a GPU, ``gpuconv.solvers`` takes solvers of others: each is imported when it is first asked for.
+So is ``gpuconv.replace_modules``, which has a model of PyTorch's computed by gpuconv.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .solvers import register_solver
 __version__ = VERSION
 
 _ROOMS = ("nn", "shapes", "solvers", "tuning")
+_OF_NN = ("replace_modules",)  # importing it imports torch, so it is not in __all__
 
 __all__ = [
     "Explanation",
@@ -37,14 +39,16 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a room when it is first asked for (PEP 562)."""
+    """Import a room when it, or what it lends its name here, is first asked for (PEP 562)."""
     if name in _ROOMS:
         return import_module(f".{name}", __name__)
+    if name in _OF_NN:
+        return getattr(import_module(".nn", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS})
+    return sorted({*globals(), *_ROOMS, *_OF_NN})
 
 
 def _tune(problem: Problem) -> None:

@@ -220,6 +220,10 @@ LANES: dict[str, tuple[str, Callable[[str], Result]]] = {
             lane, ["tests/unit", "tests/parity", "tests/compile"], marks=f"{NO_GPU} and not interpret"
         ),
     ),
+    "models": (
+        "networks of others before and after gpuconv.replace_modules",
+        lambda lane: pytest_lane(lane, ["tests/models"]),
+    ),
     "packaging": (
         "wheel, editable install and bare checkout",
         lambda lane: pytest_lane(lane, ["tests/packaging"], workers=1),

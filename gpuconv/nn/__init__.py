@@ -5,9 +5,13 @@ from .causal import *  # noqa: F403
 from .causal import __all__ as _causal
 from .conv import *  # noqa: F403
 from .conv import __all__ as _conv
+from .lazy import *  # noqa: F403
+from .lazy import __all__ as _lazy
 from .pool import *  # noqa: F403
 from .pool import __all__ as _pool
+from .replace import *  # noqa: F403
+from .replace import __all__ as _replace
 from .separable import *  # noqa: F403
 from .separable import __all__ as _separable
 
-__all__ = [*_causal, *_conv, *_pool, *_separable]
+__all__ = [*_causal, *_conv, *_lazy, *_pool, *_replace, *_separable]

@@ -32,11 +32,11 @@ for _name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2
     torch.fx.wrap(_name)
 
 
-_EXTRAS: dict[str, Any] = {"activation": None, "precision": None, "rounding": "fused", "backend": None}
+EXTRAS: dict[str, Any] = {"activation": None, "precision": None, "rounding": "fused", "backend": None}
 
 
 def _extras(module: Any, residual: Tensor | None) -> dict[str, Any]:
-    chosen = {name: getattr(module, name) for name in _EXTRAS}
+    chosen = {name: getattr(module, name) for name in EXTRAS}
     return chosen if residual is None else {**chosen, "residual": residual}
 
 
@@ -83,7 +83,7 @@ class Conv1d(_Convolution, torch.nn.Conv1d):
     torch.Size([2, 8, 12])
     """
 
-    __init__ = constructor(torch.nn.Conv1d, CONV_PADDINGS, **_EXTRAS)
+    __init__ = constructor(torch.nn.Conv1d, CONV_PADDINGS, **EXTRAS)
 
     def _conv_forward(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
@@ -109,7 +109,7 @@ class Conv2d(_Convolution, torch.nn.Conv2d):
     True
     """
 
-    __init__ = constructor(torch.nn.Conv2d, CONV_PADDINGS, **_EXTRAS)
+    __init__ = constructor(torch.nn.Conv2d, CONV_PADDINGS, **EXTRAS)
 
     def _conv_forward(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
@@ -127,7 +127,7 @@ class Conv3d(_Convolution, torch.nn.Conv3d):
     torch.Size([1, 4, 3, 3, 3])
     """
 
-    __init__ = constructor(torch.nn.Conv3d, CONV_PADDINGS, **_EXTRAS)
+    __init__ = constructor(torch.nn.Conv3d, CONV_PADDINGS, **EXTRAS)
 
     def _conv_forward(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
@@ -145,7 +145,7 @@ class ConvTranspose1d(Extended, torch.nn.ConvTranspose1d):
     torch.Size([1, 2, 10])
     """
 
-    __init__ = constructor(torch.nn.ConvTranspose1d, **_EXTRAS)
+    __init__ = constructor(torch.nn.ConvTranspose1d, **EXTRAS)
 
     def forward(
         self, input: Tensor, output_size: Sequence[int] | None = None, *, residual: Tensor | None = None
@@ -165,7 +165,7 @@ class ConvTranspose2d(Extended, torch.nn.ConvTranspose2d):
     torch.Size([1, 2, 10, 9])
     """
 
-    __init__ = constructor(torch.nn.ConvTranspose2d, **_EXTRAS)
+    __init__ = constructor(torch.nn.ConvTranspose2d, **EXTRAS)
 
     def forward(
         self, input: Tensor, output_size: Sequence[int] | None = None, *, residual: Tensor | None = None
@@ -184,7 +184,7 @@ class ConvTranspose3d(Extended, torch.nn.ConvTranspose3d):
     torch.Size([1, 2, 6, 6, 6])
     """
 
-    __init__ = constructor(torch.nn.ConvTranspose3d, **_EXTRAS)
+    __init__ = constructor(torch.nn.ConvTranspose3d, **EXTRAS)
 
     def forward(
         self, input: Tensor, output_size: Sequence[int] | None = None, *, residual: Tensor | None = None

@@ -24,7 +24,7 @@ from ..dispatch.execution import explaining, run
 from ..dispatch.plan_cache import conv_call, conv_transpose_call, input_grad_call, weight_grad_call
 from ..normalize.conv import Extras
 from ..problem import Call, ConvProblem
-from . import conv_traced, late
+from . import conv_traced, flops, late
 from . import pool as ops_pool
 from . import scaled as ops_scaled
 from . import separable as ops_separable
@@ -192,4 +192,5 @@ def weight_gradient(
     return _recorded(call) if tier == RECORDED and not explaining() else run(call)
 
 
+flops.watch()
 late.operators = sys.modules[__name__]

@@ -69,15 +69,9 @@ DEPTHWISE = {"triton.conv.depthwise.march", "triton.conv.depthwise.collect"}
 def computed_here(block: torch.nn.Module) -> torch.nn.Module:
     """Return a copy of a block whose convolutions, of equal parameters, run on the Triton kernels."""
     changed = copy.deepcopy(block)
-    for module in list(changed.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, torch.nn.Conv2d):
-                ours = gpuconv.nn.Conv2d(
-                    child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding,
-                    child.dilation, child.groups, child.bias is not None, child.padding_mode, backend="triton",
-                )  # fmt: skip
-                ours.load_state_dict(child.state_dict())
-                setattr(module, name, ours.to(child.weight.dtype))
+    for entry in gpuconv.replace_modules(changed, where=torch.nn.Conv2d):
+        if entry.replaced:
+            changed.get_submodule(entry.name).backend = "triton"
     return changed
 
 

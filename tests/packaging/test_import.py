@@ -77,3 +77,14 @@ print(sorted({"torch", "triton", "cupy"} & set(sys.modules)), hasattr(gpuconv, "
 def test_modules_are_reachable_without_an_import_of_their_own():
     code = "import gpuconv; print(gpuconv.nn.Conv2d(1, 1, 1).__class__.__module__, gpuconv.nn.MaxPool2d(2))"
     assert python(code).startswith("gpuconv.nn")
+
+
+@needs_torch
+def test_what_needs_torch_is_lent_by_its_room():
+    code = """
+import sys
+import gpuconv
+print("replace_modules" in dir(gpuconv), "torch" in sys.modules)
+print(gpuconv.replace_modules is gpuconv.nn.replace_modules, "triton" in sys.modules)
+"""
+    assert python(code) == "True False\nTrue False"
