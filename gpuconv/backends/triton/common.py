@@ -91,7 +91,8 @@ def choose_tile(problem: ConvProblem, sizes: tuple[int, int, int], vector: bool)
     (see :func:`_roomy`) a tile for the tensor cores is twice as large all the same.
     """
     if not vector and _roomy(problem):
-        columns = 128 if prod(problem.kernel) == 1 or _sixteen_warps(problem) else 64
+        point = prod(problem.kernel) == 1 and sizes[2] % 16 == 0
+        columns = 128 if point or _sixteen_warps(problem) else 64
         m, n, k = (min(most, max(16, power_of_two(size))) for most, size in zip((128, columns, 32), sizes, strict=True))
         warps = 4 if m * n < 64 * 32 else 16 if m * n == 128 * 128 and _sixteen_warps(problem) else 8
         return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 8, "num_warps": warps, "num_stages": 3}
