@@ -5,7 +5,8 @@ The interpreter runs kernels on CPU tensors with NumPy. Four of its operations g
 * ``__index__`` of a tensor converts a one-element array with ``int``, which NumPy 2.4 refuses, so a loop whose bounds
   are computed fails (triton 3.6 to 3.8);
 * ``dot`` multiplies the bits of bfloat16 operands, which it holds as uint16 (triton 3.6 to 3.9);
-* masked loads and stores refuse a mask that it holds as int32, as it does those of some comparisons (triton 3.9);
+* masked loads and stores refuse a mask that it holds as int32, as it does those of some comparisons (triton 3.9); those
+  of tensor descriptors hand over a plain array of bools, which they take (triton 3.6 to 3.8);
 * every sum and product of 32-bit integers is computed again in 64 bits to look for an overflow, and what was found is
   dropped unless the interpreter debugs, which takes half of its time (triton 3.6 to 3.9).
 """
@@ -45,7 +46,7 @@ def repair_interpreter() -> None:
         return multiply(self, widened(a), widened(b), *rest)
 
     def as_bool(mask: Any) -> Any:
-        if mask is None or mask.data.dtype == np.bool_:
+        if mask is None or isinstance(mask, np.ndarray) or mask.data.dtype == np.bool_:
             return mask
         return interpreter.TensorHandle(mask.data.astype(np.bool_), tl.int1)
 
