@@ -1,4 +1,4 @@
-"""Dense convolution out of boxes that TMA copies, in plain Triton: forward, and data gradients of stride 1.
+"""Dense convolution out of boxes that TMA copies, in plain Triton: forward passes and data gradients.
 
 It needs neither Gluon nor Hopper: any release of Triton compiles it for every GPU with TMA. Weights are read as they
 lie where channels are innermost; else they are packed in front. Operands that a tensor map cannot describe (unaligned,
@@ -22,11 +22,11 @@ from ...shapes import ceil_div
 from ..base import Plan, Solver
 from .common import VECTORS, Memo, TritonConv
 from .hopper_costs import other_forms
-from .hopper_maps import image_map, map_type
+from .hopper_maps import image_map, map_type, phase_map
 from .hopper_passes import WeightsPass, aligned, channels_last, weights_pass
-from .hopper_view import Dense, dense_of, in_order, number_of, refusal
+from .hopper_view import Dense, in_order, number_of, phases_of, refusal
 from .launch import capability_of, launch_kernel
-from .tma_costs import FORMS, tiles_of, tma_configs, tma_work
+from .tma_costs import tiles_of, tma_configs, tma_work
 
 __all__ = ["SOLVERS", "TmaConv", "tma_arguments"]
 
@@ -46,10 +46,17 @@ def _capability(problem: ConvProblem) -> tuple[int, int]:
     return (capability_of(problem.device) if problem.device.startswith("cuda") else None) or _OLDEST
 
 
-def _of_group(problem: ConvProblem) -> Dense:
-    """Return the convolution that a problem is, with the channels of one of its groups."""
-    dense = dense_of(problem)
-    return replace(dense, reduced=dense.reduced // problem.groups, channels=dense.channels // problem.groups)
+_MOST_PHASES = 16
+"""Launches that a data gradient is at most, one after the other."""
+
+
+def _of_group(problem: ConvProblem) -> list[Dense]:
+    """Return the phases that a problem is, with the channels of one of its groups."""
+    groups = problem.groups
+    return [
+        replace(phase, reduced=phase.reduced // groups, channels=phase.channels // groups)
+        for phase in phases_of(problem)
+    ]
 
 
 def _packs(problem: ConvProblem, dense: Dense) -> WeightsPass:
@@ -57,10 +64,13 @@ def _packs(problem: ConvProblem, dense: Dense) -> WeightsPass:
     return weights_pass(replace(problem, c=problem.c // problem.groups, groups=1), dense)
 
 
-def _seen(dense: Dense) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+Axes = tuple[int, ...]
+
+
+def _seen(dense: Dense) -> tuple[Axes, Axes, Axes, Axes]:
     """Return the source as every stride-th position shows it: where those begin, how many, and first and step in them.
 
-    All taps must meet them: there is one, or their steps are multiples of the stride.
+    All taps of an axis must meet them: there is one, or their steps are multiples of the stride.
     """
     begin = tuple(at % by for at, by in zip(dense.first, dense.stride, strict=True))
     size = tuple(ceil_div(max(of - at, 0), by) for of, at, by in zip(dense.size, begin, dense.stride, strict=True))
@@ -77,13 +87,13 @@ def _refusal(problem: ConvProblem) -> str | None:
     reason = refusal(replace(problem, groups=1))
     if reason is not None:
         return reason
-    dense = dense_of(problem)
+    if problem.kind != "fprop" and prod(problem.stride) > _MOST_PHASES:
+        return f"runs at most {_MOST_PHASES} phases one after the other, not {prod(problem.stride)}"
+    dense = _of_group(problem)[0]
     layouts = {"x": problem.x_format, "y": problem.y_format}
     for letter in (dense.source, dense.result):
         if not in_order(problem, letter):
             return f"takes channels-last tensors, not {letter} that is {layouts[letter]}"
-    if problem.kind != "fprop" and max(problem.stride) > 1:
-        return f"computes data gradients of stride 1, not {problem.stride}"
     apart = zip(dense.taps, dense.step, dense.stride, strict=True)
     if any(taps > 1 and step % stride for taps, step, stride in apart):
         return f"shifts one box by every tap, whose steps {problem.dilation} the stride {problem.stride} must divide"
@@ -91,7 +101,7 @@ def _refusal(problem: ConvProblem) -> str | None:
         return f"has no tap that meets a position of {problem.input_size}"
     if problem.groups > 1 and problem.kind != "fprop" and itemsize(problem.dtype) == 4:
         return f"takes one group of float32 gradients, not {problem.groups}"
-    packed = _packs(problem, _of_group(problem)).elements * itemsize(problem.dtype)
+    packed = _packs(problem, dense).elements * itemsize(problem.dtype)
     if packed > workspace_limit():
         return f"packs {packed:,} bytes of weights, and the limit is {workspace_limit():,}"
     return None
@@ -106,7 +116,7 @@ def _maps(
     problem: ConvProblem, dense: Dense, operands: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, TensorMap | None]:
     """Return the maps of a launch by name, of tensors that maps can describe."""
-    groups, block_k, block_c = problem.groups, FORMS[config["form"]].filters, config["BLOCK_C"]
+    groups, block_k, block_c = problem.groups, config["BLOCK_K"], config["BLOCK_C"]
     box = (config["TILE_N"], config["TILE_O"], config["TILE_P"], config["TILE_Q"])
     x_map = image_map(dense, _map(problem, (*box, block_c)), operands["source"], 0, dense.size, groups * dense.reduced)
     begin, size, _, _ = _seen(dense)
@@ -124,13 +134,19 @@ def _maps(
     found["w_map"] = TensorMap(operands["w"], _map(problem, w_box), shape, strides)
     type = _map(problem, (*box, block_k))
     for name, tensor in (("y_map", operands["result"]), ("residual_map", operands["residual"])):
-        there = tensor is not None
-        found[name] = image_map(dense, type, tensor, 0, dense.whole, groups * dense.channels) if there else None
+        found[name] = None
+        if tensor is not None:
+            whole = image_map(dense, type, tensor, 0, dense.whole, groups * dense.channels)
+            found[name] = whole if dense.flat else phase_map(dense, whole)
     return found
 
 
 def tma_arguments(
-    problem: ConvProblem, operands: Mapping[str, Any], vectors: Mapping[str, Any], config: Mapping[str, Any]
+    problem: ConvProblem,
+    dense: Dense,
+    operands: Mapping[str, Any],
+    vectors: Mapping[str, Any],
+    config: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return every argument of the kernel but its pointers, by name.
 
@@ -138,6 +154,8 @@ def tma_arguments(
     ----------
     problem
         A forward pass or a data gradient; 1-D and 2-D get axes of size 1.
+    dense
+        It, or one phase of it, with the channels of one group.
     operands
         ``source``, ``result`` and ``residual`` (or None), which maps can describe, and ``w``, dense: [channels, taps,
         reduced] or, where it is read turned, [reduced, taps, channels].
@@ -146,7 +164,6 @@ def tma_arguments(
     config
         One of :func:`.tma_configs`.
     """
-    dense = _of_group(problem)
     _, _, first, step = _seen(dense)
     n, o, p, q = dense.walked
     t, r, s = dense.taps
@@ -156,16 +173,16 @@ def tma_arguments(
     numbers |= zip(("step_d", "step_h", "step_w"), step, strict=True)
     numbers |= zip(("tap_first", "tap_step_d", "tap_step_h", "tap_step_w"), dense.order, strict=True)
     numbers |= {f"{name}_stride": 0 if vectors.get(name) is None else vectors[name].stride(0) for name in VECTORS}
-    blocks = {name: config[name] for name in ("TILE_N", "TILE_O", "TILE_P", "TILE_Q", "BLOCK_C")}
+    blocks = {name: config[name] for name in ("TILE_N", "TILE_O", "TILE_P", "TILE_Q", "BLOCK_K", "BLOCK_C")}
     constants = {"TRANSPOSED": dense.turned, "ACTIVATION": problem.activation, "PRECISION": problem.precision}
-    blocks |= {"BLOCK_K": FORMS[config["form"]].filters, "GROUP": _GROUP}
-    return {**_maps(problem, dense, operands, config), **numbers, **constants, **blocks}
+    return {**_maps(problem, dense, operands, config), **numbers, **constants, **blocks, "GROUP": _GROUP}
 
 
 class TmaConv(TritonConv):
     """Convolution by tensor maps and products out of shared memory, in plain Triton.
 
-    A plan is one launch, before which weights are packed where their channels are not innermost.
+    A plan is one launch, or one for each phase of a data gradient, before which weights are packed where their channels
+    are not innermost.
     """
 
     kinds: tuple[str, ...]
@@ -181,18 +198,18 @@ class TmaConv(TritonConv):
         assert isinstance(problem, ConvProblem)
         reason = _refusal(problem)
         if reason is None and next(self.variants(problem), None) is None:
-            dense = _of_group(problem)
+            dense = _of_group(problem)[0]
             reason = f"takes groups of whole blocks of 32 and 64 channels, not {dense.reduced} and {dense.channels}"
         return reason
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)
-        yield from tma_configs(_of_group(problem), problem.groups, _capability(problem))
+        yield from tma_configs(_of_group(problem)[0], problem.groups, _capability(problem))
 
     def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
         assert isinstance(problem, ConvProblem)
-        dense = _of_group(problem)
-        return tma_work(problem, dense, configs, _capability(problem), _packs(problem, dense).elements)
+        phases = _of_group(problem)
+        return tma_work(problem, phases, configs, _capability(problem), _packs(problem, phases[0]).elements)
 
     def others(self, plan: Plan) -> str | None:
         return other_forms(self, plan)
@@ -208,13 +225,14 @@ class TmaConv(TritonConv):
 
     @staticmethod
     def _parts(problem: ConvProblem) -> dict[str, tuple[str, int]]:
-        elements = _packs(problem, _of_group(problem)).elements
+        elements = _packs(problem, _of_group(problem)[0]).elements
         return {"packed": (problem.dtype, elements)} if elements else {}
 
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, Any], memo: Memo = None
     ) -> None:
-        dense = _of_group(problem)
+        phases = _of_group(problem)
+        dense = phases[0]
         weights, w = _packs(problem, dense), tensors["w"]
         if weights.elements:
             weights.launch(replace(problem, c=problem.c // problem.groups, groups=1), w, tensors["packed"])
@@ -229,9 +247,10 @@ class TmaConv(TritonConv):
             "w": w,
         }
         vectors = {name: tensors.get(name) for name in VECTORS}
-        arguments = tma_arguments(problem, operands, vectors, config)
-        grid = (tiles_of(FORMS[config["form"]], dense, problem.groups, config),)
-        launch_kernel(problem, _KERNEL, grid, vectors, arguments, config)
+        for phase in phases:
+            arguments = tma_arguments(problem, phase, operands, vectors, config)
+            grid = (tiles_of(phase, problem.groups, config),)
+            launch_kernel(problem, _KERNEL, grid, vectors, arguments, config)
 
 
 SOLVERS: tuple[Solver, ...] = (TmaConv("fprop", ("fprop",)), TmaConv("dgrad", ("dgrad", "transposed")))

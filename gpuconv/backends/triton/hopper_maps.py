@@ -12,7 +12,7 @@ from ...problem import ConvProblem
 from .hopper_forms import Form, box_of, corners_of, split_axis
 from .hopper_view import Dense, number_of
 
-__all__ = ["im2col_map", "image_map", "map_type", "maps_of", "row_map"]
+__all__ = ["im2col_map", "image_map", "map_type", "maps_of", "phase_map", "row_map"]
 
 
 def _strides(tensor: Any, shape: tuple[int, ...], dense_memory: bool) -> tuple[int, ...]:
@@ -83,7 +83,7 @@ def maps_of(
             start = (first * prod(dense.whole) + dense.at[dense.outermost] * row) * dense.channels
             found[name] = row_map(tensor, y_type, dense.pixels, dense.channels, start)
         else:
-            found[name] = _of_phase(dense, image_map(dense, y_type, tensor, first, dense.whole, dense.channels))
+            found[name] = phase_map(dense, image_map(dense, y_type, tensor, first, dense.whole, dense.channels))
     return found
 
 
@@ -102,7 +102,7 @@ def image_map(dense: Dense, type: MapType, tensor: Any, first: int, size: tuple[
     return TensorMap(tensor, type, shape, strides, first * strides[0])
 
 
-def _of_phase(dense: Dense, map: TensorMap) -> TensorMap:
+def phase_map(dense: Dense, map: TensorMap) -> TensorMap:
     """Return the part of a map of the whole result that is of a phase, or of some rows."""
     n, d, h, w, c = map.strides
     strides = tuple(by * step for by, step in zip(dense.spread, (d, h, w), strict=True))

@@ -24,7 +24,7 @@ from .hopper_costs import per_result, there
 from .hopper_forms import block_channels
 from .hopper_view import Dense
 
-__all__ = ["FORMS", "Form", "loop_of", "shared_of", "tiles_of", "tma_configs", "tma_work"]
+__all__ = ["FORMS", "Form", "box_of", "loop_of", "shared_of", "tiles_of", "tma_configs", "tma_work"]
 
 Capability = tuple[int, int]
 
@@ -121,7 +121,7 @@ def _stages(form: Form, block_c: int, item: int, capability: Capability) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _box(positions: int, walked: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+def box_of(positions: int, walked: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     """Return the box of images, planes, rows and columns of which there are the fewest; the widest of those."""
     sides = [1 << bit for bit in range(positions.bit_length())]
     found = []
@@ -135,11 +135,11 @@ def _box(positions: int, walked: tuple[int, int, int, int]) -> tuple[int, int, i
     return min(found)[4]
 
 
-def tiles_of(form: Form, dense: Dense, groups: int, config: Mapping[str, Any]) -> int:
-    """Return how many tiles there are."""
+def tiles_of(dense: Dense, groups: int, config: Mapping[str, Any]) -> int:
+    """Return how many tiles there are, of `groups` with the channels of `dense` each."""
     box = (config["TILE_N"], config["TILE_O"], config["TILE_P"], config["TILE_Q"])
     boxes = prod(ceil_div(size, side) for size, side in zip(dense.walked, box, strict=True))
-    return boxes * groups * ceil_div(dense.channels, form.filters)
+    return boxes * groups * ceil_div(dense.channels, config["BLOCK_K"])
 
 
 def tma_configs(dense: Dense, groups: int, capability: Capability) -> Iterator[dict[str, Any]]:
@@ -152,35 +152,42 @@ def tma_configs(dense: Dense, groups: int, capability: Capability) -> Iterator[d
         for block_c in block_channels(dense):
             stages = _stages(form, block_c, dense.item, capability)
             if stages and (groups == 1 or dense.reduced % block_c == 0):
-                box = zip(("TILE_N", "TILE_O", "TILE_P", "TILE_Q"), _box(form.positions, dense.walked), strict=True)
-                yield {"form": name, "BLOCK_C": block_c, **dict(box), "num_warps": form.warps, "num_stages": stages}
+                box = zip(("TILE_N", "TILE_O", "TILE_P", "TILE_Q"), box_of(form.positions, dense.walked), strict=True)
+                blocks = {"BLOCK_K": form.filters, "BLOCK_C": block_c, **dict(box)}
+                yield {"form": name, **blocks, "num_warps": form.warps, "num_stages": stages}
 
 
 def tma_work(
-    problem: ConvProblem, dense: Dense, configs: Sequence[Mapping[str, Any]], capability: Capability, packed: int
+    problem: ConvProblem,
+    phases: Sequence[Dense],
+    configs: Sequence[Mapping[str, Any]],
+    capability: Capability,
+    packed: int,
 ) -> Work:
-    """Describe the launch of each of `configs`, and of the pass that packs so many elements of weights before it.
+    """Describe the launches of each of `configs`, and of the pass that packs so many elements of weights before them.
 
     Bytes are those of boxes but for channels that a tensor does not have; positions beside it are counted though they
-    are not read.
+    are not read. Of several phases, which run one after the other, each is described as having the tiles of the first,
+    the largest, and its own steps.
     """
+    dense = phases[0]
     pipe, factor = pipe_of(problem)
     extras, item = per_result(problem), dense.item
     rows = []
     for config in configs:
         form, block_c = FORMS[config["form"]], config["BLOCK_C"]
-        steps = dense.steps(block_c)
+        steps = sum(phase.steps(block_c) for phase in phases)
         filters = form.filters * there(dense.channels, form.filters)
         loaded = (form.positions + filters) * block_c * there(dense.reduced, block_c) * steps
-        moved = (loaded + form.positions * filters * (1 + problem.residual)) * item
-        issued = form.warps * (loop_of(form, block_c, item, capability) * steps + form.beside)
-        issued += extras * form.positions * form.filters / 32
+        moved = (loaded + len(phases) * form.positions * filters * (1 + problem.residual)) * item
+        issued = form.warps * (loop_of(form, block_c, item, capability) * steps + len(phases) * form.beside)
+        issued += len(phases) * extras * form.positions * form.filters / 32
         stages = config["num_stages"]
         shared = shared_of(form, stages, block_c, item, capability)
         resident = min(form.resident, (_room(capability) + 1024) // (shared + 1024))
         products = form.positions * form.filters * steps * block_c
-        chain = steps / max(stages - 1, 1) + _FLAT_TRIPS
-        tiles = tiles_of(form, dense, problem.groups, config)
+        chain = steps / max(stages - 1, 1) + len(phases) * _FLAT_TRIPS
+        tiles = tiles_of(dense, problem.groups, config)
         rows.append((tiles, max(resident, 1), products, _FEED[form.positions], moved, issued, chain))
     columns = np.array(rows, float).reshape(-1, 7).T
     return Work(
@@ -195,5 +202,5 @@ def tma_work(
         instructions=columns[5],
         chain=columns[6],
         extra_bytes=2.0 * packed * itemsize(problem.dtype),
-        launches=1.0 + (packed > 0),
+        launches=float(len(phases) + (packed > 0)),
     )
