@@ -179,6 +179,9 @@ PROBES = (
     Case(2, "contiguous weights", "float32", "blocks of channels"),
     Case(2, "wide gaps", "float16", "epilogue"),
     Case(2, "channels_last", "float16", "groups"),
+    Case(2, "channels_last", "float16", "many images"),
+    Case(3, "wide gaps", "float16", "plain"),
+    Case(2, "wide gaps", "float16", "blocks of channels", "dgrad"),
     Case(3, "channels_last", "float16", "asymmetric", "dgrad"),
     Case(2, "channels_last", "float16", "phases apart", "dgrad"),
 )

@@ -15,8 +15,8 @@ from rolling_cases import with_gaps
 
 import gpuconv
 from gpuconv import numerics
-from gpuconv.backends.triton.conv_tma import TmaConv
 from gpuconv.backends.triton.conv_tma import SOLVERS as BOTH
+from gpuconv.backends.triton.conv_tma import TmaConv
 from gpuconv.backends.triton.hopper_view import phases_of
 from gpuconv.backends.triton.tma_costs import box_of
 from gpuconv.problem import ConvProblem
@@ -38,7 +38,7 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "long": {"kernel": {1: 7, 2: (7, 1), 3: (1, 6, 1)}, "pads": {1: (3, 3), 2: (3, 3), 3: (2, 2)}},
     "across": {"kernel": {1: 5, 2: (1, 5), 3: (1, 3, 5)}, "pads": (2, 1)},
     "dilated": {"dilation": {1: 3, 2: (2, 3), 3: (2, 3, 2)}, "pads": (2, 3), "size": {1: 29, 2: (9, 13), 3: (5, 4, 6)}},
-    "dilation over size": {"dilation": {1: 9, 2: (6, 2), 3: (4, 2, 1)}, "pads": (8, 8),
+    "dilation over size": {"dilation": {1: 9, 2: (6, 2), 3: (4, 2, 1)}, "pads": {1: (8, 8), 2: (6, 5), 3: (2, 3)},
                            "size": {1: 6, 2: (4, 5), 3: (3, 3, 4)}},
     "padding over the window": {"pads": (5, 4), "size": {1: 9, 2: (3, 4), 3: (2, 3, 2)}},
     "kernel over input": {"size": {1: 4, 2: (2, 3), 3: (1, 2, 3)}, "kernel": {1: 7, 2: (3, 4), 3: (2, 3, 3)},
@@ -68,8 +68,8 @@ STRIDED: dict[str, dict[str, Any]] = {
 PHASES: dict[str, dict[str, Any]] = {
     "phases": {"stride": 2, "pads": (1, 1), "kernel": 3, "size": {1: 29, 2: (6, 9), 3: (3, 4, 5)}},
     "phases, four taps": {"stride": 2, "pads": (1, 1), "kernel": 4, "size": {1: 31, 2: (7, 10), 3: (5, 4, 6)}},
-    "phases apart": {"stride": {1: 3, 2: (3, 2), 3: (1, 2, 3)}, "pads": (1, 2), "size": {1: 31, 2: (8, 9), 3: (3, 5, 6)},
-                     "kernel": {1: 7, 2: (5, 4), 3: (2, 3, 4)}},
+    "phases apart": {"stride": {1: 3, 2: (3, 2), 3: (1, 2, 3)}, "pads": (1, 2),
+                     "kernel": {1: 7, 2: (5, 4), 3: (2, 3, 4)}, "size": {1: 31, 2: (8, 9), 3: (3, 5, 6)}},
     "phases without taps": {"stride": {1: 4, 2: (4, 3), 3: (2, 3, 2)}, "kernel": {1: 2, 2: 2, 3: (1, 2, 2)},
                             "pads": (0, 1), "bias": True},
     "phases, dilated": {"stride": 2, "dilation": {1: 3, 2: (3, 2), 3: (1, 3, 2)}, "pads": (3, 2), "kernel": 3,
@@ -174,6 +174,8 @@ def config_of(case: Case, problem: ConvProblem) -> dict[str, Any]:
     box = dict(zip(("TILE_N", "TILE_O", "TILE_P", "TILE_Q"), box_of(positions, dense.walked), strict=True))
     if turn % 3 == 0:  # another box, of which parts lie beside the result
         box |= {"TILE_N": positions // 8, "TILE_O": 1, "TILE_P": 2, "TILE_Q": 4}
+    elif turn % 3 == 1 and case.ndim == 3:
+        box |= {"TILE_N": 1, "TILE_O": 2, "TILE_P": 2, "TILE_Q": positions // 4}
     return {
         "form": "of a test", **box, "BLOCK_K": (16, 32)[turn // 3 % 2], "BLOCK_C": (2, 4)[turn // 5 % 2] * least,
         "num_warps": 1, "num_stages": 1,
