@@ -32,7 +32,7 @@ _SHARED = {12: 99 << 10}
 _SHARED_OF_OTHERS = 227 << 10
 """Bytes of shared memory that a block may have, by major compute capability; a multiprocessor has 1 KiB more."""
 
-_BARRIERS = 64
+_BARRIERS = 128
 """Bytes of shared memory beside operands, at most."""
 
 _FEED = {64: 0.92, 128: 1.0, 256: 1.0}
