@@ -11,6 +11,7 @@ from triton.backends.compiler import GPUTarget
 
 from gpuconv.backends.triton.conv_tma import SOLVERS
 from gpuconv.backends.triton.dry import launches_of_plan
+from gpuconv.backends.triton.tma_costs import FORMS as OF_PRODUCT
 from gpuconv.costs.constants import Gpu, assuming
 from gpuconv.packing.compile import _source, compile_entries
 from gpuconv.packing.plans import Launch
@@ -23,6 +24,8 @@ __all__ = ["CAPABILITIES", "FORMS", "Form", "compiled", "planned", "problem_of"]
 CAPABILITIES = ((9, 0), (10, 0), (12, 0))
 
 VECTORS = {"bias": True, "scale": True, "shift": True, "residual": True}
+EPILOGUES = {"all": VECTORS | {"activation": "gelu"}, "relu": VECTORS | {"activation": "relu"}}
+"""The most that stands behind the sums, by what a form says that it takes."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ FORMS: dict[str, Form] = {
     **{f"{n}, sm_{a}{b}": Form(n, (a, b)) for a, b in CAPABILITIES for n in _taken((a, b))},
     **{f"{n}, gradient, sm_{a}{b}": Form(n, (a, b), "dgrad") for a, b in CAPABILITIES for n in _taken((a, b))},
     **{
-        f"{n}, whole epilogue, sm_{a}{b}": Form(n, (a, b), epilogue={**VECTORS, "activation": "gelu"})
+        f"{n}, whole epilogue, sm_{a}{b}": Form(n, (a, b), epilogue=EPILOGUES[OF_PRODUCT[n].epilogues])
         for a, b in CAPABILITIES
         for n in _taken((a, b))
     },
@@ -99,6 +102,13 @@ FORMS: dict[str, Form] = {
         for a, b in CAPABILITIES
         for n in _taken((a, b), "float32")
     },
+    **{
+        f"{n}, gradient, whole epilogue, sm_90": Form(n, kind="transposed", epilogue=EPILOGUES[OF_PRODUCT[n].epilogues])
+        for n in _taken((9, 0))
+    },
+    "128x128, 8 warps, gradient, whole epilogue, sm_120": Form(
+        "128x128, 8 warps", (12, 0), "transposed", epilogue=EPILOGUES["all"]
+    ),
     "128x128, tf32 gradient": Form("128x128", kind="dgrad", dtype="float32"),
     "256x128, fp16": Form("256x128", dtype="float16"),
     "256x128 of 1x1": Form("256x128", kernel=(1, 1)),

@@ -45,10 +45,11 @@ def test_boxes_are_those_of_which_there_are_fewest(positions: int, walked: tuple
 
 
 def test_forms_fit_and_are_for_their_gpus() -> None:
-    (dense,) = phases_of(problem_of(32, 32, c=256, k=256, padding=1))
+    problem = problem_of(32, 32, c=256, k=256, padding=1)
+    (dense,) = phases_of(problem)
     names = {}
     for gpu, room in ((H200, 227 << 10), (B200, 227 << 10), (RTX, 99 << 10)):
-        configs = list(tma_configs(dense, 1, gpu.capability))
+        configs = list(tma_configs(problem, dense, gpu.capability))
         names[gpu] = {config["form"] for config in configs}
         for config in configs:
             form = FORMS[config["form"]]
@@ -60,10 +61,21 @@ def test_forms_fit_and_are_for_their_gpus() -> None:
 
 
 def test_few_filters_take_no_wide_tiles() -> None:
-    (dense,) = phases_of(problem_of(32, 32, k=24, padding=1))
-    assert {config["BLOCK_K"] for config in tma_configs(dense, 1, (9, 0))} == {64}
-    (dense,) = phases_of(problem_of(32, 32, c=96, padding=1))
-    assert {config["BLOCK_C"] for config in tma_configs(dense, 1, (9, 0))} == {64, 32}
+    with assuming(H200):
+        assert {config["BLOCK_K"] for config in FORWARD.variants(problem_of(32, 32, k=24, padding=1))} == {64}
+        assert {config["BLOCK_C"] for config in FORWARD.variants(problem_of(32, 32, c=96, padding=1))} == {64, 32}
+
+
+def test_what_an_activation_would_make_spill_takes_smaller_tiles() -> None:
+    problem = replace(problem_of(32, 32, c=256, k=256, padding=1), bias=True)
+    wide = {name for name, form in FORMS.items() if form.epilogues == "relu" and not form.blackwell}
+    for activation, taken in ((None, wide), ("relu", wide), ("silu", set())):
+        for gpu, kind in ((H200, "fprop"), (H200, "transposed"), (RTX, "fprop"), (RTX, "transposed")):
+            with assuming(gpu):
+                solver = FORWARD if kind == "fprop" else GRADIENT
+                configs = list(solver.variants(replace(problem, kind=kind, activation=activation)))
+            least = set() if gpu is RTX and kind != "fprop" else taken
+            assert {config["form"] for config in configs} & wide == least and configs, (activation, gpu, kind)
 
 
 @pytest.mark.parametrize("gpu", (H200, B200, RTX))

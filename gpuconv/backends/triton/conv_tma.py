@@ -204,7 +204,7 @@ class TmaConv(TritonConv):
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)
-        yield from tma_configs(_of_group(problem)[0], problem.groups, _capability(problem))
+        yield from tma_configs(problem, _of_group(problem)[0], _capability(problem))
 
     def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
         assert isinstance(problem, ConvProblem)

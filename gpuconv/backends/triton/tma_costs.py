@@ -21,7 +21,7 @@ from ...costs.work import pipe_of
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from .hopper_costs import per_result, there
-from .hopper_forms import block_channels
+from .hopper_forms import block_channels, epilogue_of
 from .hopper_view import Dense
 
 __all__ = ["FORMS", "Form", "box_of", "loop_of", "shared_of", "tiles_of", "tma_configs", "tma_work"]
@@ -59,6 +59,8 @@ class Form:
         Blocks of a multiprocessor for which there are registers, as far as there is shared memory.
     loop, beside
         Instructions of a warp for one step, and for a tile beside its steps.
+    epilogues
+        What stands behind the sums without spilling: ``all`` or ``relu`` (anything but other activations).
     blackwell
         Whether it needs the accumulators of sm_100, which lie in a memory of their own: registers do not hold them.
     """
@@ -70,17 +72,18 @@ class Form:
     resident: int
     loop: int
     beside: int
+    epilogues: str = "all"
     blackwell: bool = False
 
 
 FORMS: dict[str, Form] = {
-    "128x256": Form(128, 256, 8, 4, 1, 132, 700),
-    "256x128": Form(256, 128, 8, 4, 1, 117, 700),
-    "256x256": Form(256, 256, 8, 3, 1, 142, 1140, blackwell=True),
+    "128x256": Form(128, 256, 8, 4, 1, 132, 700, "relu"),
+    "256x128": Form(256, 128, 8, 4, 1, 117, 700, "relu"),
+    "256x256": Form(256, 256, 8, 3, 1, 142, 1140, "relu", blackwell=True),
     "128x128, 8 warps": Form(128, 128, 8, 4, 1, 115, 610),
-    "128x128": Form(128, 128, 4, 3, 2, 115, 640),
+    "128x128": Form(128, 128, 4, 3, 2, 115, 640, "relu"),
     "64x256": Form(64, 256, 8, 4, 1, 132, 600),
-    "256x64": Form(256, 64, 4, 4, 1, 108, 690),
+    "256x64": Form(256, 64, 4, 4, 1, 108, 690, "relu"),
     "128x64": Form(128, 64, 4, 4, 2, 108, 600),
     "64x128": Form(64, 128, 4, 4, 2, 117, 600),
     "64x64": Form(64, 64, 4, 4, 3, 108, 550),
@@ -142,10 +145,20 @@ def tiles_of(dense: Dense, groups: int, config: Mapping[str, Any]) -> int:
     return boxes * groups * ceil_div(dense.channels, config["BLOCK_K"])
 
 
-def tma_configs(dense: Dense, groups: int, capability: Capability) -> Iterator[dict[str, Any]]:
+def _stands(form: Form, problem: ConvProblem, dense: Dense, capability: Capability) -> bool:
+    """Tell whether what is behind the sums does not spill: on sm_120 turned weights take registers of their own."""
+    if form.epilogues == "all":
+        return True
+    return epilogue_of(problem) in (("none",) if capability[0] == 12 and dense.turned else ("none", "relu"))
+
+
+def tma_configs(problem: ConvProblem, dense: Dense, capability: Capability) -> Iterator[dict[str, Any]]:
     """Yield the configs of a convolution, of which `dense` has the channels of one group."""
+    groups = problem.groups
     for name, form in FORMS.items():
         if form.blackwell > (capability[0] == 10) or form.filters >= 2 * max(dense.channels, 64):
+            continue
+        if not _stands(form, problem, dense, capability):
             continue
         if groups > 1 and dense.channels % form.filters:
             continue
