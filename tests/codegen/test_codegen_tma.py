@@ -59,7 +59,7 @@ def test_form(name: str) -> None:
     assert product.resident * registers <= 65536 or major == 12
     loop = shortest_loop(sass, PRODUCTS[major])
     budget = tma_costs.loop_of(product, config["BLOCK_C"], dense_item, form.capability)
-    assert 0 < loop <= (2.2 if spilled else 1.12) * budget, (loop, budget)
+    assert 0 < loop <= (2.2 if spilled else 1.15) * budget, (loop, budget)
     if major == 9 and not form.epilogue and form.kind == "fprop" and form.dtype != "float32":
         assert 0.8 * product.beside <= len(found) - loop <= 1.1 * product.beside, (len(found) - loop, product.beside)
 

@@ -82,16 +82,20 @@ def compiled(form: Form) -> tuple[Entry, bytes, str]:
     return entry, cubin, triton.compile(_source(launch), target=target, options=dict(launch.options)).asm["ttgir"]
 
 
-def _taken(capability: tuple[int, int], dtype: str = "bfloat16") -> list[str]:
+def _taken(capability: tuple[int, int], dtype: str = "bfloat16", kind: str = "fprop") -> list[str]:
     """Return the forms that an architecture takes."""
-    problem = problem_of(Form("", dtype=dtype))
+    problem = problem_of(Form("", dtype=dtype, kind=kind))
     with assuming(Gpu("a GPU", capability)):
-        return list(dict.fromkeys(config["form"] for config in SOLVERS[0].variants(problem)))
+        return list(dict.fromkeys(config["form"] for config in SOLVERS[kind != "fprop"].variants(problem)))
 
 
 FORMS: dict[str, Form] = {
     **{f"{n}, sm_{a}{b}": Form(n, (a, b)) for a, b in CAPABILITIES for n in _taken((a, b))},
-    **{f"{n}, gradient, sm_{a}{b}": Form(n, (a, b), "dgrad") for a, b in CAPABILITIES for n in _taken((a, b))},
+    **{
+        f"{n}, gradient, sm_{a}{b}": Form(n, (a, b), "dgrad")
+        for a, b in CAPABILITIES
+        for n in _taken((a, b), kind="dgrad")
+    },
     **{
         f"{n}, whole epilogue, sm_{a}{b}": Form(n, (a, b), epilogue=EPILOGUES[OF_PRODUCT[n].epilogues])
         for a, b in CAPABILITIES

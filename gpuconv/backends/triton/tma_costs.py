@@ -146,10 +146,10 @@ def tiles_of(dense: Dense, groups: int, config: Mapping[str, Any]) -> int:
 
 
 def _stands(form: Form, problem: ConvProblem, dense: Dense, capability: Capability) -> bool:
-    """Tell whether what is behind the sums does not spill: on sm_120 turned weights take registers of their own."""
+    """Tell whether nothing spills: on sm_120 weights that are read turned take registers of their own."""
     if form.epilogues == "all":
         return True
-    return epilogue_of(problem) in (("none",) if capability[0] == 12 and dense.turned else ("none", "relu"))
+    return epilogue_of(problem) != "all" and not (capability[0] == 12 and dense.turned)
 
 
 def tma_configs(problem: ConvProblem, dense: Dense, capability: Capability) -> Iterator[dict[str, Any]]:
