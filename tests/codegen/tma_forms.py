@@ -100,6 +100,7 @@ FORMS: dict[str, Form] = {
         f"{n}, whole epilogue, sm_{a}{b}": Form(n, (a, b), epilogue=EPILOGUES[OF_PRODUCT[n].epilogues])
         for a, b in CAPABILITIES
         for n in _taken((a, b))
+        if OF_PRODUCT[n].epilogues in EPILOGUES
     },
     **{
         f"{n}, tf32, sm_{a}{b}": Form(n, (a, b), dtype="float32")

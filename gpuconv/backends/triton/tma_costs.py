@@ -60,7 +60,7 @@ class Form:
     loop, beside
         Instructions of a warp for one step, and for a tile beside its steps.
     epilogues
-        What stands behind the sums without spilling: ``all`` or ``relu`` (anything but other activations).
+        What stands behind the sums without spilling: ``all``, ``relu`` (anything but other activations) or ``none``.
     blackwell
         Whether it needs the accumulators of sm_100, which lie in a memory of their own: registers do not hold them.
     """
@@ -79,7 +79,7 @@ class Form:
 FORMS: dict[str, Form] = {
     "128x256": Form(128, 256, 8, 4, 1, 132, 700, "relu"),
     "256x128": Form(256, 128, 8, 4, 1, 117, 700, "relu"),
-    "256x256": Form(256, 256, 8, 3, 1, 142, 1140, "relu", blackwell=True),
+    "256x256": Form(256, 256, 8, 3, 1, 142, 1140, "none", blackwell=True),
     "128x128, 8 warps": Form(128, 128, 8, 4, 1, 115, 610),
     "128x128": Form(128, 128, 4, 3, 2, 115, 640, "relu"),
     "64x256": Form(64, 256, 8, 4, 1, 132, 600),
@@ -149,7 +149,8 @@ def _stands(form: Form, problem: ConvProblem, dense: Dense, capability: Capabili
     """Tell whether nothing spills: on sm_120 weights that are read turned take registers of their own."""
     if form.epilogues == "all":
         return True
-    return epilogue_of(problem) != "all" and not (capability[0] == 12 and dense.turned)
+    allowed = ("none",) if form.epilogues == "none" else ("none", "relu")
+    return epilogue_of(problem) in allowed and not (capability[0] == 12 and dense.turned)
 
 
 def tma_configs(problem: ConvProblem, dense: Dense, capability: Capability) -> Iterator[dict[str, Any]]:
