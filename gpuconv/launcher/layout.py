@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .maps import TensorMap, is_map, parse_map_type
+from .maps import TensorMap, copies_as_told, is_map, parse_map_type
 
 __all__ = ["PORTABLE_CLUSTER", "Layout", "Parameter", "layout_of", "pack"]
 
@@ -123,17 +123,20 @@ def layout_of(compiled: Any, arguments: Mapping[str, Any]) -> Layout:
     if getattr(compiled.run, "gsan_enabled", False):
         return _refused("it is instrumented")
     aligned = {path for path, found in source.attrs.items() if ["tt.divisibility", 16] in found}
-    parameters = []
+    parameters, maps = [], []
     for place, (name, type) in enumerate(source.signature.items()):
         if type == "constexpr":
             continue
         given = arguments.get(name)
         if isinstance(given, TensorMap):
             parameters.append(Parameter(name, str(given.type), True))
+            maps.append(given.type)
             continue
         if not isinstance(type, str) or not (type[0] == "*" or type in _INTEGERS or type in _FLOATS):
             return _refused(f"argument {name} is of type {type}")
         parameters.append(Parameter(name, type, type[0] == "*" and (place,) in aligned))
+    if not copies_as_told(metadata, maps):
+        return _refused("its tensor maps are made otherwise")
     expected = [size for parameter in parameters for size in parameter.sizes] + [8] * _SCRATCH
     plain = (
         _entry_sizes(compiled.asm.get("ptx", ""), metadata.name) == expected

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["MAP_BYTES", "MapError", "MapType", "TensorMap", "encode", "is_map", "parse_map_type", "replace_address"]
+__all__ = [
+    "MAP_BYTES", "MapError", "MapType", "TensorMap", "copies_as_told", "encode", "is_map", "parse_map_type",
+    "replace_address",
+]  # fmt: skip
 
 MAP_BYTES = 128
 """Bytes of a ``CUtensorMap``."""
@@ -125,6 +129,17 @@ def parse_map_type(text: str) -> MapType:
     if type is None:
         raise ValueError(f"{text!r:.80} is no type of a tensor map")
     return type
+
+
+def copies_as_told(metadata: Any, types: Sequence[MapType]) -> bool:
+    """Tell whether a kernel that Triton compiled copies boxes as maps of `types`, in order, are made.
+
+    How a box lies in shared memory is what Gluon is told, and what plain Triton chooses.
+    """
+    made = [
+        (tuple(found["block_size"]), found["swizzle"]) for found in getattr(metadata, "tensordesc_meta", None) or ()
+    ]
+    return made == [(type.message, _SWIZZLES[type.swizzle]) for type in types]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

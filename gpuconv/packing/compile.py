@@ -9,7 +9,7 @@ import re
 import subprocess
 from typing import Any
 
-from ..launcher.maps import MapType, is_map, parse_map_type
+from ..launcher.maps import MapType, copies_as_told, is_map, parse_map_type
 from ..packs.identity import ALIGNMENT, CONSTANT
 from ..packs.index import Entry, arch_number
 from .plans import Launch
@@ -37,11 +37,13 @@ def _constant(value: Any) -> Any:
     return getattr(tl, value.removeprefix("tl.")) if named else value
 
 
-def _descriptor(type: MapType) -> str:
+def _descriptor(type: MapType, gluon: bool) -> str:
     """Return the type of a tensor map by Triton's name."""
+    box, dtype = ",".join(map(str, type.box)), "fp32" if type.dtype == "tf32" else type.dtype
+    if not gluon:
+        return f"tensordesc<{dtype}[{box}]>"
     from ..backends.triton.gluon import layout_of_map
 
-    box, dtype = ",".join(map(str, type.box)), "fp32" if type.dtype == "tf32" else type.dtype
     mode, rank = ("tensordesc_im2col", f"input_rank={type.axes},") if type.axes else ("tensordesc", "")
     return f"{mode}<{dtype}[{box}],{rank}{layout_of_map(type)!r}>"
 
@@ -51,16 +53,17 @@ def _source(launch: Launch) -> Any:
     from triton.compiler import ASTSource
 
     kernel = launch.kernel.load()
+    gluon = getattr(kernel, "is_gluon", lambda: False)()
     signature, constants, attributes = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
         type_, known = launch.told[name]
-        signature[name] = _descriptor(parse_map_type(type_)) if is_map(type_) else type_
+        signature[name] = _descriptor(parse_map_type(type_), gluon) if is_map(type_) else type_
         if type_ == CONSTANT:
             constants[name] = _constant(known)
         elif known:
             attributes[(place,)] = [["tt.divisibility", ALIGNMENT]]
     kind: Any = ASTSource
-    if getattr(kernel, "is_gluon", lambda: False)():
+    if gluon:
         from triton.experimental.gluon import GluonASTSource
 
         kind = GluonASTSource
@@ -112,10 +115,11 @@ def compile_entries(launch: Launch, arch: str) -> tuple[list[Entry], bytes]:
         for name in source.signature
         if (told := launch.told[name][0]) != CONSTANT
     )
-    maps = tuple((name, parse_map_type(told).message) for name, told, _ in parameters if is_map(told))
-    made = [tuple(about["block_size"]) for about in getattr(metadata, "tensordesc_meta", None) or ()]
-    if made != [box for _, box in maps]:
-        raise RuntimeError(f"{launch.kernel.id} of {launch.solver} copies boxes of {made}, not {maps}")
+    types = [(name, parse_map_type(told)) for name, told, _ in parameters if is_map(told)]
+    maps = tuple((name, type.message) for name, type in types)
+    if not copies_as_told(metadata, [type for _, type in types]):
+        about = getattr(metadata, "tensordesc_meta", None)
+        raise RuntimeError(f"{launch.kernel.id} of {launch.solver} copies boxes of {about}, not {maps}")
     constants = {name: launch.told[name][1] for name, type_ in source.signature.items() if type_ == CONSTANT}
     cluster = (metadata.num_ctas, 1, 1)
     entry = Entry(

@@ -3,8 +3,8 @@
 The rules are those of Triton's JIT: None and integers equal to 1 are constants, of other integers the compiler knows
 whether they need 64 bits and whether 16 divides them, of pointers whether 16 divides their address. By a rule of this
 library the names of ``constexpr`` parameters are in capitals, and no others: so no kernel's source has to be read.
-Of the numbers and pointers of kernels of ``hopper`` the compiler knows the types alone: their binaries serve all sizes
-for which the constants are the same.
+Of the numbers and pointers of kernels that take tensor maps, those of ``hopper`` and ``conv.tma``, the compiler knows
+the types alone: their binaries serve all sizes for which the constants are the same.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class KernelReference:
     @property
     def one_binary(self) -> bool:
         """Whether the compiler is told of numbers and pointers their types alone."""
-        return self.module.startswith("hopper.")
+        return self.module.startswith("hopper.") or self.module == "conv.tma"
 
     @property
     def id(self) -> str:

@@ -90,6 +90,7 @@ NARROW = {
     "wgrad stem": ("triton.conv.wgrad.runs", (2, 3, 12, 13), (16, 3, 3, 3)),
     "16 bits": ("triton.conv.depthwise.banded", (2, 8, 11, 12), (8, 1, 5, 3)),
     "16 bits, last": ("triton.conv.fprop.rolling", (2, 16, 7, 9), (9, 16, 3, 3)),
+    "16 bits, boxes, last": ("triton.conv.fprop.tma", (2, 16, 7, 9), (16, 16, 3, 3)),
 }
 """Solvers that OpInfo's samples are too small for, with the shapes of x and w."""
 

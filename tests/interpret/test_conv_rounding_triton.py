@@ -19,6 +19,8 @@ LAYERS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] 
     "triton.conv.grouped.rows": ("conv2d", (2, 16, 9, 7), (16, 4, 3, 3), {"padding": 1, "groups": 4}),
     "triton.conv.fprop.runs": ("conv2d", (2, 3, 11, 10), (16, 3, 3, 3), {"padding": 1}),
     "triton.conv.fprop.rolling": ("conv2d", (2, 16, 8, 9), (16, 16, 3, 3), {"padding": 1}),
+    "triton.conv.fprop.tma": ("conv2d", (2, 32, 8, 9), (32, 32, 3, 3), {"padding": 1}),
+    "triton.conv.dgrad.tma": ("conv_transpose2d", (2, 32, 6, 5), (32, 32, 3, 3), {"padding": 1}),
     "triton.conv.dgrad.rolling": ("conv_transpose2d", (2, 16, 8, 9), (16, 16, 3, 3), {"padding": 1}),
     "triton.conv.dgrad.runs": ("conv_transpose2d", (2, 16, 8, 9), (16, 3, 2, 2), {"stride": 2}),
 }
@@ -53,6 +55,6 @@ def test_steps_round_as_torchs(solver: str, dtype: torch.dtype, torch_rng: torch
 
 
 def test_every_solver_with_an_epilogue_is_here() -> None:
-    others = ("wgrad", "collect", "separable", "hopper")
+    others = ("wgrad", "collect", "separable", "scaled", "hopper")
     ids = {solver.id for solver in triton_backend.BACKEND.solvers() if solver.id.startswith("triton.conv.")}
     assert {one for one in ids if not any(word in one for word in others)} == set(LAYERS)

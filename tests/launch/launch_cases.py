@@ -81,6 +81,34 @@ OF_HOPPER: dict[str, tuple[int, Callable[[], Any]]] = {
 HOPPER = OF_HOPPER if (installed_triton() or (9,)) >= (3, 8) else {}
 """Calls through tensor maps, some of them with clusters, by solvers that are named; Triton 3.8 compiles them."""
 
+BOXES, BOXES_BACK = "triton.conv.fprop.tma", "triton.conv.dgrad.tma"
+POINT_W, GROUPED_W = half(256, 64, 1, 1), half(256, 32, 3, 3)
+SINGLE_X, SINGLE_W = WIDE_X.float(), WIDE_W.float()
+
+TMA: dict[str, tuple[int, Callable[[], Any]]] = {
+    "tma fprop": (1, lambda: gpuconv.conv2d(WIDE_X, WIDE_W, WIDE_B, padding=1, backend=BOXES)),
+    "tma fprop, residual": (
+        1,
+        lambda: gpuconv.conv2d(WIDE_X, WIDE_W, padding=1, residual=WIDE_DY, activation="relu", backend=BOXES),
+    ),
+    "tma fprop, packed": (2, lambda: gpuconv.conv2d(WIDE_X, CONTIGUOUS_W, padding=1, backend=BOXES)),
+    "tma fprop, every second position": (1, lambda: gpuconv.conv2d(WIDE_X, POINT_W, stride=2, backend=BOXES)),
+    "tma fprop, groups": (1, lambda: gpuconv.conv2d(WIDE_X, GROUPED_W, groups=2, backend=BOXES)),
+    "tma fprop, tf32": (
+        1,
+        lambda: gpuconv.conv2d(SINGLE_X, SINGLE_W, padding=1, precision="tf32", backend=BOXES),
+    ),
+    "tma transposed": (1, lambda: gpuconv.conv_transpose2d(WIDE_DY, WIDE_W, padding=1, backend=BOXES_BACK)),
+    "tma dgrad of stride 2": (
+        4,
+        lambda: gpuconv.conv2d_input_grad((2, 64, 24, 24), WIDE_W, WIDE_DY, stride=2, padding=1, backend=BOXES_BACK),
+    ),
+}
+"""Calls through tensor maps of plain Triton, by solvers that are named."""
+
+NAMED = {**HOPPER, **TMA}
+"""Calls by solvers that are named, which planning does not take by itself."""
+
 CALLS: dict[str, tuple[int, Callable[[], Any]]] = {
     "fprop": (1, lambda: gpuconv.conv2d(X, W, B, padding=1)),
     "fprop without bias": (1, lambda: gpuconv.conv2d(X, W, padding=(1, 1))),
@@ -113,6 +141,6 @@ CALLS: dict[str, tuple[int, Callable[[], Any]]] = {
     "unfold": (1, lambda: gpuconv.unfold(X, 3, padding=1)),
     "fold, unbatched": (1, lambda: gpuconv.fold(COLUMNS[0], (12, 12), 3, padding=1)),
     "max_pool, forward and backward": (2, _pool_backward),
-    **HOPPER,
+    **NAMED,
 }
 """The number of launches, and the call."""

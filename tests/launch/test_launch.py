@@ -19,6 +19,7 @@ from triton.runtime.jit import JITFunction
 import gpuconv
 from gpuconv import dispatch
 from gpuconv.arrays import TORCH
+from gpuconv.backends.triton.gluon import installed_triton
 from gpuconv.dispatch.plan_cache import CACHE
 from gpuconv.launcher import native, record
 
@@ -43,10 +44,20 @@ def allocations() -> Iterator[list[torch.Tensor]]:
         yield made
 
 
+MAPS_REPAIRED = (installed_triton() or (9,)) >= (3, 8)
+"""Whether Triton clears what older drivers set wrongly in maps of small tensors; replays of ours do so always."""
+
+
+def _repaired(behind: bytes) -> bytes:
+    """Return the bytes behind the address of a tensor map as newer Tritons make them (:func:`.maps._repaired`)."""
+    word = int.from_bytes(behind[:8], "little") & ~(1 << 21)
+    return word.to_bytes(8, "little") + behind[8:]
+
+
 def _named(argument: bytes, made: list[torch.Tensor]) -> Any:
     """Return an argument; of a pointer into an allocation, which one and how far, also where a tensor map begins."""
     if len(argument) == 128:
-        return _named(argument[:8], made), argument[8:]
+        return _named(argument[:8], made), argument[8:] if MAPS_REPAIRED else _repaired(argument[8:])
     if len(argument) == 8:
         address = int.from_bytes(argument, "little")
         for place, tensor in enumerate(made):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import stub_alone
-from launch_cases import CALLS, HOPPER
+from launch_cases import CALLS, HOPPER, NAMED
 from stub_gpu import StubGpu, launcher
 from test_launch import _observe
 
@@ -61,8 +61,8 @@ def problems_of(calls: list[Callable[[], Any]]) -> list[Problem]:
 def pack(_gpu: StubGpu, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pack of what the calls launch."""
     folder = tmp_path_factory.mktemp("packs") / "pack"
-    named = problems_of([call for _, call in HOPPER.values()])
-    others = problems_of([CALLS[name][1] for name in NAMES if name not in HOPPER])
+    named = problems_of([call for _, call in NAMED.values()])
+    others = problems_of([CALLS[name][1] for name in NAMES if name not in NAMED])
     built = build_pack({"first": others, "solvers": named}, ["sm_90"], folder, jobs=2)
     assert built.failures == () and built.compiled == built.entries >= 15
     return folder

@@ -140,6 +140,7 @@ NARROW = {
 
 
 HOPPER = {"fprop.hopper", "dgrad.hopper", "wgrad.hopper"}
+TMA = {"fprop.tma", "dgrad.tma"}
 
 
 def test_narrow_layers_have_kernels_of_their_own_and_wide_ones_those_of_hopper() -> None:
@@ -150,9 +151,19 @@ def test_narrow_layers_have_kernels_of_their_own_and_wide_ones_those_of_hopper()
         assert own <= taken[family] <= own | GENERAL | HOPPER, family
     assert HOPPER <= taken["dense 3-D"] <= GENERAL | HOPPER
     for family in ("dense", "dilated"):
-        assert ROLLING | HOPPER <= taken[family] <= GENERAL | ROLLING | HOPPER | {"wgrad.runs"}
+        assert ROLLING | HOPPER <= taken[family] <= GENERAL | ROLLING | HOPPER | TMA | {"wgrad.runs"}
     assert taken["1x1"] >= HOPPER and taken["transposed"] >= HOPPER
     assert all(taken[family] & GENERAL for family in ("grouped", "stem", "few filters"))  # which win some of them
+
+
+def test_plain_tma_is_for_what_hopper_s_kernels_are_not_for() -> None:
+    """Of all layers on an H200 it gets small ones, for which it has smaller tiles; elsewhere those without padding."""
+    small = [row.choice for row in rows() if row.choice.solver.endswith(".tma")]
+    assert 0 < len(small) < len(rows()) / 20 and max(choice.us for choice in small) < 25
+    newer = shipped()["default_100"][1]
+    for kind in ("fprop", "dgrad"):
+        found = choose(conv(4, 512, 64, 512, kind=kind), newer)
+        assert found.solver == f"triton.conv.{kind}.tma" and found.ratio < 2.5, found
 
 
 def test_explain_shows_both_with_their_estimates(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

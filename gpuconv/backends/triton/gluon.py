@@ -1,4 +1,4 @@
-"""Tensor maps as Gluon, Triton's lower language, has them. Nothing of Triton is imported before it is needed."""
+"""Tensor maps as Triton and Gluon, its lower language, have them. Nothing of Triton is imported before it is needed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ...launcher.maps import MapType, TensorMap
 
-__all__ = ["descriptor", "installed_triton", "layout_of_map"]
+__all__ = ["descriptor", "installed_triton", "layout_of_map", "plain_descriptor"]
 
 
 def installed_triton() -> tuple[int, ...] | None:
@@ -30,17 +30,27 @@ def layout_of_map(type: MapType) -> Any:
     )
 
 
+def _base(map: TensorMap) -> Any:
+    """Return a tensor that begins where a map does."""
+    tensor = map.tensor
+    return tensor.as_strided((1,), (1,), tensor.storage_offset() + map.offset) if map.offset else tensor
+
+
+def plain_descriptor(map: TensorMap) -> Any:
+    """Return the descriptor that Triton's launcher, or its interpreter, takes for a tensor map of a ``triton.jit``."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(_base(map), list(map.shape), list(map.strides), list(map.type.box))
+
+
 def descriptor(map: TensorMap) -> Any:
-    """Return the descriptor that Triton's launcher takes for a tensor map."""
+    """Return the descriptor that Triton's launcher takes for a tensor map of a Gluon kernel."""
     from triton.experimental.gluon.nvidia import hopper
 
     known: dict[str, Any] = {"round_f32_to_tf32": map.type.dtype == "tf32"}
-    base = map.tensor
-    if map.offset:
-        base = base.as_strided((1,), (1,), base.storage_offset() + map.offset)
     if map.type.axes:
         known |= {"pixel_box_lower_corner": list(map.lower), "pixel_box_upper_corner": list(map.upper)}
         known |= {"element_strides": [1, *map.steps, 1]}
     kind = hopper.TensorDescriptorIm2Col if map.type.axes else hopper.TensorDescriptor
     sizes = (list(map.shape), list(map.strides), list(map.type.box))
-    return kind(base, *sizes, layout_of_map(map.type), **known)
+    return kind(_base(map), *sizes, layout_of_map(map.type), **known)

@@ -25,7 +25,7 @@ from .hopper_wgrad_forms import GRADIENT_FORMS, gradient_steps, gradient_tiles
 from .march_costs import ROUNDED_STEP
 from .tuned import Tunable
 
-__all__ = ["dense_work", "gradient_work", "other_forms"]
+__all__ = ["dense_work", "gradient_work", "other_forms", "per_result", "there"]
 
 _FEED = {32: 0.6, 64: 0.92, 128: 1.0, 256: 1.0}
 """Fraction of the tensor cores' rate by the channels of one product: of 64 shared memory is read at its own rate.
@@ -52,7 +52,7 @@ def _path(form: Form, dense: Dense) -> str:
     return "halo" if form.kernel == "strips" else "im2col"
 
 
-def _per_element(problem: ConvProblem) -> float:
+def per_result(problem: ConvProblem) -> float:
     """Return the instructions of the epilogue for each element of a thread, beside storing it."""
     vectors = sum((problem.bias, problem.scale, problem.shift))
     found = _PER_ACTIVATION.get(problem.activation, _PER_OTHER_ACTIVATION)
@@ -61,7 +61,7 @@ def _per_element(problem: ConvProblem) -> float:
     return found + _PER_VECTOR * vectors + _PER_RESIDUAL * problem.residual
 
 
-def _there(channels: int, block: int) -> float:
+def there(channels: int, block: int) -> float:
     """Return the part of blocks of channels that there are."""
     return channels / (block * ceil_div(channels, block))
 
@@ -75,7 +75,7 @@ def _of_tile(
     steps = dense.steps(block_c)
     sets = steps // dense.taps[1] if form.kernel == "strips" else steps  # slots of x
     pixels = form.consumers * form.pixels * form.lines
-    reduced, channels = _there(dense.reduced, block_c), _there(dense.channels, form.channels)
+    reduced, channels = there(dense.reduced, block_c), there(dense.channels, form.channels)
     bytes_x = x * sets * reduced * (0.5 if form.shared == "pixels" else 1.0)
     bytes_w = w * steps * reduced * channels * (0.5 if form.shared == "weights" else 1.0)
     stored = pixels * form.channels_of_cta * channels * dense.item
@@ -99,7 +99,7 @@ def dense_work(
     dense, count = phases[0], len(phases)
     pipe, factor = pipe_of(problem)
     forms = [FORMS[config["form"]] for config in configs]
-    behind = (_per_element(problem), epilogue_of(problem) == "none")
+    behind = (per_result(problem), epilogue_of(problem) == "none")
     tiles = [_of_tile(form, dense, config["BLOCK_C"], *behind) for form, config in zip(forms, configs, strict=True)]
     share = [sum(phase.steps(c["BLOCK_C"]) for phase in phases) / dense.steps(c["BLOCK_C"]) for c in configs]
     products, l2_bytes, issued, chain = np.array(share) * np.array(tiles, float).reshape(-1, 4).T
@@ -154,8 +154,8 @@ def gradient_work(
         programs = gradient_tiles(problem, form) * config["splits"]
         steps = ceil_div(gradient_steps(problem, config), config["splits"])
         products = form.channels_k * form.channels_c * form.taps * form.pixels * steps
-        of_k = form.channels_k * _there(problem.k, form.channels_k)
-        of_c = form.channels_c * _there(problem.c, form.channels_c)
+        of_k = form.channels_k * there(problem.k, form.channels_k)
+        of_c = form.channels_c * there(problem.c, form.channels_c)
         taken = (of_k + form.taps * of_c) * form.pixels * itemsize(problem.dtype) * steps
         stored = form.channels_k * form.channels_c * form.taps * 4
         issued = form.warps * (form.loop * steps + form.epilogue) + (2 + form.taps) * _PRODUCER * steps

@@ -12,7 +12,7 @@ from ...problem import ConvProblem
 from .hopper_forms import Form, box_of, corners_of, split_axis
 from .hopper_view import Dense, number_of
 
-__all__ = ["im2col_map", "maps_of", "row_map"]
+__all__ = ["im2col_map", "image_map", "map_type", "maps_of", "phase_map", "row_map"]
 
 
 def _strides(tensor: Any, shape: tuple[int, ...], dense_memory: bool) -> tuple[int, ...]:
@@ -60,20 +60,20 @@ def maps_of(
     # Runs of pixels that a cluster splits are copied by each CTA for itself: boxes of one.
     own_runs = form.kernel == "pixels" and form.shared == "weights"
     x_box = (box[0] // 2 if own_runs else box[0], *box[1:], block_c)
-    x_type = _map_type(number, x_box, "all" if own_runs else split)
+    x_type = map_type(number, x_box, "all" if own_runs else split)
     y_box = (1, 1, 1, *box, chunk) if form.kernel == "pixels" else (*box, chunk)
     y_split: int | str | None = split
     if form.shared == "pixels":
         y_split = len(y_box) - 1
     elif form.shared == "weights" and form.kernel == "pixels":
         y_split = 3
-    y_type = _map_type(stored, y_box, y_split)
+    y_type = map_type(stored, y_box, y_split)
     found: dict[str, TensorMap | None] = {"w_map": _weights_map(form, problem, dense, w, constants)}
     source, first = places["source"]
     if form.kernel == "pixels":
         found["x_map"] = im2col_map(dense, replace(x_type, axes=len(corners_of(dense)[0]) + 2), source, first)
     else:
-        found["x_map"] = _tensor_map(dense, x_type, source, first, dense.size, dense.reduced)
+        found["x_map"] = image_map(dense, x_type, source, first, dense.size, dense.reduced)
     for name, of in (("y_map", "result"), ("residual_map", "residual")):
         tensor, first = places.get(of, (None, 0))
         if tensor is None:
@@ -83,19 +83,17 @@ def maps_of(
             start = (first * prod(dense.whole) + dense.at[dense.outermost] * row) * dense.channels
             found[name] = row_map(tensor, y_type, dense.pixels, dense.channels, start)
         else:
-            found[name] = _of_phase(dense, _tensor_map(dense, y_type, tensor, first, dense.whole, dense.channels))
+            found[name] = phase_map(dense, image_map(dense, y_type, tensor, first, dense.whole, dense.channels))
     return found
 
 
-def _map_type(number: str, box: tuple[int, ...], split: int | str | None) -> MapType:
+def map_type(number: str, box: tuple[int, ...], split: int | str | None) -> MapType:
     item = 4 if number in ("tf32", "fp32") else 2
     own = box[-1] // 2 if split == len(box) - 1 else box[-1]
     return MapType(number, box, min(128, own * item), split)
 
 
-def _tensor_map(
-    dense: Dense, type: MapType, tensor: Any, first: int, size: tuple[int, ...], channels: int
-) -> TensorMap:
+def image_map(dense: Dense, type: MapType, tensor: Any, first: int, size: tuple[int, ...], channels: int) -> TensorMap:
     """Return a map over images of a tensor, [N, D, H, W, C], from image `first` on."""
     if dense.flat:
         return row_map(tensor, type, dense.n * prod(size), channels, first * prod(size) * channels)
@@ -104,7 +102,7 @@ def _tensor_map(
     return TensorMap(tensor, type, shape, strides, first * strides[0])
 
 
-def _of_phase(dense: Dense, map: TensorMap) -> TensorMap:
+def phase_map(dense: Dense, map: TensorMap) -> TensorMap:
     """Return the part of a map of the whole result that is of a phase, or of some rows."""
     n, d, h, w, c = map.strides
     strides = tuple(by * step for by, step in zip(dense.spread, (d, h, w), strict=True))
@@ -134,4 +132,4 @@ def _weights_map(form: Form, problem: ConvProblem, dense: Dense, w: Any, constan
         split = "all"
     elif form.shared == "pixels":
         split = 2 if dense.turned else 1
-    return TensorMap(w, _map_type(number, box, split), (taps, rows, columns), (columns, taps * columns, 1))
+    return TensorMap(w, map_type(number, box, split), (taps, rows, columns), (columns, taps * columns, 1))

@@ -9,7 +9,8 @@ The interpreter runs kernels on CPU tensors with NumPy. Seven of its operations 
 * ``dot`` takes a NaN of float8e4nv for 480, and so does a conversion from it (triton 3.6 to 3.9);
 * a conversion to float8e4nv rounds ties away from zero, drops what a fraction carries to the exponent, and has wrong
   subnormal numbers (triton 3.6 to 3.9);
-* masked loads and stores refuse a mask that it holds as int32, as it does those of some comparisons (triton 3.9);
+* masked loads and stores refuse a mask that it holds as int32, as it does those of some comparisons (triton 3.9); those
+  of tensor descriptors hand over a plain array of bools, which they take (triton 3.6 to 3.8);
 * every sum and product of 32-bit integers is computed again in 64 bits to look for an overflow, and what was found is
   dropped unless the interpreter debugs, which takes half of its time (triton 3.6 to 3.9).
 """
@@ -68,7 +69,7 @@ def repair_interpreter() -> None:
         return to
 
     def as_bool(mask: Any) -> Any:
-        if mask is None or mask.data.dtype == np.bool_:
+        if mask is None or isinstance(mask, np.ndarray) or mask.data.dtype == np.bool_:
             return mask
         return interpreter.TensorHandle(mask.data.astype(np.bool_), tl.int1)
 

@@ -19,7 +19,7 @@ from ...packs.origins import NotPackedError, note, refuse_to_compile
 from ...packs.search import any_packs, look_up
 from ...problem import Problem
 from . import common
-from .gluon import descriptor
+from .gluon import descriptor, plain_descriptor
 from .interpreter import repair_interpreter
 
 __all__ = ["Listener", "capability_of", "for_triton", "launch_kernel", "listening", "multiprocessors_of"]
@@ -63,16 +63,25 @@ def multiprocessors_of(device: str) -> int:
     return int(constants_of(device).values["sms"])
 
 
-def for_triton(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments with Triton's types in the place of their names, and its descriptors of tensor maps."""
+def for_triton(arguments: Mapping[str, Any], plain: bool = False) -> dict[str, Any]:
+    """Return arguments with Triton's types in the place of their names, and its descriptors of tensor maps.
+
+    Those of `plain` Triton say nothing of how a box lies in shared memory, Gluon's do.
+    """
     import triton.language as tl
+
+    as_descriptor = plain_descriptor if plain else descriptor
 
     def as_triton_has_it(value: Any) -> Any:
         if isinstance(value, TypeName):
             return getattr(tl, value)
-        return descriptor(value) if isinstance(value, TensorMap) else value
+        return as_descriptor(value) if isinstance(value, TensorMap) else value
 
     return {name: as_triton_has_it(value) for name, value in arguments.items()}
+
+
+def _is_gluon(function: Any) -> bool:
+    return bool(getattr(function, "is_gluon", lambda: False)())
 
 
 def launch_kernel(
@@ -126,7 +135,7 @@ def launch_kernel(
             what = "its arrays lie otherwise in memory than those of the packs, and triton is not installed"
             raise NotPackedError(f"{problem.op}: no pack has {kernel.id} for this call: {what}") from error
         with common._device_guard(problem):
-            compiled = function[grid](**for_triton(named), **options)
+            compiled = function[grid](**for_triton(named, not _is_gluon(function)), **options)
     if on_gpu:
         from ...launcher.record import active_recording
 
