@@ -16,6 +16,7 @@ from .explain import explain_app, new_console
 from .info import info_json, info_text
 from .pack import pack_command
 from .shape import shape_command
+from .summarize import summarize_command
 from .tune import tune_command
 
 __all__ = ["app"]
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(explain_app, name="explain")
 app.command("shape")(shape_command)
+app.command("summarize")(summarize_command)
 app.command("tune")(tune_command)
 app.command("pack")(pack_command)
 
