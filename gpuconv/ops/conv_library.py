@@ -112,7 +112,7 @@ def _real_wgrad(x: Tensor, dy: Tensor, kernel: Sequence[int], *rest: Any) -> Ten
     return run(weight_grad_call(name, ndim, x, w_size, dy, stride, geometry.pads, dilation, groups, extras))
 
 
-REAL = {"fprop": _real_fprop, "dgrad": _real_dgrad, "wgrad": _real_wgrad}
+REAL: dict[str, Callable[..., Tensor]] = {"fprop": _real_fprop, "dgrad": _real_dgrad, "wgrad": _real_wgrad}
 """What each operator does with tensors that have values, by its name."""
 
 LIBRARY = torch.library.Library("gpuconv", "DEF")

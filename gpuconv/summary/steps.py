@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from .. import functional
 from ..backends.base import Plan
 from ..config import logger
-from ..costs.constants import constants_of, on_gpu
+from ..costs.constants import constants_of, device_elsewhere, on_gpu
 from ..costs.work import roofline
 from ..dispatch.execution import observed
 from ..dispatch.selection import planned
@@ -102,12 +102,15 @@ for _n in (2, 3):
 def _described(run: Callable[[], Any]) -> Problem | None:
     """Return the problem of a call of this library, which does not run; None of arguments that it does not take."""
     try:
-        with observed(lambda problem, backend: (placed(problem, array="torch"), backend)):
+        with observed(lambda problem, backend: (problem, backend)):
             found = run()
     except (RuntimeError, TypeError, ValueError):
         logger.debug("a convolution or pool that gpuconv does not take", exc_info=True)
         return None
-    return found[0] if isinstance(found, tuple) else None
+    if not isinstance(found, tuple):
+        return None
+    where = device_elsewhere()
+    return placed(found[0], array="torch", device=where or found[0].device)
 
 
 def problem_of(func: Any, args: Sequence[Any]) -> Problem | None:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..arrays import CHANNELS_LAST
+from ..normalize.conv import result_formats
 from . import flow_library as _rules  # noqa: F401  (registers what the library's own operators do)
 from .fields import Field
 from .flow import propagate
@@ -31,6 +33,8 @@ _LEAVES = (
     "normalization", "padding", "pixelshuffle", "pooling", "rnn", "sparse", "upsampling",
 )  # fmt: skip
 """Modules of ``torch.nn.modules`` whose classes are layers."""
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 _NOT_LAYERS = (torch.nn.Identity,)
 
@@ -146,6 +150,16 @@ def _layer_module(module: Any) -> str | None:
     return "activation" if type(module).__module__.endswith(".activations") else None
 
 
+def _with_format(func: Any, args: Sequence[Any], result: Any) -> Any:
+    """Return the result of an operator; of a convolution channels-last where real tensors are, which meta forgets."""
+    if func is not torch.ops.aten.convolution.default or result.dim() not in _CHANNELS_LAST:
+        return result
+    x, w = args[:2]
+    *_, found = result_formats(x.shape, x.stride(), w.shape, w.stride())
+    last = found == CHANNELS_LAST
+    return result.contiguous(memory_format=_CHANNELS_LAST[result.dim()]) if last else result
+
+
 def _kind(module: Any) -> str:
     name = type(module).__name__
     return f"gpuconv.{name}" if type(module).__module__.startswith("gpuconv.") else name
@@ -208,7 +222,7 @@ class Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = _with_format(func, args, func(*args, **kwargs))
         if self.image:
             self._follow(func, args, kwargs, result)
         flops = flops_of(func, args, kwargs, result)
