@@ -172,12 +172,12 @@ class Field:
         """Return the same with a dimension of another size, along which `change` says what elements see."""
         axes = self.axes_in([dim])
         if not axes:
-            return self._with_dim(dim, ((size, None),))
+            return self.with_dim(dim, ((size, None),))
         labelled = [place for place, (_, axis) in enumerate(self.dims[dim]) if axis is not None]
         before = prod(length for length, _ in self.dims[dim][: labelled[0]])
         after = prod(length for length, _ in self.dims[dim][labelled[0] + 1 :])
         if len(labelled) > 1 or before != 1:
-            return self.with_seen(axes, Seen.UNKNOWN)._with_dim(dim, ((size, None),))
+            return self.with_seen(axes, Seen.UNKNOWN).with_dim(dim, ((size, None),))
         (axis,) = axes
         state = self.seen[axis]
         if isinstance(state, Grid) and after != 1:  # elements in a row that see the same
@@ -185,14 +185,15 @@ class Field:
         if isinstance(state, Grid):
             state = change(state)
         seen = (*self.seen[:axis], state, *self.seen[axis + 1 :])
-        return replace(self, seen=seen)._with_dim(dim, ((size, axis),))
+        return replace(self, seen=seen).with_dim(dim, ((size, axis),))
 
-    def _with_dim(self, dim: int, factors: tuple[Factor, ...]) -> Field:
+    def with_dim(self, dim: int, factors: tuple[Factor, ...]) -> Field:
+        """Return the same with other factors of a dimension."""
         return replace(self, dims=(*self.dims[:dim], factors, *self.dims[dim + 1 :]))
 
     def viewed(self, shape: Sequence[int]) -> Field:
         """Return that of the same elements in another shape; an axis that is cut in parts is not followed."""
-        left = [factor for dim in self.dims for factor in dim if factor[0] != 1]
+        left = [factor for dim in self.dims for factor in dim if factor != (1, None)]
         dims: list[tuple[Factor, ...]] = []
         lost: set[int] = set()
         if 0 in shape or any(size == 0 for size, _ in left):
@@ -203,7 +204,7 @@ class Field:
             while rest > 1:
                 length, axis = left.pop(0)
                 common = gcd(rest, length)
-                if common == 1:
+                if common == 1 < length:
                     return self.unknown(shape)
                 if common < length:  # a part of the factor
                     lost |= set() if axis is None else {axis}

@@ -457,20 +457,22 @@ def _split(bound: _Bound, outputs: list[Tensor], field_of: Fields) -> Any:
 @_rule("cat")
 def _cat(bound: _Bound, outputs: list[Tensor], field_of: Fields) -> Any:
     """Along channels the union of all; along positions of the input nothing is known of these."""
-    output, parts = outputs[0], [tensor for tensor in bound["tensors"] if field_of(tensor) is not None]
-    dim = int(bound["dim"]) % output.dim()
-    found = []
-    for part in parts:
-        field = field_of(part)
-        if field is None or part.dim() != output.dim():
-            continue
-        found.append(field.with_seen(field.axes_in([dim]), Seen.UNKNOWN).along(dim, 1, lambda grid: grid))
-    if not found:
-        return _unknown(parts, output, field_of)
+    output = outputs[0]
+    dim, blank = int(bound["dim"]) % output.dim(), ((1, None),)
+    parts = [
+        found for found in map(field_of, bound["tensors"]) if found is not None and len(found.dims) == output.dim()
+    ]
+    if not parts:
+        return _unknown([each for each in bound["tensors"] if field_of(each) is not None], output, field_of)
+    axes = sorted(set().union(*(part.axes_in([dim]) for part in parts)))
     shape = [*output.shape[:dim], 1, *output.shape[dim + 1 :]]
-    joined = union_of(found, [shape] * len(found), shape)
-    dims = (*joined.dims[:dim], ((int(output.shape[dim]), None),), *joined.dims[dim + 1 :])
-    return Field(joined.seen, dims)
+    joined = union_of(
+        [part.with_seen(axes, Seen.UNKNOWN).with_dim(dim, blank) for part in parts], [shape] * len(parts), shape
+    )
+    if not axes:
+        return joined.with_dim(dim, ((int(output.shape[dim]), None),))
+    first, *others = axes  # which still run there, whatever is summed over them later
+    return joined.with_dim(dim, (*((1, axis) for axis in others), (int(output.shape[dim]), first)))
 
 
 @_rule("roll", "flip")

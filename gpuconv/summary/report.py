@@ -145,7 +145,7 @@ class Summary:
         timed = [row for row in self.layers if row.microseconds is not None]
         found: dict[str, Any] = {"layers": len(self.layers), "parameters": self.parameters}
         found |= {name: sum(getattr(row, name) for row in self.layers) for name in ("flops", "bytes")}
-        spent = sum(row.microseconds or 0.0 for row in timed)
+        spent = float(sum(row.microseconds or 0.0 for row in timed))
         least = sum(row.least_us or 0.0 for row in timed)
         found["microseconds"] = spent if self.gpu else None
         found["roofline"] = least / spent if spent else None

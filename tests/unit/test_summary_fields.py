@@ -211,6 +211,16 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(rows, rows, rows).transpose(1, 2).reshape(x.shape)
 
 
+class ClassToken(nn.Module):
+    """A row that is put in front of those of the image, and sees them by attention."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(2).transpose(1, 2)
+        rows = torch.cat([torch.zeros_like(rows[:, :1]), rows], 1).view(1, -1, 2, 2).transpose(1, 2)
+        mixed = (rows @ rows.transpose(2, 3)).softmax(-1) @ rows
+        return mixed.transpose(1, 2).reshape(1, -1, 4)[:, 1:].transpose(1, 2).reshape(x.shape)
+
+
 class Gate(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * x.mean((2, 3), keepdim=True).sigmoid()
@@ -225,6 +235,7 @@ WHOLE: dict[str, Callable[[], nn.Module]] = {
     "instance norm": lambda: nn.InstanceNorm2d(4),
     "batch norm without running statistics": lambda: nn.BatchNorm2d(4, track_running_stats=False),
     "attention": Attention,
+    "attention with a class token": ClassToken,
     "softmax over positions": lambda: Does(lambda x: x.flatten(2).softmax(-1).view_as(x)),
     "layer norm over positions": lambda: nn.LayerNorm((4, SIZE, SIZE)),
 }
