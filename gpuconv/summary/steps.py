@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.utils.flop_counter import flop_registry
 
 from .. import functional
 from ..backends.base import Plan
 from ..config import logger
-from ..costs.constants import constants_of, device_elsewhere, on_gpu
+from ..costs.constants import constants_of, device_elsewhere
 from ..costs.work import roofline
 from ..dispatch.execution import observed
 from ..dispatch.selection import planned
@@ -25,9 +24,12 @@ from ..ops import conv_library, pool_library
 from ..ops.pool_fake import Form
 from ..problem import ConvProblem, Problem, placed
 
-__all__ = ["Step", "adaptive_problem", "flops_of", "planned_on", "problem_of", "uses"]
+__all__ = ["Asked", "Planner", "Step", "adaptive_problem", "flops_of", "problem_of", "uses"]
 
 _CONVOLUTIONS = ("fprop", "dgrad")
+
+Asked = tuple[Problem, str | None]
+"""A problem, and the backend or solver id that is forced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def flops_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any
     """
     if uses(func) in _CONVOLUTIONS:
         found = problem_of(func, args)
-        return found.flops if isinstance(found, ConvProblem) else 0
+        return found[0].flops if found is not None and isinstance(found[0], ConvProblem) else 0
     formula: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
 
@@ -99,7 +101,7 @@ for _n in (2, 3):
     _AS_FUNCTIONS[f"adaptive_max_pool{_n}d"] = _adaptive(f"adaptive_max_pool{_n}d")
 
 
-def _described(run: Callable[[], Any]) -> Problem | None:
+def _described(run: Callable[[], Any]) -> Asked | None:
     """Return the problem of a call of this library, which does not run; None of arguments that it does not take."""
     try:
         with observed(lambda problem, backend: (problem, backend)):
@@ -109,11 +111,11 @@ def _described(run: Callable[[], Any]) -> Problem | None:
         return None
     if not isinstance(found, tuple):
         return None
-    where = device_elsewhere()
-    return placed(found[0], array="torch", device=where or found[0].device)
+    problem, backend = found
+    return placed(problem, array="torch", device=device_elsewhere() or problem.device), backend
 
 
-def problem_of(func: Any, args: Sequence[Any]) -> Problem | None:
+def problem_of(func: Any, args: Sequence[Any]) -> Asked | None:
     """Return the problem of an operator that is a convolution or pool, of torch or of this library, else None."""
     ours = uses(func)
     if ours is not None:
@@ -126,20 +128,30 @@ def problem_of(func: Any, args: Sequence[Any]) -> Problem | None:
     return _described(lambda: chosen(*args))
 
 
-def adaptive_problem(x: Any, size: int | Sequence[int] | None, ndim: int) -> Problem | None:
+def adaptive_problem(x: Any, size: int | Sequence[int] | None, ndim: int) -> Asked | None:
     """Return the problem of an adaptive average pool, which to one element torch computes as a mean."""
     return _described(lambda: getattr(functional, f"adaptive_avg_pool{ndim}d")(x, size))
 
 
-def planned_on(device: str, describe: Callable[[], Problem | None]) -> Step | None:
-    """Return what the problem that `describe` returns would run on a GPU by name, or None where it returns none."""
-    with torch.no_grad(), on_gpu(device):
-        problem = describe()
-    if problem is None:
-        return None
-    least, _, _ = roofline(problem, constants_of(device))
-    try:
-        plan: Plan = planned(problem)
-    except NoSolverError:
-        return Step(problem, None, None, least)
-    return Step(problem, plan.solver.id, plan.solver.estimated(problem).microseconds, least)
+class Planner:
+    """Plans problems for a GPU by name, equal ones once; inside :func:`.costs.constants.on_gpu` of its device."""
+
+    def __init__(self, device: str) -> None:
+        self._constants = constants_of(device)
+        self._known: dict[Asked, Step] = {}
+
+    def step(self, asked: Asked | None) -> Step | None:
+        """Return what a problem would run there, or None where there is none."""
+        if asked is None:
+            return None
+        if asked not in self._known:
+            self._known[asked] = self._planned(*asked)
+        return self._known[asked]
+
+    def _planned(self, problem: Problem, backend: str | None) -> Step:
+        least, _, _ = roofline(problem, self._constants)
+        try:
+            plan: Plan = planned(problem, backend)
+        except NoSolverError:
+            return Step(problem, None, None, least)
+        return Step(problem, plan.solver.id, plan.solver.estimated(problem).microseconds, least)

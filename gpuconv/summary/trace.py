@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +16,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..arrays import CHANNELS_LAST
+from ..costs.constants import on_gpu
 from ..normalize.conv import result_formats
 from . import flow_library as _rules  # noqa: F401  (registers what the library's own operators do)
 from .fields import Field
 from .flow import propagate
 from .report import Row
-from .steps import Step, adaptive_problem, flops_of, planned_on, problem_of
+from .steps import Planner, Step, adaptive_problem, flops_of, problem_of
 
 __all__ = ["Trace", "meta_copy", "meta_inputs", "spatial_input", "trace"]
 
@@ -206,7 +208,8 @@ class Trace(TorchDispatchMode):
 
     def __init__(self, model: Any, device: str | None, image: tuple[int, ...]) -> None:
         super().__init__()
-        self.model, self.device, self.image = model, device, image
+        self.model, self.image = model, image
+        self.planner = None if device is None else Planner(device)
         self.records: list[_Record] = []
         self._names = {id(module): name for name, module in model.named_modules()}
         self._stack: list[_Frame] = []
@@ -226,9 +229,7 @@ class Trace(TorchDispatchMode):
         if self.image:
             self._follow(func, args, kwargs, result)
         flops = flops_of(func, args, kwargs, result)
-        step = None
-        if self.device is not None:
-            step = planned_on(self.device, lambda: problem_of(func, args))
+        step = None if self.planner is None else self.planner.step(problem_of(func, args))
         if (flops or step) and self._stack:
             record = self._innermost()
             record.flops += flops
@@ -295,10 +296,10 @@ class Trace(TorchDispatchMode):
         if results:
             record.output = tuple(results[0].shape)
             record.seen = self.field_of(results[0])
-        if self.device is not None and not record.steps and isinstance(module, _ADAPTIVE) and frame.inputs:
+        if self.planner is not None and not record.steps and isinstance(module, _ADAPTIVE) and frame.inputs:
             x, ndim = frame.inputs[0], int(type(module).__name__[-2])
             with torch.utils._python_dispatch._disable_current_modes():
-                step = planned_on(self.device, lambda: adaptive_problem(x, module.output_size, ndim))
+                step = self.planner.step(adaptive_problem(x, module.output_size, ndim))
             record.steps += [step] if step is not None else []
 
     def place(self) -> str:
@@ -331,7 +332,7 @@ def trace(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: str
     traced = Trace(model, device, image)
     traced.watch()
     try:
-        with torch.no_grad(), torch.device("meta"), traced:
+        with torch.no_grad(), torch.device("meta"), nullcontext() if device is None else on_gpu(device), traced:
             model(*args, **kwargs)
     except Exception as error:
         error.add_note(traced.place())

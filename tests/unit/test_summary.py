@@ -314,6 +314,26 @@ def test_modules_of_this_library() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("conv", [nn.Conv2d, gpuconv.nn.Conv2d], ids=["torch", "ours"])
+def test_precision_is_torchs_setting_there(conv: Callable[..., nn.Module]) -> None:
+    """Products in tf32 take less time than products in float32."""
+    setting, found = torch.backends.cudnn.conv.fp32_precision, {}
+    for precision in ("tf32", "ieee"):
+        try:
+            torch.backends.cudnn.conv.fp32_precision = precision
+            found[precision] = summarize(conv(256, 256, 3), (32, 256, 32, 32), "h200").layers[0].microseconds or 0
+        finally:
+            torch.backends.cudnn.conv.fp32_precision = setting
+    assert 0 < found["tf32"] < found["ieee"]
+
+
+def test_what_is_forced_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    solver = "triton.conv.fprop.implicit_gemm"
+    model = nn.Sequential(gpuconv.nn.Conv2d(64, 64, 3, backend=solver), gpuconv.nn.Conv2d(64, 64, 3, backend="numpy"))
+    found = summarize(model.bfloat16(), (32, 64, 32, 32), "h200").layers
+    assert [row.solver for row in found] == [solver, "none"] and found[1].microseconds is None
+
+
 class Odd(nn.Module):
     """A parameter of its own, a layer that is called twice, one that is not called, and functions."""
 
