@@ -252,7 +252,7 @@ class Summary:
         Returns
         -------
         matplotlib.figure.Figure
-            One bar per layer whose field is known or whole; ``savefig`` writes it.
+            One bar per layer whose field is known or whole, and not that of the layer before; ``savefig`` writes it.
 
         Raises
         ------
@@ -265,9 +265,14 @@ class Summary:
             raise ModuleNotFoundError("plot_receptive_field needs matplotlib: pip install matplotlib")
         if not -len(self.image) <= axis < len(self.image):
             raise ValueError(f"axis must be one of the {len(self.image)} spatial axes of the input, but got {axis}")
-        size, bars = self.image[axis], []
+        size = self.image[axis]
+        bars: list[tuple[Row, int, int]] = []
+        before: State | None = None
         for row in self.layers:
             state = None if row.seen is None else row.seen[axis]
+            if state is None or state is before or state == before:
+                continue
+            before = state
             if state is Seen.WHOLE:
                 bars.append((row, 0, size - 1))
             elif isinstance(state, Grid) and state.step:
@@ -280,7 +285,8 @@ class Summary:
         axes.barh(places, [high - low + 1 for _, low, high in bars], left=[low - 0.5 for _, low, _ in bars], height=0.7)
         axes.axvspan(-0.5, size - 0.5, color="0.9", zorder=0)
         axes.set_yticks(places, [f"{row.name}  {_axes(row.receptive_field)}" for row, _, _ in bars], fontsize=7)
-        axes.invert_yaxis()
+        axes.set_ylim(len(bars) - 0.4, -0.6)
+        axes.set_xlim(min([-1, *(low for _, low, _ in bars)]) - 2, max([size, *(high for *_, high in bars)]) + 2)
         axes.set_xlabel(f"pixels of the input (grey: its {size})")
         axes.set_title(self._title(), fontsize=9)
         return figure
