@@ -100,6 +100,13 @@ class Answer:
         What else is worth knowing.
     output_padding : int or None
         What a padding of a transposed convolution needs beside it.
+
+    Examples
+    --------
+    >>> from gpuconv.shapes import ask_padding
+    >>> answer = ask_padding("divide", Window(3, stride=2, kind="transposed"))
+    >>> answer.value, answer.output_padding, answer.numbers
+    ((1, 1), 1, '1 + 1 - 1 = 3 - 2')
     """
 
     question: str
