@@ -22,9 +22,9 @@ from ..errors import NoSolverError
 from ..ops import conv as _operators  # noqa: F401  (registers the library's own operators)
 from ..ops import conv_library, pool_library
 from ..ops.pool_fake import Form
-from ..problem import ConvProblem, Problem, placed
+from ..problem import ConvProblem, Problem, SeparableProblem, placed
 
-__all__ = ["Asked", "Planner", "Step", "adaptive_problem", "flops_of", "problem_of", "uses"]
+__all__ = ["Asked", "Planner", "Step", "adaptive_problem", "flops_of", "problem_of", "separable_problem", "uses"]
 
 _CONVOLUTIONS = ("fprop", "dgrad")
 
@@ -131,6 +131,12 @@ def problem_of(func: Any, args: Sequence[Any]) -> Asked | None:
 def adaptive_problem(x: Any, size: int | Sequence[int] | None, ndim: int) -> Asked | None:
     """Return the problem of an adaptive average pool, which to one element torch computes as a mean."""
     return _described(lambda: getattr(functional, f"adaptive_avg_pool{ndim}d")(x, size))
+
+
+def separable_problem(run: Callable[[], Any]) -> Asked | None:
+    """Return the problem of a separable convolution that one kernel may compute; None where it is two calls."""
+    found = _described(run)
+    return found if found is not None and isinstance(found[0], SeparableProblem) else None
 
 
 class Planner:

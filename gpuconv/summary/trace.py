@@ -22,7 +22,7 @@ from . import flow_library as _rules  # noqa: F401  (registers what the library'
 from .fields import Field
 from .flow import propagate
 from .report import Row
-from .steps import Planner, Step, adaptive_problem, flops_of, problem_of
+from .steps import Asked, Planner, Step, adaptive_problem, flops_of, problem_of, separable_problem
 
 __all__ = ["Trace", "meta_copy", "meta_inputs", "spatial_input", "trace"]
 
@@ -296,11 +296,10 @@ class Trace(TorchDispatchMode):
         if results:
             record.output = tuple(results[0].shape)
             record.seen = self.field_of(results[0])
-        if self.planner is not None and not record.steps and isinstance(module, _ADAPTIVE) and frame.inputs:
-            x, ndim = frame.inputs[0], int(type(module).__name__[-2])
+        if self.planner is not None and frame.inputs:
             with torch.utils._python_dispatch._disable_current_modes():
-                step = self.planner.step(adaptive_problem(x, module.output_size, ndim))
-            record.steps += [step] if step is not None else []
+                step = self.planner.step(_asked_as_one(module, args, kwargs, record))
+            record.steps = record.steps if step is None else [step]
 
     def place(self) -> str:
         """Return in words which module runs, and on what."""
@@ -320,6 +319,16 @@ class Trace(TorchDispatchMode):
 
 
 _ADAPTIVE = (torch.nn.AdaptiveAvgPool1d, torch.nn.AdaptiveAvgPool2d, torch.nn.AdaptiveAvgPool3d)
+
+
+def _asked_as_one(module: Any, args: Any, kwargs: Any, record: _Record) -> Asked | None:
+    """Return the problem of a module whose operators do not show it: a pool to one element, which torch computes as a
+    mean, and the library's separable convolution, which without gradients may be one kernel; None of others."""
+    if isinstance(module, _ADAPTIVE) and not record.steps:
+        return adaptive_problem(next(tensors_in([args, kwargs])), module.output_size, int(type(module).__name__[-2]))
+    if type(module).__name__ == "DepthwiseSeparableConv2d" and type(module).__module__.startswith("gpuconv."):
+        return separable_problem(lambda: type(module).forward(module, *args, **kwargs))
+    return None
 
 
 def trace(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: str | None) -> tuple[Row, ...]:

@@ -314,6 +314,16 @@ def test_modules_of_this_library() -> None:
     ]  # fmt: skip
 
 
+def test_a_separable_convolution_may_be_one_kernel() -> None:
+    layer = gpuconv.nn.DepthwiseSeparableConv2d(64, 64, 3, padding=1, between="relu6", dtype=torch.float16)
+    x = torch.empty(32, 64, 56, 56, device="meta", dtype=torch.float16).to(memory_format=torch.channels_last)
+    (row,) = summarize(layer, x, "h200").layers
+    explanation = gpuconv.explain(copy.deepcopy(layer).to("meta").requires_grad_(False), x, gpu="h200")
+    assert row.solver == explanation.solver == "triton.conv.separable.fused"
+    assert row.microseconds == pytest.approx(explanation.to_json()["solvers"][0]["microseconds"])
+    assert row.flops == explanation.to_json()["flops"] and row.receptive_field == (3, 3)
+
+
 @pytest.mark.parametrize("conv", [nn.Conv2d, gpuconv.nn.Conv2d], ids=["torch", "ours"])
 def test_precision_is_torchs_setting_there(conv: Callable[..., nn.Module]) -> None:
     """Products in tf32 take less time than products in float32."""

@@ -106,7 +106,7 @@ class CupyBackend(Backend):
         if not problem.device.startswith("cuda"):
             return f"arrays are on {problem.device}, kernels run on cuda"
         if named_gpu(problem.device) is not None:
-            return "is for GPUs that are here: it has no model of their times"
+            return "needs a GPU that is here: it has no model of times"
         missing = _missing_package()
         if missing:
             return missing
