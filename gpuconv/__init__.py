@@ -1,15 +1,16 @@
 """gpuconv: convolution, transposed convolution and pooling for PyTorch, CuPy and NumPy arrays.
 
 The functions have the names, arguments and results of ``torch.nn.functional``. ``gpuconv.explain`` says which kernel
-a call runs and why. ``gpuconv.nn`` has the modules, ``gpuconv.shapes`` the arithmetic of sizes, ``gpuconv.tuning``
-times configs on a GPU, ``gpuconv.solvers`` takes solvers of others: each is imported when it is first asked for.
-So is ``gpuconv.replace_modules``, which has a model of PyTorch's computed by gpuconv.
+a call runs and why, ``gpuconv.summarize`` describes a whole model; both know GPUs that are not here by name.
+``gpuconv.replace_modules`` has a model of PyTorch's computed by gpuconv. ``gpuconv.nn`` has the modules,
+``gpuconv.shapes`` the arithmetic of sizes, ``gpuconv.tuning`` times configs on a GPU, ``gpuconv.solvers`` takes solvers
+of others: each is imported when it is first asked for.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import functional
 from .config import VERSION, use_backend, use_tuning
@@ -20,18 +21,24 @@ from .functional import *  # noqa: F403
 from .problem import Problem
 from .solvers import register_solver
 
+if TYPE_CHECKING:
+    from .summary import Summary, summarize
+
 __version__ = VERSION
 
-_ROOMS = ("nn", "shapes", "solvers", "tuning")
-_OF_NN = ("replace_modules",)  # importing it imports torch, so it is not in __all__
+_ROOMS = ("nn", "shapes", "solvers", "summary", "tuning")
+_LATE = {"Summary": "summary", "replace_modules": "nn", "summarize": "summary"}
+"""Names that a room has, which is imported when one of them is first asked for."""
 
 __all__ = [
     "Explanation",
     "NoSolverError",
+    "Summary",
     "WorkspaceWarning",
     "explain",
     "record_problems",
     "register_solver",
+    "summarize",
     "use_backend",
     "use_tuning",
     *functional.__all__,
@@ -39,16 +46,16 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a room when it, or what it lends its name here, is first asked for (PEP 562)."""
+    """Import a room when it, or a name of it, is first asked for (PEP 562)."""
     if name in _ROOMS:
         return import_module(f".{name}", __name__)
-    if name in _OF_NN:
-        return getattr(import_module(".nn", __name__), name)
+    if name in _LATE:
+        return getattr(import_module(f".{_LATE[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS, *_OF_NN})
+    return sorted({*globals(), *_ROOMS, *_LATE})
 
 
 def _tune(problem: Problem) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 _NEEDS = ("typer", "rich", "click")
 _COMMANDS = {
+    "shape": "answer a question about sizes, with the formula",
     "explain": "say which solver a call would run and why",
+    "summarize": "describe a model layer by layer",
     "tune": "time configs of recorded problems on this GPU",
     "pack": "compile the kernels of problems ahead of time",
     "demo": "run a photograph through convolutions and poolings",

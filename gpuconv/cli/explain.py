@@ -25,6 +25,7 @@ from rich.text import Text
 from .. import functional
 from ..arrays import channels_last_strides, contiguous_strides
 from ..config import BACKENDS, logger
+from ..costs.constants import gpu_names
 from ..dispatch import Explanation, explain
 from ..normalize.conv import ACTIVATIONS, CONV_DTYPES, PADDING_MODES, PRECISIONS
 
@@ -151,6 +152,7 @@ _DTYPE = Annotated[str, typer.Option(help=f"Element type: {', '.join(_DTYPES)}."
 _DEVICE = Annotated[str, typer.Option(help="cpu, or a CUDA device such as cuda or cuda:1.")]
 _ARRAY = Annotated[str, typer.Option(help="numpy or torch; auto takes torch for CUDA and bfloat16, numpy otherwise.")]
 _LAST = Annotated[bool, typer.Option("--channels-last", help="All arrays with channels innermost (NHWC).")]
+_GPU = Annotated[str | None, typer.Option(help=f"A GPU by name, which need not be here: {', '.join(gpu_names())}.")]
 _ALL = Annotated[bool, typer.Option("--all", help="List the solvers of other operations and passes too.")]
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 _COMMON = {
@@ -158,6 +160,7 @@ _COMMON = {
     "device": (_DEVICE, "cpu"),
     "array": (_ARRAY, "auto"),
     "channels_last": (_LAST, False),
+    "gpu": (_GPU, None),
     "all": (_ALL, False),
     "as_json": (_JSON, False),
 }
@@ -262,14 +265,24 @@ def _show(explanation: Explanation, everything: bool) -> None:
     console.print(shown, soft_wrap=True)
 
 
+def _elsewhere(common: dict[str, Any]) -> dict[str, Any]:
+    """Return the common options for a GPU by name: arrays stand for some there, as torch's where it is installed."""
+    if common["device"] != "cpu":
+        raise _OptionError(f"--device {common['device']} is a GPU here, and --gpu one by name: give one of them")
+    torch = common["array"] == "auto" and find_spec("torch") is not None
+    return common | ({"array": "torch"} if torch else {})
+
+
 def _command(fn: Callable[..., Any]) -> Callable[..., None]:
     """Make the subcommand of one public function."""
 
     def command(**options: Any) -> None:
         common = {key: options.pop(key) for key in _COMMON}
         try:
-            everything, as_json = common.pop("all"), common.pop("as_json")
-            explanation = explain(fn, **_arguments(fn, options, _Maker(**common)))
+            everything, as_json, gpu = (common.pop(key) for key in ("all", "as_json", "gpu"))
+            if gpu is not None:
+                common = _elsewhere(common)
+            explanation = explain(fn, **_arguments(fn, options, _Maker(**common)), gpu=gpu)
         except (RuntimeError, TypeError, ValueError, MemoryError, OSError) as error:
             logger.debug("explain failed", exc_info=True)
             typer.echo(f"error: {error}", err=True)

@@ -1,4 +1,4 @@
-"""The ``gpuconv`` command: ``info``, ``explain``, ``tune``, ``pack`` and ``demo``.
+"""The ``gpuconv`` command: ``info``, ``shape``, ``explain``, ``summarize``, ``tune``, ``pack`` and ``demo``.
 
 ``explain`` has one subcommand per public function, made from its signature; see :mod:`gpuconv.cli.explain`.
 """
@@ -15,6 +15,8 @@ from ..config import VERSION
 from .explain import explain_app, new_console
 from .info import info_json, info_text
 from .pack import pack_command
+from .shape import shape_command
+from .summarize import summarize_command
 from .tune import tune_command
 
 __all__ = ["app"]
@@ -30,6 +32,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(explain_app, name="explain")
+app.command("shape")(shape_command)
+app.command("summarize")(summarize_command)
 app.command("tune")(tune_command)
 app.command("pack")(pack_command)
 

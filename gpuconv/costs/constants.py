@@ -22,6 +22,7 @@ from ..config import cache_directory, interpreting, logger
 from .files import file_name, read_json, warn_once
 
 __all__ = [
+    "ELSEWHERE",
     "INTERPRETER",
     "PATHS",
     "PIPES",
@@ -31,8 +32,13 @@ __all__ = [
     "assuming",
     "constants_of",
     "constants_of_gpu",
+    "device_elsewhere",
+    "device_of_name",
     "fallback",
+    "gpu_names",
     "gpu_of",
+    "named_gpu",
+    "on_gpu",
     "parse_constants",
     "shipped",
     "user_constants_path",
@@ -197,6 +203,84 @@ def _user_constants(gpu: str) -> Constants | None:
     return found
 
 
+@lru_cache(maxsize=1)
+def _by_name() -> dict[str, tuple[tuple[int, int], Constants]]:
+    """Return capability and constants of each GPU that is shipped, by the name that a device has after ``cuda:``."""
+    return {
+        (data.get("names") or [stem])[0].lower(): (tuple(data["capability"]), constants)
+        for stem, (data, constants) in shipped().items()
+    }
+
+
+def gpu_names() -> tuple[str, ...]:
+    """Return the names of the GPUs whose constants are shipped, as :func:`device_of_name` takes them."""
+    return tuple(sorted(_by_name()))
+
+
+def device_of_name(name: str) -> str:
+    """Return the device that stands for a GPU by name, for example ``"cuda:h200"``, whether there is one or not.
+
+    It is a device as any other to what describes, costs and plans calls, so that nothing that is remembered of a
+    problem there is taken for another GPU. Nothing runs on it.
+
+    Parameters
+    ----------
+    name
+        One of :func:`gpu_names`, in capitals or not; a file name of ``costs/gpus``; or the full name of such a GPU,
+        as ``"NVIDIA H200"``.
+
+    Raises
+    ------
+    TypeError
+        If `name` is not a string.
+    ValueError
+        If no constants are shipped for it; the message lists the names.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"gpu must be a name such as 'h200', but got {name!r}")
+    word = name.strip().lower()
+    for stem, (data, constants) in shipped().items():
+        short = (data.get("names") or [stem])[0].lower()
+        if word in (stem, short, constants.gpu.lower()) or f" {short}" in f" {word}":
+            return f"cuda:{short}"
+    raise ValueError(f"gpu must be one of {', '.join(gpu_names())}, but got {name!r}")
+
+
+def named_gpu(device: str) -> Constants | None:
+    """Return the shipped constants of a device of :func:`device_of_name`; None of any other."""
+    kind, _, name = device.partition(":")
+    if kind != "cuda" or not name or name.isdecimal():
+        return None
+    found = _by_name().get(name)
+    return found[1] if found else None
+
+
+ELSEWHERE: list[object] = []
+"""One object for every ``with`` block of :func:`on_gpu`, in any thread: no call is taken for one before it then."""
+
+_elsewhere: ContextVar[str | None] = ContextVar("gpuconv_elsewhere", default=None)
+
+
+@contextmanager
+def on_gpu(device: str) -> Iterator[None]:
+    """Take the arrays of every call inside the ``with`` block (in this thread) for arrays on a device.
+
+    For describing calls of a GPU by name (:func:`device_of_name`); calls must not run.
+    """
+    token = _elsewhere.set(device)
+    ELSEWHERE.append(token)
+    try:
+        yield
+    finally:
+        ELSEWHERE.remove(token)
+        _elsewhere.reset(token)
+
+
+def device_elsewhere() -> str | None:
+    """Return the device on which arrays are taken to be (:func:`on_gpu`), or None: where they are."""
+    return _elsewhere.get() if ELSEWHERE else None
+
+
 _assumed: ContextVar[Gpu | None] = ContextVar("gpuconv_assumed_gpu", default=None)
 
 
@@ -217,6 +301,8 @@ def assuming(gpu: Gpu) -> Iterator[None]:
 def gpu_of(device: str) -> Gpu | None:
     """Return the GPU of a device such as ``"cuda:0"``, or None: not CUDA, or torch has not initialised it.
 
+    A device may also be a GPU by name (:func:`device_of_name`).
+
     Where Triton's interpreter stands in for a GPU, that is the one of the CPU.
     """
     assumed = _assumed.get()
@@ -224,6 +310,9 @@ def gpu_of(device: str) -> Gpu | None:
         return assumed
     if not device.startswith("cuda"):
         return INTERPRETER if device == "cpu" and interpreting() else None
+    if named_gpu(device) is not None:
+        name = device.partition(":")[2]
+        return Gpu(name.upper(), _by_name()[name][0])
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
@@ -239,8 +328,13 @@ def _torch_gpu(device: str) -> Gpu:
 def constants_of(device: str) -> Constants:
     """Return the constants of a device; of no GPU, or one unseen by torch, those of compute capability 9.0.
 
-    They are read when a GPU is first asked for, and then stay what they are in this process.
+    They are read when a GPU is first asked for, and then stay what they are in this process. Of a GPU by name
+    (:func:`device_of_name`) they are those shipped.
     """
+    if _assumed.get() is None:
+        named = named_gpu(device)
+        if named is not None:
+            return named
     gpu = gpu_of(device)
     return fallback((9, 0)) if gpu is None else constants_of_gpu(gpu)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..backends.base import Plan, Solver
 from ..config import BACKENDS, forced_by, workspace_limit
-from ..costs.constants import constants_of, gpu_of
+from ..costs.constants import constants_of, gpu_of, named_gpu
 from ..costs.work import roofline
 from ..errors import NoSolverError
 from ..problem import Problem
@@ -80,6 +80,10 @@ class Explanation:
         if self.refusal:
             runs += f": {self.refusal.removeprefix(f'{problem.op}: ')}"
         rows = [("runs on", runs), *problem.describe()]
+        named = named_gpu(problem.device)
+        if named is not None:
+            where = f"{problem.array} on {problem.device}: {named.gpu} by name, modelled and not measured"
+            rows = [(name, where if name == "array" else text) for name, text in rows]
         rows.append(("FLOPs", f"{problem.flops:,}"))
         intensity = problem.flops / max(problem.min_bytes, 1)
         rows.append(("bytes at least", f"{problem.min_bytes:,} ({intensity:.2f} FLOP per byte)"))
@@ -168,6 +172,9 @@ class Explanation:
         found["workspace"] = self.plan.workspace if self.plan else None
         found["config"] = {name: _plain(value) for name, value in self.plan.config.items()} if self.plan else None
         found["solvers"] = solvers
+        named = named_gpu(problem.device)
+        if named is not None:
+            found["gpu"] = named.gpu
         if self.origin:
             found["kernels"] = self.origin
         if self.then:

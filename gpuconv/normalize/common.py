@@ -13,6 +13,7 @@ from operator import index
 from typing import Any
 
 from ..arrays import CHANNELS_LAST, CONTIGUOUS, ArrayKind, is_channels_last, unsqueezed_strides
+from ..costs.constants import device_elsewhere
 from ..errors import invalid
 
 __all__ = [
@@ -126,7 +127,7 @@ def batched_strides(shape: Sequence[int], strides: Sequence[int], unbatched: boo
 
 
 def same_device(op: str, kind: ArrayKind, named: dict[str, Any]) -> str:
-    """Return the one device of all arrays in `named` (``None`` values are skipped).
+    """Return the one device of all arrays in `named` (``None`` values are skipped), or the GPU that is explained.
 
     Raises
     ------
@@ -137,4 +138,4 @@ def same_device(op: str, kind: ArrayKind, named: dict[str, Any]) -> str:
     if len(set(devices.values())) > 1:
         found = ", ".join(f"{argument} on {device}" for argument, device in devices.items())
         raise RuntimeError(f"{op}: all arrays must be on one device, but got {found}")
-    return next(iter(devices.values()))
+    return device_elsewhere() or next(iter(devices.values()))

@@ -36,6 +36,7 @@ from .epilogue import compose, per_channel, steps
 
 __all__ = [
     "LIBRARY",
+    "REAL",
     "Geometry",
     "autocast",
     "chosen_backend",
@@ -119,6 +120,9 @@ def _real_wgrad(x: Tensor, dy: Tensor, kernel: Sequence[int], *rest: Any) -> Ten
     name = f"conv{ndim}d_weight_grad"
     return run(weight_grad_call(name, ndim, x, w_size, dy, stride, geometry.pads, dilation, groups, extras))
 
+
+REAL: dict[str, Callable[..., Tensor]] = {"fprop": _real_fprop, "dgrad": _real_dgrad, "wgrad": _real_wgrad}
+"""What each operator does with tensors that have values, by its name."""
 
 LIBRARY = torch.library.Library("gpuconv", "DEF")
 

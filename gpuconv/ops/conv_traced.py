@@ -12,6 +12,7 @@ import torch
 
 from ..arrays import TORCH
 from ..config import forced_backend
+from ..costs.constants import device_elsewhere
 from ..errors import invalid
 from ..normalize.conv import (
     ACTIVATIONS,
@@ -57,7 +58,7 @@ def _options(op: str, tensor: Tensor, extras: Extras) -> tuple[str | None, str |
         check_choice(op, "precision", extras.precision, PRECISIONS)
     if torch.compiler.is_compiling():
         return extras.precision, extras.backend
-    dtype, device = str(tensor.dtype).removeprefix("torch."), str(tensor.device)
+    dtype, device = str(tensor.dtype).removeprefix("torch."), device_elsewhere() or str(tensor.device)
     return effective_precision(op, extras.precision, dtype, device), forced_backend(extras.backend) or "auto"
 
 

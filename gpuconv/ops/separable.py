@@ -8,12 +8,21 @@ from typing import Any
 import torch
 
 from ..arrays import TORCH
-from ..dispatch.execution import run
+from ..costs.constants import device_elsewhere
+from ..dispatch.execution import explaining, run
 from ..dispatch.separable import separable_call
 from ..normalize.conv import Extras
 from .tiers import DIRECT, autocasts, repeated, tier_of
 
 __all__ = ["separable"]
+
+
+def _without_memory(given: tuple[Any, ...]) -> bool:
+    """Tell whether meta tensors stand for some on a GPU by name, where a call is explained that records no gradient."""
+    if not explaining() or device_elsewhere() is None:
+        return False
+    recorded = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given)
+    return not recorded and all(tensor is None or tensor.is_meta for tensor in given)
 
 
 def separable(
@@ -29,7 +38,7 @@ def separable(
     result, key = repeated(op, given, (*geometry, between), extras)
     if result is not None:
         return result
-    if autocasts(arrays["x"]) or tier_of(*given) != DIRECT:
+    if autocasts(arrays["x"]) or (tier_of(*given) != DIRECT and not _without_memory(given)):
         return None
     call = separable_call(op, TORCH, arrays, geometry, between, extras, key)
     return None if call is None else run(call)

@@ -2,6 +2,13 @@
 
 Reference, Triton, CuPy, fake kernels and modules all compute their sizes here and nowhere else.
 
+Functions of one axis compute, in both directions: output size from input size (``conv_output_size``,
+``conv_transpose_output_size``, ``pool_output_size``), input sizes from an output size (``conv_input_sizes``,
+``conv_transpose_input_size``, ``pool_input_sizes``), paddings by name (``pad_same``, ``pad_divide``, ...) and for a
+wanted size (``conv_padding_totals``, ``conv_transpose_output_padding``, ...), windows and receptive fields. The
+questions (``ask_output``, ``ask_input``, ``ask_padding``, ``ask_output_padding``) answer with the formula that was
+used, its numbers and its source, and say what would do where nothing does; ``gpuconv shape`` asks them from the shell.
+
 Conventions
 -----------
 - One call describes one axis; `map_axes` applies a function to all axes of a problem.
@@ -13,7 +20,8 @@ Conventions
   Functions that search for a parameter raise ``ValueError`` when no value exists.
 - Formulas use only ``+ - * //`` and, where a decision cannot be avoided, a comparison (``min`` and ``max`` are
   one), so they also work on ``torch.SymInt``; ``//`` rounds towards minus infinity. `conv_input_sizes`,
-  `adaptive_windows` and `fractional_pool_starts` return as many values as an argument says: plain ints only.
+  `pool_input_sizes`, `conv_padding_totals`, `adaptive_windows`, `fractional_pool_starts` and the questions are for
+  plain ints only.
 
 References
 ----------
@@ -33,6 +41,13 @@ from .conv import (
     phase_size,
     phase_taps,
     tap_step,
+)
+from .inverse import (
+    conv_padding_totals,
+    conv_transpose_input_size,
+    conv_transpose_padding_total,
+    pool_input_sizes,
+    split_padding,
 )
 from .padding import (
     multiply_output_padding,
@@ -55,21 +70,34 @@ from .pool import (
     pool_reads,
     pool_window,
 )
+from .questions import ask_input, ask_output, ask_output_padding
 from .receptive import Layer, ReceptiveField, receptive_field
+from .wanted import PADDINGS, ask_padding
+from .window import Answer, Window
 
 __all__ = [
+    "PADDINGS",
+    "Answer",
     "Layer",
     "ReceptiveField",
     "Size",
+    "Window",
     "adaptive_longest",
     "adaptive_window",
     "adaptive_windows",
+    "ask_input",
+    "ask_output",
+    "ask_output_padding",
+    "ask_padding",
     "ceil_div",
     "columns_shape",
     "conv_input_sizes",
     "conv_output_size",
+    "conv_padding_totals",
+    "conv_transpose_input_size",
     "conv_transpose_output_padding",
     "conv_transpose_output_size",
+    "conv_transpose_padding_total",
     "effective_kernel",
     "fractional_pool_starts",
     "map_axes",
@@ -84,9 +112,11 @@ __all__ = [
     "pad_valid",
     "phase_size",
     "phase_taps",
+    "pool_input_sizes",
     "pool_output_size",
     "pool_reads",
     "pool_window",
     "receptive_field",
+    "split_padding",
     "tap_step",
 ]

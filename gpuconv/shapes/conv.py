@@ -17,7 +17,13 @@ __all__ = [
 
 
 def effective_kernel(kernel: Size, dilation: Size = 1) -> Size:
-    """Extent of a dilated kernel: ``d * (k - 1) + 1`` (Dumoulin & Visin, section 5.1, ``k + (k - 1)(d - 1)``)."""
+    """Extent of a dilated kernel: ``d * (k - 1) + 1`` (Dumoulin & Visin, section 5.1, ``k + (k - 1)(d - 1)``).
+
+    Examples
+    --------
+    >>> effective_kernel(3), effective_kernel(5, 7)
+    (3, 29)
+    """
     return dilation * (kernel - 1) + 1
 
 

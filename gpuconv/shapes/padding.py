@@ -17,7 +17,13 @@ __all__ = [
 
 
 def pad_valid() -> tuple[Size, Size]:
-    """No padding, ``padding="valid"`` of torch (Dumoulin & Visin, relationship 5): ``(0, 0)``."""
+    """No padding, ``padding="valid"`` of torch (Dumoulin & Visin, relationship 5): ``(0, 0)``.
+
+    Examples
+    --------
+    >>> pad_valid()
+    (0, 0)
+    """
     return 0, 0
 
 
@@ -59,6 +65,11 @@ def pad_same_lower(size: Size, kernel: Size, stride: Size = 1, dilation: Size = 
     """Padding with which the output size is ``ceil(n / s)``; the odd element lies before the input.
 
     Source: ONNX ``Conv``, ``auto_pad="SAME_LOWER"``: the mirror image of `pad_same_upper`.
+
+    Examples
+    --------
+    >>> pad_same_lower(224, 7, 2)
+    (3, 2)
     """
     pad_hi, pad_lo = pad_same_upper(size, kernel, stride, dilation)
     return pad_lo, pad_hi
@@ -84,6 +95,11 @@ def pad_full(kernel: Size, dilation: Size = 1) -> tuple[Size, Size]:
     """Full padding ``(t, t)``: every window that touches the input; ``o = n + t`` at stride 1.
 
     Source: Dumoulin & Visin, relationship 4, with the effective kernel for ``k``.
+
+    Examples
+    --------
+    >>> pad_full(3), pad_full(3, 2)
+    ((2, 2), (4, 4))
     """
     total = dilation * (kernel - 1)
     return total, total
@@ -93,6 +109,11 @@ def pad_causal(kernel: Size, dilation: Size = 1) -> tuple[Size, Size]:
     """Causal padding ``(t, 0)``: at stride 1 it keeps the size, and output ``i`` sees no input after ``i``.
 
     Source: van den Oord et al. 2016, "WaveNet", arXiv:1609.03499, section 2.1.
+
+    Examples
+    --------
+    >>> pad_causal(3, 2)
+    (4, 0)
     """
     return dilation * (kernel - 1), 0
 

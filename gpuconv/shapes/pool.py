@@ -103,7 +103,15 @@ def adaptive_windows(size: Size, output: Size) -> tuple[tuple[Size, ...], tuple[
 
 
 def adaptive_longest(size: Size, output: Size) -> Size:
-    """Length of the longest window of an adaptive pooling, ``ceil((n - 1) / o) + 1`` with ``n / o`` in lowest terms."""
+    """Length of the longest window of an adaptive pooling, ``ceil((n - 1) / o) + 1`` with ``n / o`` in lowest terms.
+
+    Source: `adaptive_window`: the largest ``ceil((i + 1) n / o) - floor(i n / o)`` of ``0 <= i < o``.
+
+    Examples
+    --------
+    >>> adaptive_longest(7, 3), max(end - start for start, end in zip(*adaptive_windows(7, 3)))
+    (3, 3)
+    """
     common = math.gcd(size, output)
     return (size // common + output // common - 2) // (output // common) + 1
 
@@ -122,7 +130,15 @@ def pool_reads(index: Size, size: Size, kernel: Size, stride: Size, pad_lo: Size
 
 
 def columns_shape(n: Size, c: Size, kernel: Sequence[Size], output: Sequence[Size]) -> tuple[Size, Size, Size]:
-    """Shape ``(N, C R S, P Q)`` of what unfold makes of an image, one column per window (``torch.nn.Unfold``)."""
+    """Shape ``(N, C R S, P Q)`` of what unfold makes of an image, one column per window.
+
+    Source: the Shape section of ``torch.nn.Unfold``.
+
+    Examples
+    --------
+    >>> columns_shape(2, 3, (2, 2), (4, 5))
+    (2, 12, 20)
+    """
     return n, c * math.prod(kernel), math.prod(output)
 
 

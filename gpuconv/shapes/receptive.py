@@ -32,6 +32,12 @@ class ReceptiveField:
     start : float
         Centre of the receptive field of output 0; a multiple of 1/2. Output ``i`` sees the pixels from
         ``start + i * jump - (size - 1) / 2`` to ``start + i * jump + (size - 1) / 2``, both included.
+
+    Examples
+    --------
+    >>> field = receptive_field([(3, 2, 1, 1)])  # output 4 sees the pixels 7, 8 and 9
+    >>> field.start + 4 * field.jump, field.size
+    (8.0, 3)
     """
 
     size: Size

@@ -21,11 +21,11 @@ def test_package_is_plain() -> None:
         modules |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
         assert modules <= {"math", "collections.abc", "dataclasses", "typing"}
         defined = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name[0] != "_"}
-        assert set(module.__all__) - {"Size", "Layer"} == defined
-        assert all(getattr(shapes, name).__doc__ for name in defined)
+        assert set(module.__all__) - {"Size", "Layer", "PADDINGS"} == defined
+        assert all(">>> " in (getattr(shapes, name).__doc__ or "") for name in defined)
         results = doctest.testmod(module)
         assert results.failed == 0
         attempted += results.attempted
         handed_on |= set(module.__all__)
-    assert set(shapes.__all__) == handed_on and {"Size", "Layer"} <= handed_on
+    assert set(shapes.__all__) == handed_on and {"Size", "Layer", "PADDINGS"} <= handed_on
     assert attempted >= 15

@@ -10,6 +10,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from ...costs.constants import named_gpu
 from ...problem import Problem
 from ..base import Backend, Solver
 from . import conv, pool
@@ -104,6 +105,8 @@ class CupyBackend(Backend):
     def why_not(self, problem: Problem, forced: bool) -> str | None:
         if not problem.device.startswith("cuda"):
             return f"arrays are on {problem.device}, kernels run on cuda"
+        if named_gpu(problem.device) is not None:
+            return "needs a GPU that is here: it has no model of times"
         missing = _missing_package()
         if missing:
             return missing

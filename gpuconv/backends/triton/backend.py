@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from ...config import interpreting, packs_only
+from ...costs.constants import named_gpu
 from ...packs.identity import KernelReference
 from ...packs.search import any_packs, look_up
 from ...problem import Problem, SeparableProblem
@@ -135,6 +136,8 @@ class TritonBackend(Backend):
             return f"arrays are on {problem.device}, kernels run on cuda"
         if not on_gpu and not interpreting():
             return "arrays are on cpu, kernels run on cuda (on cpu with TRITON_INTERPRET=1)"
+        if named_gpu(problem.device) is not None:
+            return None  # what this host has does not matter there
         missing = _missing_package()
         if missing and not (on_gpu and missing == _missing_compiler() and any_packs()):
             return missing
@@ -148,7 +151,8 @@ class TritonBackend(Backend):
         return None
 
     def origin(self, plan: Plan) -> str | None:
-        capability = capability_of(plan.problem.device) if plan.problem.device.startswith("cuda") else None
+        device = plan.problem.device
+        capability = capability_of(device) if device.startswith("cuda") and named_gpu(device) is None else None
         if capability is None or not any_packs():
             return None
         told = launches_of_plan(plan)
@@ -161,6 +165,8 @@ class TritonBackend(Backend):
         return f"{some}from {', '.join(folders)}"
 
     def lacks(self, solver: Solver, problem: Problem) -> str | None:
+        if named_gpu(problem.device) is not None:
+            return None
         missing = missing_compiler_of(solver)
         if isinstance(problem, SeparableProblem) and packs_only():  # packs are of recorded problems: of both steps
             missing = missing or "GPUCONV_PACKS_ONLY=1 forbids to compile"

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from ...config import interpreting
-from ...costs.constants import constants_of, gpu_of
+from ...costs.constants import constants_of, gpu_of, named_gpu
 from ...costs.files import warn_once
 from ...launcher.maps import TensorMap
 from ...packs.driver import DriverError, PackedKernel, load
@@ -56,7 +56,8 @@ def multiprocessors_of(device: str) -> int:
     """Return the multiprocessors of a CUDA device; where torch sees none, or a GPU is assumed, as its constants say."""
     torch = sys.modules.get("torch")
     gpu = gpu_of(device)
-    if torch is not None and device.startswith("cuda") and torch.cuda.is_initialized():
+    here = device.startswith("cuda") and named_gpu(device) is None
+    if torch is not None and here and torch.cuda.is_initialized():
         index = int(device.partition(":")[2] or 0)
         if gpu is not None and index < torch.cuda.device_count() and gpu.name == torch.cuda.get_device_name(index):
             return int(torch.cuda.get_device_properties(index).multi_processor_count)
