@@ -259,9 +259,11 @@ def _form(name: str, args: Sequence[Any]) -> _Form:
     if name == "wgrad":
         return _Form(name, Geometry(*args[3:9]), first.shape[2:], args[2], (), *args[9:])
     if name == "fprop":
-        return _Form(name, Geometry(*args[6:12]), first.shape[2:], second.shape[2:], (), *args[14:], args[13])
-    kind = "transposed" if args[17] else "dgrad"
-    return _Form(kind, Geometry(*args[7:13]), args[6], second.shape[2:], first.shape[2:], *args[15:17], args[14])
+        rounding, precision, backend = args[13:]
+        return _Form(name, Geometry(*args[6:12]), first.shape[2:], second.shape[2:], (), precision, backend, rounding)
+    rounding, precision, backend, transposed = args[14:]
+    kind, sizes = "transposed" if transposed else "dgrad", (args[6], second.shape[2:], first.shape[2:])
+    return _Form(kind, Geometry(*args[7:13]), *sizes, precision, backend, rounding)
 
 
 class _Derivatives(_SingleLevelFunction):
