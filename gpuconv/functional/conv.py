@@ -136,7 +136,8 @@ def conv2d(
     rounding
         Of a 16-bit result with a bias or other extras: ``"fused"`` computes them in float32 and rounds once;
         ``"torch"`` rounds after the convolution and after each step, as torch's operators do one after another on a
-        GPU, for results that are to agree with theirs. Gradients are the same.
+        GPU, for results that are to agree with theirs. Gradients are the same. (Where gradients are recorded and
+        inductor compiles, it fuses steps in float32 unless ``torch._inductor.config.emulate_precision_casts`` is set.)
     backend
         A backend (``"triton"``, ``"cupy"``, ``"numpy"``) or a solver id to force; None lets the dispatcher choose.
 

@@ -92,9 +92,11 @@ def _of_torch(base: Any, padding: str) -> bool:
 
 def check_extras(op: str, given: dict[str, Any], activations: tuple[str, ...] = ACTIVATIONS) -> None:
     """Check the keyword-only arguments that modules share, of those that are given."""
-    for argument, choices in (("activation", activations), ("precision", PRECISIONS), ("rounding", ROUNDINGS)):
+    for argument, choices in (("activation", activations), ("precision", PRECISIONS)):
         if given.get(argument) is not None:
             check_choice(op, argument, given[argument], choices)
+    if "rounding" in given:
+        check_choice(op, "rounding", given["rounding"], ROUNDINGS)
     if given.get("backend") is not None:
         validate_backend(given["backend"], f"{op}: backend")
 

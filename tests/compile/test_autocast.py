@@ -64,7 +64,7 @@ def test_the_operator_itself_is_autocast() -> None:
     x, w, b = operands()
     geometry = ((1, 1), (0, 0), (0, 0), (1, 1), 1, "zeros")
     with torch.autocast("cpu", torch.bfloat16):
-        y = torch.ops.gpuconv.fprop(x, w, b, None, None, None, *geometry, None, None, None)
+        y = torch.ops.gpuconv.fprop(x, w, b, None, None, None, *geometry, None, "fused", None, None)
         assert y.dtype is torch.bfloat16
         assert torch.ops.gpuconv.wgrad(x, y, (3, 3), *geometry, None, None).dtype is torch.bfloat16
 

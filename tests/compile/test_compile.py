@@ -125,7 +125,7 @@ def test_the_fused_epilogue_is_in_the_graph_where_nothing_needs_a_gradient() -> 
 
     torch.compile(f, fullgraph=True, backend=keep)(torch.randn(1, 4, 5, 5), torch.randn(6, 4, 3, 3))
     (call,) = [node for node in graphs[0].graph.nodes if node.op == "call_function"]
-    assert "gpuconv.fprop" in str(call.target) and call.args[-3:] == ("relu", "tf32", "numpy")
+    assert "gpuconv.fprop" in str(call.target) and call.args[-4:] == ("relu", "fused", "tf32", "numpy")
 
 
 def test_errors_are_those_of_calls() -> None:

@@ -208,7 +208,7 @@ def test_forward_mode_of_an_operator(torch_rng: torch.Generator) -> None:
     geometry = ((2, 2), (1, 1), (1, 1), (1, 1), 2, "zeros")
 
     def f(w: torch.Tensor) -> torch.Tensor:
-        return torch.ops.gpuconv.fprop(x, w, None, None, None, None, *geometry, "silu", None, None)
+        return torch.ops.gpuconv.fprop(x, w, None, None, None, None, *geometry, "silu", "fused", None, None)
 
     close(jvp(f, (w,), (w,)), jvp(lambda w: F.silu(F.conv2d(x, w, None, 2, 1, 1, 2)), (w,), (w,)))
     with torch.autograd.forward_ad.dual_level():

@@ -32,22 +32,22 @@ def operator_cases(last: bool) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
         x, w, b = tensor(2, 4, *size, last=last), tensor(6, 2, *kernel, last=last), tensor(6)
         y = gpuconv.__dict__[f"conv{ndim}d"](x, w, stride=stride, padding=1, dilation=dilation, groups=2).detach()
         dy = y.clone().requires_grad_()
-        yield f"fprop{ndim}", "fprop", (x, w, b, None, None, None, *geometry, None, None, None)
-        yield f"dgrad{ndim}", "dgrad", (dy, w, *none, size, *geometry, None, None, None, False)
+        yield f"fprop{ndim}", "fprop", (x, w, b, None, None, None, *geometry, None, "fused", None, None)
+        yield f"dgrad{ndim}", "dgrad", (dy, w, *none, size, *geometry, None, "fused", None, None, False)
         yield (
             f"transposed{ndim}",
             "dgrad",
-            (dy, w, tensor(4), None, None, None, size, *geometry, None, None, None, True),
+            (dy, w, tensor(4), None, None, None, size, *geometry, None, "fused", None, None, True),
         )
         yield f"wgrad{ndim}", "wgrad", (x, dy, kernel, *geometry, None, None)
     geometry = ((1, 1), (1, 2), (0, 1), (1, 1), 1, "circular")
     x, w = tensor(2, 3, 5, 6, last=last), tensor(4, 3, 3, 3)
     epilogue = (tensor(4), tensor(4), tensor(4), tensor(2, 4, 4, 7, last=last))
-    yield "fprop epilogue", "fprop", (x, w, *epilogue, *geometry, "gelu", "ieee", "numpy")
+    yield "fprop epilogue", "fprop", (x, w, *epilogue, *geometry, "gelu", "torch", "ieee", "numpy")
     geometry = ((2, 2), (1, 1), (1, 1), (1, 1), 1, "zeros")
     epilogue = (tensor(3), tensor(3), tensor(3), tensor(2, 3, 10, 11, last=last))
     dy = tensor(2, 4, 5, 6, last=last)
-    yield "transposed epilogue", "dgrad", (dy, w, *epilogue, (10, 11), *geometry, "silu", None, None, True)
+    yield "transposed epilogue", "dgrad", (dy, w, *epilogue, (10, 11), *geometry, "silu", "torch", None, None, True)
 
 
 CASES = {f"{name} {'channels-last' if last else 'contiguous'}": (op, args) for last in (False, True)
@@ -149,7 +149,7 @@ def test_captured_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     with gpuconv.use_backend("triton"), forbid_aten(), pytest.raises(gpuconv.NoSolverError):
         gpuconv.conv2d(x, w)
     geometry = ((1, 1), (0, 0), (0, 0), (1, 1), 1, "zeros")
-    arguments = (x, w, None, None, None, None, *geometry, None, None, None)
+    arguments = (x, w, None, None, None, None, *geometry, None, "fused", None, None)
     with gpuconv.use_backend("triton"):
         torch.testing.assert_close(torch.ops.gpuconv.fprop(*arguments), gpuconv.conv2d(x, w, backend="numpy"))
     monkeypatch.setenv("GPUCONV_BACKEND", "triton")

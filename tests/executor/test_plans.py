@@ -264,6 +264,7 @@ def test_what_was_once_wrong(name: str) -> None:
             3,
         ),
         (_problem_of("fprop", (1, 16, 8, 8), (16, 16, 3, 3), (1, 1), (1, 1), w_format="contiguous"), 40),
+        (replace(_problem_of("transposed", (2, 32, 4, 6), (40, 32, 2, 2), (2, 2), (0, 0)), bias=True, scale=True), 40),
     ],
 )  # fmt: skip
 def test_parts_are_right_or_refused(problem: ConvProblem, divisor: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,6 +282,7 @@ def test_parts_are_right_or_refused(problem: ConvProblem, divisor: int, monkeypa
 
 
 MERGED = {
+    "20 by 20, one phase": _problem_of("transposed", (2, 16, 60), (24, 16, 20), (20,), (0,)),
     "2x2 by 2": _problem_of("transposed", (2, 24, 6, 8), (40, 24, 2, 2), (2, 2), (0, 0)),
     "8 by 4, padded": _problem_of("transposed", (3, 16, 48), (40, 16, 8), (4,), (4,), dtype="float16"),
     "3x6 by 1x3": _problem_of("dgrad", (1, 40, 5, 27), (24, 40, 3, 6), (1, 3), (1, 3)),

@@ -154,6 +154,8 @@ def test_modules(torch_rng: torch.Generator) -> None:
     assert torch.equal(y, gpuconv.conv_transpose1d(sequence, transposed.weight, transposed.bias, rounding="torch"))
     with pytest.raises(ValueError, match="rounding must be one of 'fused', 'torch'"):
         ours.Conv2d(4, 6, 3, rounding="none")
+    with pytest.raises(ValueError, match="rounding must be one of 'fused', 'torch'"):
+        ours.Conv2d(4, 6, 3, rounding=None)
 
 
 def test_explained_and_refused() -> None:

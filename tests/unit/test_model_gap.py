@@ -159,7 +159,7 @@ def test_narrow_layers_have_kernels_of_their_own_and_wide_ones_those_of_hopper()
 def test_plain_tma_is_for_what_hopper_s_kernels_are_not_for() -> None:
     """Of all layers on an H200 it gets small ones, for which it has smaller tiles; elsewhere those without padding."""
     small = [row.choice for row in rows() if row.choice.solver.endswith(".tma")]
-    assert 0 < len(small) < len(rows()) / 20 and max(choice.us for choice in small) < 25
+    assert 0 < len(small) < len(rows()) / 20 and max(choice.us for choice in small) < 40
     newer = shipped()["default_100"][1]
     for kind in ("fprop", "dgrad"):
         found = choose(conv(4, 512, 64, 512, kind=kind), newer)

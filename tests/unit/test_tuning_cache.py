@@ -53,7 +53,8 @@ OTHER: dict[str, Any] = {
     "kind": "dgrad", "c": 65, "k": 65, "groups": 2, "input_size": (57, 56), "kernel": (3, 1), "output_size": (57, 56),
     "stride": (1, 2), "pad_lo": (1, 0), "pad_hi": (1, 0), "dilation": (2, 1), "padding_mode": "reflect",
     "dtype": "bfloat16", "x_format": "contiguous", "w_format": "contiguous", "y_format": "contiguous", "bias": True,
-    "activation": "relu", "residual": True, "scale": True, "shift": True, "precision": "tf32", "pool": "avg",
+    "activation": "relu", "residual": True, "scale": True, "shift": True, "precision": "tf32", "rounding": "torch",
+    "pool": "avg",
     "ceil_mode": True, "count_include_pad": False, "divisor_override": 3, "norm_type": 2.0, "return_indices": True,
     "offsets": True,
 }  # fmt: skip

@@ -57,14 +57,14 @@ _KERNELS = {
 def _room(problem: ConvProblem, phases: Sequence[Dense]) -> tuple[int, int]:
     """Return how many images, and how many rows of one image, are turned at a time: all that there is room for, or 0.
 
-    That is the limit on workspaces less packed weights. Rows are those of the result along its outermost axis; less
-    than all of them are turned of one image alone, of a convolution in one phase whose source is turned and whose rows
-    lie in one run.
+    That is the limit on workspaces less packed weights and repeated vectors. Rows are those of the result along its
+    outermost axis; less than all of them are turned of one image alone, of a convolution in one phase whose source
+    is turned and whose rows lie in one run.
     """
     dense = phases[0]
     axis = dense.outermost
     rows = dense.output[axis]
-    room = workspace_limit() - weights_pass(problem, dense).elements * dense.item
+    room = workspace_limit() - _kept_bytes(problem, dense)
     each = _turned_bytes(problem, replace(dense, n=1))
     if room < 0:
         return 0, rows
@@ -97,6 +97,11 @@ def _repeated(problem: ConvProblem) -> list[str]:
     return [name for name in VECTORS if merges and getattr(problem, name)]
 
 
+def _kept_bytes(problem: ConvProblem, dense: Dense) -> int:
+    """Return the bytes of what every part reads: packed weights, and vectors that are written several times."""
+    return dense.item * (weights_pass(problem, dense).elements + dense.channels * len(_repeated(problem)))
+
+
 def _turned_bytes(problem: ConvProblem, part: Dense) -> int:
     """Return the bytes of everything that is turned of a part."""
     return part.item * sum(turned_elements(problem, part).values())
@@ -112,14 +117,15 @@ class HopperConv(HopperSolver):
         self.kinds = kinds
 
     def hindrance(self, problem: ConvProblem) -> str | None:
-        phases = phases_of(problem) if prod(problem.stride) <= _MOST_PHASES or problem.kind == "fprop" else []
-        if not phases:
-            return f"runs at most {_MOST_PHASES} phases one after the other, not {prod(problem.stride)}"
+        count = 1 if problem.kind == "fprop" else prod(problem.stride) // columns_as_channels(problem)
+        if count > _MOST_PHASES:
+            return f"runs at most {_MOST_PHASES} phases one after the other, not {count}"
+        phases = phases_of(problem)
         dense = phases[0]
         if next(configs_of(problem, phases), None) is None:
             return f"has no form for stride {max(problem.stride)}, dilation {max(problem.dilation)} and this window"
         if _room(problem, phases)[0] < 1:
-            needed = _turned_bytes(problem, replace(dense, n=1)) + dense.item * weights_pass(problem, dense).elements
+            needed = _turned_bytes(problem, replace(dense, n=1)) + _kept_bytes(problem, dense)
             return f"turns and packs {needed:,} bytes for an image, and the limit is {workspace_limit():,}"
         return None
 
