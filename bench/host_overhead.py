@@ -101,7 +101,7 @@ def conv2d() -> torch.Tensor:
 def custom_op() -> torch.Tensor:
     """Call the operator as a compiled graph does."""
     geometry = ((1, 1), (1, 1), (1, 1), (1, 1), 1, "zeros")
-    return torch.ops.gpuconv.fprop(X, W, B, None, None, None, *geometry, None, None, None)
+    return torch.ops.gpuconv.fprop(X, W, B, None, None, None, *geometry, None, "fused", None, None)
 
 
 def backward(fn: Callable[..., torch.Tensor]) -> Step:

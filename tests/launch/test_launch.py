@@ -298,7 +298,7 @@ def test_operators_and_gradients_repeat_too(gpu: StubGpu) -> None:
     geometry = ((1, 1), (1, 1), (1, 1), (1, 1), 1, "zeros")
 
     def operator() -> torch.Tensor:
-        return torch.ops.gpuconv.fprop(X, W, B, None, None, None, *geometry, None, None, None)
+        return torch.ops.gpuconv.fprop(X, W, B, None, None, None, *geometry, None, "fused", None, None)
 
     for call, count in ((operator, 1), (CALLS["forward and backward"][1], 4)):
         _, looked_up = _observe(gpu, call, "native")
