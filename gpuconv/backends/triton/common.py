@@ -64,21 +64,21 @@ def power_of_two(value: int) -> int:
 def _roomy(problem: ConvProblem) -> bool:
     """Tell whether a thread has registers for the addresses of a large tile, element by element.
 
-    That is on tensor cores, with offsets of 32 bits or one tap, one or two spatial axes, and at most a bias and relu to
-    follow.
+    That is on tensor cores, with offsets of 32 bits or one tap, one or two spatial axes, at most a bias and relu to
+    follow, and for gradients with channels in multiples of 16.
     """
     tensor = itemsize(problem.dtype) == 2 or (problem.dtype == "float32" and problem.precision == "tf32")
     light = problem.activation in (None, "relu", "relu6") and not problem.residual and problem.rounding == "fused"
     near = prod(problem.kernel) == 1 or not problem.index64
-    return tensor and light and problem.kind != "wgrad" and problem.ndim < 3 and near
+    whole = problem.kind == "fprop" or problem.k // problem.groups % 16 == 0
+    return tensor and light and problem.kind != "wgrad" and problem.ndim < 3 and near and whole
 
 
 def _sixteen_warps(problem: ConvProblem) -> bool:
     """Tell whether sixteen warps hold a tile of 128 x 128 without spilling: of gradients in tf32, on Hopper."""
     gpu = gpu_of(problem.device)
     hopper = gpu is not None and gpu.capability[0] == 9
-    whole = (problem.k // problem.groups) % 16 == 0
-    return hopper and whole and problem.kind != "fprop" and problem.dtype == "float32"
+    return hopper and problem.kind != "fprop" and problem.dtype == "float32"
 
 
 def choose_tile(problem: ConvProblem, sizes: tuple[int, int, int], vector: bool) -> dict[str, int]:

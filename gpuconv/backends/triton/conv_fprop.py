@@ -119,7 +119,9 @@ def _tile(problem: ConvProblem, packed: bool) -> dict[str, int]:
     vector = innermost and c % 8 == 0 and k % 8 == 0
     if is_flat(problem):
         tile = choose_tile(problem, (problem.n * prod(problem.output_size), k, c * prod(problem.kernel)), False)
-        return tile | {"num_stages": 2, "flat": True}
+        # Bits that tell for each row which taps are inside take the registers of a longer step.
+        depth = min(tile["BLOCK_K"], 16) if prod(problem.kernel) <= 32 else tile["BLOCK_K"]
+        return tile | {"BLOCK_K": depth, "num_stages": 2, "flat": True}
     tile = choose_tile(problem, (problem.n * prod(problem.output_size), k, c), vector)
     # Only weights are copied asynchronously then; x comes through registers, which a third stage would take.
     return tile | {"num_stages": 2} if packed and not innermost else tile

@@ -169,8 +169,7 @@ def _dgrad_tile(problem: ConvProblem, sizes: tuple[int, int, int]) -> dict[str, 
     if problem.dtype == "float32" and problem.precision == "ieee" and tile["BLOCK_N"] == 64:
         # The plain cores hold what they multiply in registers, and ptxas spills one of 64 x 64 whatever the warps.
         return tile | {"BLOCK_N": 32, "num_warps": 4}
-    apart = problem.k // problem.groups % 16 and not _channels_in_runs(problem)
-    if apart and tile["BLOCK_M"] * tile["BLOCK_N"] < 128 * 64:
+    if problem.k // problem.groups % 16 and not _channels_in_runs(problem):
         return tile | {"num_warps": 4}
     return _with_warps(problem, tile) if itemsize(problem.dtype) != 2 or problem.index64 else tile
 
