@@ -35,6 +35,7 @@ PARTS: Mapping[str, int] = {
     "test_shapes::test_output_size_is_torchs": 3,
     "test_cost_model::test_a_fit_to_noisy_timings_ranks_held_out_problems": 3,
     "test_model_gap::test_layers_are_near_the_roofline": 5,
+    "test_explain_gpu::test_every_layer_says_what_runs_and_why_nothing_else": 4,
     # tests/compile: Dynamo and Inductor take seconds for each case
     "test_compile::test_inductor": 4,
     "test_compile::test_every_function": 2,

@@ -58,6 +58,24 @@ def test_is_what_the_page_of_modelled_times_has(layout: str) -> None:
         assert ours.to_json()["roofline"]["microseconds"] == pytest.approx(theirs.least_us)
 
 
+@pytest.mark.parametrize("network", networks())
+def test_every_layer_says_what_runs_and_why_nothing_else(network: str) -> None:
+    """Each pass of each layer: the solver that runs is the first, and every other has its time or its reason."""
+    found = {problem for layer in networks()[network]["layers"]
+             for problem in layer_problems(layer, 32, "training", "bfloat16", CHANNELS_LAST)}  # fmt: skip
+    assert found
+    for problem in found:
+        explanation = _explanation(replace(problem, device=device_of_name("h200")), None)
+        text, shown = explanation.render(everything=True), filter(explanation.concerns, explanation.candidates)
+        able = [candidate for candidate in shown if candidate.reason is None]
+        assert able and explanation.solver == able[0].solver.id, problem
+        assert [candidate.estimate for candidate in able] == sorted(candidate.estimate for candidate in able)
+        for candidate in filter(explanation.concerns, explanation.candidates):
+            assert candidate.solver.id in text and (candidate.reason is None or candidate.reason in text), problem
+        if explanation.solver.endswith(".hopper"):
+            assert "form" in explanation.plan.config and "config" in text
+
+
 def test_gpus_do_not_mix() -> None:
     """Hopper's kernels are of sm_90 alone, in whatever order one process asks."""
     for name, hopper in [("a100", False), ("h200", True), ("a100", False), ("h100", True), ("b200", False)]:
