@@ -61,8 +61,8 @@ MUTANTS = {
     "residual of another column": ("conv/march_lanes.py", "+ beside * residual_stride_w", "+ beside", march),
     "scale before bias": (
         "conv/march_lanes.py",
-        "        total = total + bias\n    if scale is not None:\n        total = total * scale\n",
-        "        total = total\n    if scale is not None:\n        total = total * scale + bias\n",
+        "stored(total + bias, ACTIVATION)\n    if scale is not None:\n        total = stored(total * scale,",
+        "total\n    if scale is not None:\n        total = stored(total * scale + bias,",
         march,
     ),
     "rows of the source unbounded below": (

@@ -61,8 +61,19 @@ MUTANTS = {
     ),
     "ragged split cut off": (
         "conv/fprop.py",
-        "tl.minimum(first + steps_per_split, T",
-        "tl.minimum(first + steps_per_split - 1, T",
+        "tl.minimum(first + steps_per_split, steps)",
+        "tl.minimum(first + steps_per_split - 1, steps)",
+    ),
+    "flat taps shifted": ("conv/fprop.py", "tap = element % (T * R * S)", "tap = (element + 1) % (T * R * S)"),
+    "flat channels beyond the group": (
+        "conv/fprop.py",
+        "there = channel < c_per_group",
+        "there = channel <= c_per_group",
+    ),
+    "flat steps forgotten": (
+        "conv/fprop.py",
+        "steps = tl.cdiv(c_per_group * (T * R * S), BLOCK_K)",
+        "steps = c_per_group * (T * R * S) // BLOCK_K",
     ),
     "partial sums overwrite each other": ("conv/fprop.py", " + split * y_stride_split\n", "\n"),
     "group of the wrong split": ("conv/fprop.py", "group = pid // tiles % groups", "group = pid // tiles"),
@@ -144,14 +155,14 @@ MUTANTS = {
     ),
     "bias after scale": (
         "common.py",
-        "accumulator = accumulator + bias[None, :]",
-        "accumulator = accumulator - bias[None, :]",
+        "stored(accumulator + bias[None, :], ACTIVATION)",
+        "stored(accumulator - bias[None, :], ACTIVATION)",
     ),
-    "shift forgotten": ("common.py", "accumulator = accumulator + shift[None, :]", "accumulator = accumulator"),
+    "shift forgotten": ("common.py", "stored(accumulator + shift[None, :], ACTIVATION)", "accumulator"),
     "residual forgotten": (
         "common.py",
-        "accumulator = accumulator + residual.to(dtype)",
-        "accumulator = accumulator",
+        "stored(accumulator + residual.to(dtype), ACTIVATION)",
+        "accumulator",
     ),
     "tile walked twice": (
         "common.py",

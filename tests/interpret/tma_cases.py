@@ -176,8 +176,9 @@ def config_of(case: Case, problem: ConvProblem) -> dict[str, Any]:
         box |= {"TILE_N": positions // 8, "TILE_O": 1, "TILE_P": 2, "TILE_Q": 4}
     elif turn % 3 == 1 and case.ndim == 3:
         box |= {"TILE_N": 1, "TILE_O": 2, "TILE_P": 2, "TILE_Q": positions // 4}
+    depth = max((2, 4)[turn // 5 % 2] * least, 16)
     return {
-        "form": "of a test", **box, "BLOCK_K": (16, 32)[turn // 3 % 2], "BLOCK_C": (2, 4)[turn // 5 % 2] * least,
+        "form": "of a test", **box, "BLOCK_K": (16, 32)[turn // 3 % 2], "BLOCK_C": depth,
         "num_warps": 1, "num_stages": 1,
     }  # fmt: skip
 
