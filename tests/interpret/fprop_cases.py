@@ -82,17 +82,18 @@ BRANCHES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One problem for the forward kernel; sizes follow from the branch."""
+    """One problem for the forward kernel; sizes follow from the branch. `flat` steps go over channels and taps."""
 
     ndim: int
     layout: str
     dtype: str
     branch: str
+    flat: bool = False
 
     @property
     def id(self) -> str:
         """Name of the case in reports."""
-        return f"{self.ndim}d-{self.layout}-{self.dtype}-{self.branch}"
+        return f"{self.ndim}d-{self.layout}-{self.dtype}-{self.branch}" + "-flat" * self.flat
 
     def option(self, name: str, default: Any) -> Any:
         """Return what the branch says about `name`; a dict holds one value per number of dimensions."""
@@ -218,6 +219,7 @@ class Inputs:
 def config_of(case: Case) -> dict[str, int]:
     """Return the configuration that the case launches with."""
     given = {name: case.option(name, 0) for name in ("splits", "packed")}
+    given["flat"] = case.flat
     return TILE | {name: value for name, value in given.items() if value} | {"INDEX64": case.option("index64", False)}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
+
 import numpy as np
 import pytest
 import torch
@@ -22,15 +25,32 @@ from fprop_cases import (
 )
 
 import gpuconv
-from gpuconv.backends.triton.conv_fprop import FpropImplicitGemm
+from gpuconv.backends.triton.conv_fprop import FpropImplicitGemm, is_flat
 from gpuconv.dispatch import record_plans
 
 CASES = all_cases()
+FLAT = [replace(case, flat=True) for case in CASES if is_flat(Inputs(case).problem())]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_matches_reference(case):
     check_case(case, orders_of(case))
+
+
+@pytest.mark.parametrize("case", FLAT, ids=lambda case: case.id)
+def test_flat_steps_match_the_reference(case):
+    check_case(case, orders_of(case))
+
+
+def test_flat_cases_cover_what_a_step_does():
+    """More than one step, both kinds of bounds, every mode of padding, groups, splits, wide offsets; as planned."""
+    assert len(FLAT) >= 30 and {case.ndim for case in FLAT} == {1, 2, 3} and {case.dtype for case in FLAT} == {*DTYPES}
+    problems = [Inputs(case).problem() for case in FLAT]
+    assert all(FpropImplicitGemm().plan(problem).config["flat"] for problem in problems)
+    lengths = [problem.c // problem.groups * prod(problem.kernel) for problem in problems]
+    assert sum(length > config_of(FLAT[0])["BLOCK_K"] for length in lengths) >= 10
+    assert any(prod(problem.kernel) > 32 for problem in problems) and any(problem.groups > 1 for problem in problems)
+    assert any(case.option("index64", False) for case in FLAT)
 
 
 def test_cases_are_distinct_and_cover_everything():

@@ -11,6 +11,8 @@ from gpuconv.kernels.tl.conv import fprop
 KERNELS = ("_conv_fprop_implicit_gemm_kernel", "_conv_fprop_pack_kernel", "_conv_fprop_sum_kernel")
 
 PROBES = (
+    Case(1, "mixed", "float16", "grouped", flat=True),
+    Case(2, "contiguous", "float64", "kernel over input", flat=True),
     Case(2, "strided", "float32", "grouped"),
     Case(2, "contiguous", "float32", "strided"),
     Case(3, "channels_last", "float32", "epilogue"),
@@ -47,7 +49,11 @@ MUTANTS = {
     "dilation ignored": ("conv/fprop.py", "r * DILATION_H * x_stride_h + s", "r * x_stride_h + s"),
     "upper bound off by one": ("conv/fprop.py", "(w0 + tap_s * DILATION_W < w)", "(w0 + tap_s * DILATION_W <= w)"),
     "lower bound off by one": ("conv/fprop.py", "(d0 + tap_t * DILATION_D >= 0)", "(d0 + tap_t * DILATION_D >= -1)"),
-    "computed bound dropped": ("conv/fprop.py", "& (hi >= 0) & (hi < h) & (wi >= 0)", "& (hi < h) & (wi >= 0)"),
+    "computed bound dropped": (
+        "conv/fprop.py",
+        f"{' ' * 20}reads = reads & (di >= 0) & (di < d) & (hi >= 0)",
+        f"{' ' * 20}reads = reads & (di >= 0) & (di < d)",
+    ),
     "last reduction step skipped": ("conv/fprop.py", "range(first, last)", "range(first, last - 1)"),
     "chunk of channels skipped": (
         "conv/fprop.py",
@@ -64,16 +70,11 @@ MUTANTS = {
         "tl.minimum(first + steps_per_split, steps)",
         "tl.minimum(first + steps_per_split - 1, steps)",
     ),
-    "flat taps shifted": ("conv/fprop.py", "tap = element % (T * R * S)", "tap = (element + 1) % (T * R * S)"),
+    "flat taps shifted": ("conv/fprop.py", "w0[:, None] + (s * DILATION_W)", "w0[:, None] + (r * DILATION_W)"),
     "flat channels beyond the group": (
         "conv/fprop.py",
         "there = channel < c_per_group",
         "there = channel <= c_per_group",
-    ),
-    "flat steps forgotten": (
-        "conv/fprop.py",
-        "steps = tl.cdiv(c_per_group * (T * R * S), BLOCK_K)",
-        "steps = c_per_group * (T * R * S) // BLOCK_K",
     ),
     "partial sums overwrite each other": ("conv/fprop.py", " + split * y_stride_split\n", "\n"),
     "group of the wrong split": ("conv/fprop.py", "group = pid // tiles % groups", "group = pid // tiles"),

@@ -41,6 +41,7 @@ __all__ = [
     "fprop_arguments",
     "fprop_pack_arguments",
     "fprop_sum_arguments",
+    "is_flat",
     "packed_weights",
     "partial_sums",
     "reach",
