@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,6 +58,12 @@ def _tensor(text: str, dtype: str | None, channels_last: bool) -> Any:
     return found.to(memory_format=formats[len(sizes)]) if channels_last and len(sizes) in formats else found
 
 
+_FAILURES = (
+    AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError
+)  # fmt: skip
+"""What a model, or the arguments, may raise: one line on the standard error; the log has the rest."""
+
+
 def _show(summary: Summary) -> None:
     console = new_console()
     if console.is_terminal:
@@ -90,10 +96,11 @@ def summarize_command(
         if find_spec("torch") is None:
             raise ValueError("summarize needs torch: pip install torch")
         inputs = [_tensor(text, dtype, channels_last) for text in input]
-        found = summarize(_model(model, meta), inputs, gpu, dtype=dtype)
+        with redirect_stdout(sys.stderr):  # what the model prints is no part of the answer
+            found = summarize(_model(model, meta), inputs, gpu, dtype=dtype)
         if plot is not None:
             found.plot_receptive_field().savefig(plot)
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except _FAILURES as error:
         logger.debug("summarize failed", exc_info=True)
         typer.echo("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), err=True)
         raise typer.Exit(2) from None

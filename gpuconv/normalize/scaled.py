@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..arrays import ArrayKind, common_kind
+from ..arrays import ArrayKind, common_kind, kind_of
 from ..errors import invalid
 from ..problem import Call, ConvProblem, ScaledProblem
 from .common import same_device
@@ -104,7 +104,7 @@ def out_dtype_of(op: str, name: str | None, kind: str, dtype: str, output_scale:
     ValueError
         If there is no such result, or the scale is missing or too much.
     """
-    found = name or ("bfloat16" if kind == "torch" else "float32")
+    found = ("bfloat16" if kind == "torch" else "float32") if name is None else name
     known = (*(_FLOATS[1:] if kind == "numpy" else _FLOATS), dtype)
     check_choice(op, "out_dtype", found, known)
     if found == dtype and output_scale is None:
@@ -169,9 +169,10 @@ def scaled_call(
 ) -> Call:  # fmt: skip
     """Check the arguments of a convolution with scales and describe it; see :func:`gpuconv.scaled_conv2d`."""
     arrays = {name: value for name, value in extras.scales.items() if not is_number(value)}
-    for name in SCALES[:2]:
-        if name in arrays and arrays[name] is None:
-            raise invalid(op, name, None, "a number or an array", TypeError)
+    for name, value in arrays.items():
+        missing = value is None and name in SCALES[:2]
+        if missing or (value is not None and kind_of(value) is None):
+            raise invalid(op, name, value, "a number or a float32 array", TypeError)
     named = {"input": input, "weight": weight, "bias": bias, **arrays}
     kind = common_kind(op, named, ("input", "weight"))
     geometry, plain = (stride, padding, dilation, groups), Extras(backend=extras.backend)

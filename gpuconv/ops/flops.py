@@ -71,7 +71,7 @@ def _register(counter: Any) -> None:
         arguments = (dy, x, out_shape, *unread, False, None, None, (False, True, False))
         return counter.conv_backward_flop(*arguments, out_val=(None, out_shape, None))
 
-    formulas: dict[Any, Any] = {ours.fprop: fprop, ours.dgrad: dgrad, ours.wgrad: wgrad}
+    formulas: dict[Any, Any] = {ours.fprop: fprop, ours.dgrad: dgrad, ours.wgrad: wgrad, ours.scaled_fprop: fprop}
     for operator, formula in formulas.items():
         if operator not in counter.flop_registry:  # else it is someone's own
             counter.register_flop_formula(operator)(formula)

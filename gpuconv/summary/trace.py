@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -103,6 +104,10 @@ def meta_copy(model: Any, dtype: Any = None) -> Any:
     return found.eval()
 
 
+def _is_size(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def meta_inputs(given: Any, dtype: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword arguments as meta tensors, of a size, a tensor, or several of them.
 
@@ -117,8 +122,8 @@ def meta_inputs(given: Any, dtype: Any) -> tuple[tuple[Any, ...], dict[str, Any]
     def one(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return _meta(value, dtype)
-        if isinstance(value, list | tuple) and value and all(type(size) is int for size in value):
-            return torch.empty(tuple(value), dtype=dtype, device="meta")
+        if isinstance(value, list | tuple) and value and all(map(_is_size, value)):
+            return torch.empty(tuple(map(int, value)), dtype=dtype, device="meta")
         raise TypeError(
             f"summarize: input must be a size such as (1, 3, 224, 224), a tensor, or a list or mapping of them, "
             f"but got {type(value).__name__}: {value!r}"[:300]
@@ -126,7 +131,7 @@ def meta_inputs(given: Any, dtype: Any) -> tuple[tuple[Any, ...], dict[str, Any]
 
     if isinstance(given, Mapping):
         return (), {name: one(value) for name, value in given.items()}
-    if isinstance(given, list | tuple) and not all(type(size) is int for size in given):
+    if isinstance(given, list | tuple) and not any(map(_is_size, given)):
         return tuple(map(one, given)), {}
     return (one(given),), {}
 

@@ -47,7 +47,8 @@ def test_cases_are_distinct_and_cover_everything():
             assert {getattr(case, field) for case in CASES if case.kind == kind} == set(values)
     few = CASES[::7]
     options = [config_of(case, Inputs(case).problem()) for case in few]
-    for name, number in (("BLOCK_K", 2), ("BLOCK_C", 3), ("TILE_N", 3), ("TILE_O", 2), ("TILE_P", 3), ("TILE_Q", 4)):
+    # Blocks of 16 and 32 channels: Triton 3.6 multiplies no fewer.
+    for name, number in (("BLOCK_K", 2), ("BLOCK_C", 2), ("TILE_N", 3), ("TILE_O", 2), ("TILE_P", 3), ("TILE_Q", 4)):
         assert len({config[name] for config in options}) >= number, name
 
 

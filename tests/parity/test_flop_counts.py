@@ -124,6 +124,16 @@ def python(code: str) -> str:
     return done.stdout.strip()
 
 
+def test_scaled_convolutions_count_as_others() -> None:
+    """Products of 8-bit numbers are products."""
+    x, w = torch.ones(2, 4, 6, 6, dtype=torch.int8), torch.ones(3, 4, 3, 3, dtype=torch.int8)
+    with FlopCounterMode(display=False) as theirs:
+        torch.nn.functional.conv2d(x.float(), w.float())
+    with FlopCounterMode(display=False) as ours:
+        gpuconv.scaled_conv2d(x, w, input_scale=1.0, weight_scale=0.5)
+    assert ours.get_total_flops() == theirs.get_total_flops() > 0
+
+
 ORDERS = {
     "counter last": "import torch, gpuconv.nn\nfrom torch.utils.flop_counter import FlopCounterMode as Mode",
     "counter first": "import torch\nfrom torch.utils.flop_counter import FlopCounterMode as Mode\nimport gpuconv",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("typer", reason="the command line needs typer")
 pytest.importorskip("rich", reason="the command line needs rich")
@@ -16,6 +17,18 @@ from typer.testing import CliRunner
 
 from gpuconv.cli.main import app
 from gpuconv.summary import summarize
+
+
+class _Talks(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        print("what a model prints")
+        assert x.dim() == 2, "wants a matrix"
+        return x
+
+
+def talks() -> torch.nn.Module:
+    print("what a factory prints")
+    return _Talks()
 
 
 def run(*arguments: str) -> Any:
@@ -35,6 +48,14 @@ def test_command_line(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert (tmp_path / "field.png").stat().st_size > 5000
     assert done.stdout == str(summarize(resnet(), (1, 3, 64, 64))) + "\n"
+
+
+def test_what_a_model_prints_is_no_part_of_the_answer() -> None:
+    done = run("test_cli_summarize:talks", "--input", "2,3", "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["totals"]["flops"] == 0
+    assert "what a factory prints" in done.stderr and "what a model prints" in done.stderr
+    done = run("test_cli_summarize:talks", "--input", "2,3,4")
+    assert done.exit_code == 2 and done.stdout == "" and "wants a matrix" in done.stderr
 
 
 @pytest.mark.parametrize(
