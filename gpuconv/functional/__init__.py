@@ -8,6 +8,8 @@ from .conv import *  # noqa: F403
 from .conv import __all__ as _conv
 from .conv_grad import *  # noqa: F403
 from .conv_grad import __all__ as _conv_grad
+from .deform import *  # noqa: F403
+from .deform import __all__ as _deform
 from .pool import *  # noqa: F403
 from .pool import __all__ as _pool
 from .pool_adaptive import *  # noqa: F403
@@ -28,6 +30,7 @@ __all__ = [
     *_columns,
     *_conv,
     *_conv_grad,
+    *_deform,
     *_pool,
     *_pool_adaptive,
     *_pool_adaptive_backward,

@@ -25,6 +25,7 @@ from ..dispatch.plan_cache import conv_call, conv_transpose_call, input_grad_cal
 from ..normalize.conv import Extras
 from ..problem import Call, ConvProblem
 from . import conv_traced, flops, late
+from . import deform as ops_deform
 from . import pool as ops_pool
 from . import scaled as ops_scaled
 from . import separable as ops_separable
@@ -36,6 +37,7 @@ from .tiers import OPERATOR, RECORDED, autocasts, repeated, tier_of
 __all__ = [
     "convolution",
     "input_gradient",
+    "ops_deform",
     "ops_pool",
     "ops_scaled",
     "ops_separable",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ...problem import Problem
 from ..base import Backend, Solver
-from . import conv, conv_scaled, pool
+from . import conv, conv_deform, conv_scaled, pool
 
 __all__ = ["BACKEND"]
 
@@ -25,7 +25,7 @@ class NumpyBackend(Backend):
         return None
 
     def solvers(self) -> Sequence[Solver]:
-        return (*conv.SOLVERS, *conv_scaled.SOLVERS, *pool.SOLVERS)
+        return (*conv.SOLVERS, *conv_deform.SOLVERS, *conv_scaled.SOLVERS, *pool.SOLVERS)
 
 
 BACKEND = NumpyBackend()

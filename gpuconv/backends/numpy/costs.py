@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from math import inf, isinf, prod
 
-from ...problem import ConvProblem, PoolProblem
+from ...problem import ConvProblem, DeformProblem, PoolProblem
 from ...shapes import ceil_div
 from .chunks import column_chunk, tap_chunk
 from .common import compute_dtype, parts_per_axis
 from .pool_tiles import tile_size
 from .workspace import Chunk, result_domain
 
-__all__ = ["columns_us", "pool_us", "taps_us"]
+__all__ = ["columns_us", "deform_us", "pool_us", "taps_us"]
 
 _BOX_US = 25.0
 """What a piece of work costs apart from its elements: views, slices, and the calls of NumPy on them."""
@@ -94,6 +94,26 @@ def taps_us(problem: ConvProblem, limit: int) -> float:
         steps = min(taps, ceil_div(outputs, pieces))
     multiplied = problem.flops / 2 / _MULTIPLIED_PER_US
     return _moved_us(problem) + images * pieces * (_BOX_US + steps * multiplier * _TAP_US) + multiplied
+
+
+_SAMPLES_PER_US = 60.0
+"""Elements of samples that are gathered and weighted, or added back, for each of their corners."""
+
+
+def deform_us(problem: DeformProblem) -> float:
+    """Return the microseconds of a deformable convolution."""
+    conv = problem.conv
+    passes = 1
+    if conv.kind == "dgrad":
+        passes = ("x" in problem.grads) + (problem.grads != ("x",))
+    corners = conv.n * conv.c * problem.taps * prod(conv.output_size) * 2**conv.ndim
+    boxes = conv.n * max(conv.groups, problem.offset_groups) * 2**conv.ndim
+    return (
+        _moved_us(conv)
+        + _product_us(conv, conv.k // conv.groups)
+        + boxes * _BOX_US
+        + passes * corners / _SAMPLES_PER_US
+    )
 
 
 _READ_PER_US = 1500.0
