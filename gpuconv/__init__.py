@@ -2,9 +2,9 @@
 
 The functions have the names, arguments and results of ``torch.nn.functional``. ``gpuconv.explain`` says which kernel
 a call runs and why, ``gpuconv.summarize`` describes a whole model; both know GPUs that are not here by name.
-``gpuconv.replace_modules`` has a model of PyTorch's computed by gpuconv. ``gpuconv.nn`` has the modules,
-``gpuconv.shapes`` the arithmetic of sizes, ``gpuconv.tuning`` times configs on a GPU, ``gpuconv.solvers`` takes solvers
-of others: each is imported when it is first asked for.
+``gpuconv.replace_modules`` has a model of PyTorch's computed by gpuconv, and with ``gpuconv.onnx_translations`` torch
+exports one. ``gpuconv.nn`` has the modules, ``gpuconv.shapes`` the arithmetic of sizes, ``gpuconv.tuning`` times configs
+on a GPU, ``gpuconv.solvers`` takes solvers of others: each is imported when it is first asked for.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from .problem import Problem
 from .solvers import register_solver
 
 if TYPE_CHECKING:
+    from .export import onnx_translations
     from .summary import Summary, summarize
 
 __version__ = VERSION
 
-_ROOMS = ("nn", "shapes", "solvers", "summary", "tuning")
-_LATE = {"Summary": "summary", "replace_modules": "nn", "summarize": "summary"}
+_ROOMS = ("export", "nn", "shapes", "solvers", "summary", "tuning")
+_LATE = {"Summary": "summary", "onnx_translations": "export", "replace_modules": "nn", "summarize": "summary"}
 """Names that a room has, which is imported when one of them is first asked for."""
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Summary",
     "WorkspaceWarning",
     "explain",
+    "onnx_translations",
     "record_problems",
     "register_solver",
     "summarize",
