@@ -26,7 +26,7 @@ NUMPY_PYTHON ?= python3.13
 MORE_LANES := stack-gpu-image numpy-alone
 
 # A subset of the lanes: make test LANES="lint unit"
-LANES ?= lint unit models packaging interpret frontend interpret-triton36 frontend-triton36 cuda-on-cpu executor codegen codegen-triton36 gpu
+LANES ?= lint unit models distributed packaging interpret frontend interpret-triton36 frontend-triton36 cuda-on-cpu executor codegen codegen-triton36 gpu
 DEMO ?= build/demo
 
 # make gpu-report BUDGET=600 STAGES="parity benchmark" ARGS=--resume; with the Python that has torch for the GPU

@@ -224,6 +224,10 @@ LANES: dict[str, tuple[str, Callable[[str], Result]]] = {
         "networks of others before and after gpuconv.replace_modules",
         lambda lane: pytest_lane(lane, ["tests/models"]),
     ),
+    "distributed": (
+        "DDP, FSDP2 and DTensor over gloo, two to four processes",
+        lambda lane: pytest_lane(lane, ["tests/distributed"], workers=1),
+    ),
     "packaging": (
         "wheel, editable install and bare checkout",
         lambda lane: pytest_lane(lane, ["tests/packaging"], workers=1),

@@ -78,6 +78,8 @@ PARTS: Mapping[str, int] = {
     "test_pool_mutations::test_mutants_of_windows_are_noticed": 2,
     "test_pool_mutations::test_thread_sanitizer": 2,
     "test_pool_mutations::test_address_sanitizer": 3,
+    # tests/distributed
+    "test_distributed::test_case": 2,
     # tests/launch
     "test_packs::test_the_driver_is_asked_what_triton_asks": 3,
 }

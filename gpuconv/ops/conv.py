@@ -24,7 +24,7 @@ from ..dispatch.execution import explaining, run
 from ..dispatch.plan_cache import conv_call, conv_transpose_call, input_grad_call, weight_grad_call
 from ..normalize.conv import Extras
 from ..problem import Call, ConvProblem
-from . import conv_traced, flops, late
+from . import conv_traced, dtensor, flops, late
 from . import deform as ops_deform
 from . import pool as ops_pool
 from . import scaled as ops_scaled
@@ -195,4 +195,5 @@ def weight_gradient(
 
 
 flops.watch()
+dtensor.watch()
 late.operators = sys.modules[__name__]

@@ -9,51 +9,22 @@ process that launches compiled kernels never needs, and which reads ``TRITON_INT
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from .imported import when_imported
+
 __all__ = ["watch"]
 
 Shape = Sequence[int]
 
-_COUNTER = "torch.utils.flop_counter"
-
-
-class _Watch(MetaPathFinder):
-    """Finds the counter's module as the path finder does, and registers the formulas once it has run."""
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != _COUNTER:
-            return None
-        spec = PathFinder.find_spec(name, path, target)
-        if spec is None or spec.loader is None:
-            return spec
-        loader: Any = spec.loader
-        run = loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            run(module)
-            if module.__name__ == _COUNTER:  # a loader may have several modules
-                _register(module)
-
-        loader.exec_module = exec_module
-        return spec
-
 
 def watch() -> None:
     """Register the formulas, now if the counter's module is there, else when it is imported."""
-    counter = sys.modules.get(_COUNTER)
-    if counter is None:
-        sys.meta_path.insert(0, _Watch())
-    else:
-        _register(counter)
+    when_imported("torch.utils.flop_counter", _register)
 
 
 def _register(counter: Any) -> None:

@@ -41,7 +41,7 @@ from ..shapes import pool_reads
 from .conv_library import LIBRARY, chosen_backend
 from .pool_fake import RESULTS, Form, column_windows, fake, input_format, output_size, window
 
-__all__ = ["OPERATORS", "TENSORS", "launch", "operator"]
+__all__ = ["OPERATORS", "TENSORS", "launch", "op_name", "operator"]
 
 Tensor = Any
 
@@ -143,7 +143,8 @@ def _gather(x: Tensor, indices: Any, samples: Tensor | None, form: Form) -> Tens
     return result if inside is None else torch.where(inside, result, 0)
 
 
-def _op_name(form: Form, backward: bool) -> str:
+def op_name(form: Form, backward: bool) -> str:
+    """Return what users call the function that an operator runs."""
     if form.pool in ("unfold", "fold"):
         return form.pool
     base = form.pool if form.pool == "max_unpool" else f"{form.pool}_pool"
@@ -161,7 +162,7 @@ def _problem(
     output = output_size(name, form, size) if output is None else output
     kernel = tuple(window(form, size, output))
     return PoolProblem(
-        _op_name(form, backward), form.pool, "bwd" if backward else "fprop", n, c, size, kernel, output,
+        op_name(form, backward), form.pool, "bwd" if backward else "fprop", n, c, size, kernel, output,
         tuple(form.stride), tuple(form.pad_lo), tuple(form.pad_hi), tuple(form.dilation), dtype, device, TORCH.name,
         x_format, y_format, form.ceil_mode, form.count_include_pad, form.divisor_override, form.norm_type,
         name == "max_pool_with_indices", form.offsets,
