@@ -7,20 +7,17 @@ a shift per channel, which the convolution applies in its store, together with t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from math import sqrt
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from ..dispatch import record_plans
 from ..functional.conv import conv2d
-from .demo_parts import Array, public_function, timed
+from .demo_parts import Array, aligned, processor, public_function, timed
 
 __all__ = ["Layer", "layers", "run_resnet"]
 
@@ -58,31 +55,39 @@ def layers() -> Iterator[Layer]:
 
 
 class _Pass:
-    """A forward pass in progress: the table, the totals and the largest error so far."""
+    """A forward pass in progress: the rows of its table, the totals and the largest error so far."""
 
     def __init__(self) -> None:
         self.torch = import_module("torch")
         self.random = np.random.default_rng(0)
-        title = "ResNet-50, batch 1, 224x224, float32"
-        self.table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("layer", "result", "solver that ran", "ms", "error"):
-            self.table.add_column(name, justify="right" if name in ("ms", "error") else "left", no_wrap=True)
-        self.milliseconds = self.error = 0.0
+        self.rows: list[list[str]] = []
+        self.milliseconds = self.theirs = self.error = 0.0
         self.count = 0
 
-    def record(self, name: str, ours: Any, referee: Any) -> Array:
-        """Run one layer by gpuconv, and by torch in float64."""
+    def record(self, name: str, ours: Any, theirs: Any) -> Array:
+        """Run one layer by gpuconv, and by torch in float32 for its time and in float64 as the referee."""
         with record_plans() as plans:
             result, milliseconds = timed(ours)
-        expected = referee().numpy()
+        _, torch_milliseconds = timed(theirs(self.torch.float32))
+        expected = theirs(self.torch.float64)().numpy()
         error = float(np.abs(result - expected).max() / np.abs(expected).max())
         shape = "x".join(map(str, result.shape[1:]))
-        self.table.add_row(name, shape, plans[-1].solver.id, f"{milliseconds:.2f}", f"{error:.1e}")
+        self._row(name, shape, plans[-1].solver.id, milliseconds, torch_milliseconds, error)
         self.milliseconds += milliseconds
+        self.theirs += torch_milliseconds
         self.error = max(self.error, error)
         self.count += 1
         done: Array = result
         return done
+
+    def _row(self, name: str, shape: str, solver: str, ours: float, theirs: float, error: float) -> None:
+        self.rows.append([name, shape, solver, f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs:.2f}", f"{error:.1e}"])
+
+    def total(self) -> str:
+        """Return the table, with a last row of totals."""
+        self._row(f"{self.count} layers", "", "", self.milliseconds, self.theirs, self.error)
+        columns = ["layer", "result", "solver that ran", ">ms", ">torch ms", ">here/torch", ">error"]
+        return aligned(f"ResNet-50, batch 1, 224x224, float32, on {processor()}", columns, self.rows)
 
     def conv(self, layer: Layer, x: Array, residual: Array | None) -> Array:
         """Run a convolution with its folded batch normalisation, shortcut and ReLU."""
@@ -99,21 +104,29 @@ class _Pass:
             result: Array = conv2d(x, w, **place, **extras)  # type: ignore[arg-type]
             return result
 
-        def referee() -> Any:
-            wide = [None if a is None else self.torch.from_numpy(a).double() for a in arrays]
-            x, w, scale, shift, residual = wide
-            y = self.torch.nn.functional.conv2d(x, w, **place)
-            y = y * scale[:, None, None] + shift[:, None, None]  # type: ignore[index]
-            y = y if residual is None else y + residual
-            return y.relu() if activation else y
+        def theirs(dtype: Any) -> Any:
+            given = [None if a is None else self.torch.from_numpy(a).to(dtype) for a in arrays]
+            x, w, scale, shift, residual = given
 
-        return self.record(layer.name, ours, referee)
+            def run() -> Any:
+                y = self.torch.nn.functional.conv2d(x, w, **place)
+                y = y * scale[:, None, None] + shift[:, None, None]  # type: ignore[index]
+                y = y if residual is None else y + residual
+                return y.relu() if activation else y
+
+            return run
+
+        return self.record(layer.name, ours, theirs)
 
     def pool(self, name: str, op: str, x: Array, options: dict[str, int]) -> Array:
         """Run a pooling."""
-        wide = self.torch.from_numpy(x).double()
-        own, theirs = public_function(op), getattr(self.torch.nn.functional, op)
-        return self.record(name, lambda: own(x, **options), lambda: theirs(wide, **options))
+        own, function = public_function(op), getattr(self.torch.nn.functional, op)
+
+        def theirs(dtype: Any) -> Any:
+            given = self.torch.from_numpy(x).to(dtype)
+            return lambda: function(given, **options)
+
+        return self.record(name, lambda: own(x, **options), theirs)
 
 
 def _prepared(photo: Array) -> Array:
@@ -124,8 +137,8 @@ def _prepared(photo: Array) -> Array:
     return np.ascontiguousarray((x - x.mean((2, 3), keepdims=True)) / x.std((2, 3), keepdims=True))
 
 
-def run_resnet(photo: Array, console: Console) -> float:
-    """Run the pass, print its table and totals, and return the largest error of any layer."""
+def run_resnet(photo: Array, say: Callable[[str], None]) -> float:
+    """Run the pass, `say` its table and totals, and return the largest error of any layer."""
     run = _Pass()
     with run.torch.inference_mode():
         x = block_input = _prepared(photo)
@@ -142,12 +155,11 @@ def run_resnet(photo: Array, console: Console) -> float:
                 x = block_input = run.conv(layer, x, block_input if shortcut is None else shortcut)
                 shortcut = None
         run.pool("global average", "adaptive_avg_pool2d", x, {"output_size": 1})
-    run.table.add_section()
-    run.table.add_row(f"{run.count} layers", "", "", f"{run.milliseconds:.1f}", f"{run.error:.1e}")
-    console.print(run.table)
-    console.print(
-        "Times: medians of 3 calls, with scale, shift, shortcut and ReLU fused. Errors: against torch.nn.functional on "
-        "the CPU in float64, relative to its largest value. Every layer, there and here, reads what gpuconv computed "
-        "before."
+    say(run.total())
+    say(
+        "Times: medians of 3 calls of this run, here with scale, shift, shortcut and ReLU fused, in torch as functions "
+        "of their own.\n"
+        "Errors: against torch.nn.functional in float64, relative to its largest value. Every layer, there and here,\n"
+        "reads what gpuconv computed before."
     )
     return run.error

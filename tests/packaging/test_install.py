@@ -162,10 +162,13 @@ def test_command_line_with_numpy_alone(wheel_env, command):
     assert [backend["status"] for backend in facts["backends"]] == ["missing", "missing", "ready"]
     assert run("--version").stdout.split() == ["gpuconv", project()["version"]]
     assert "info" in run("-h").stdout and "pip install typer rich" in run("--help").stdout
-    for arguments in (["explain", "conv2d", "--input", "1,1,8,8"], ["tune", "-h"], ["demo"]):
+    for arguments in (["explain", "conv2d", "--input", "1,1,8,8"], ["tune", "-h"]):
         done = run(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert "pip install typer rich" in done.stderr and len(done.stderr.splitlines()) == 1
+    done = run("demo", "--quick")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: demo needs matplotlib and pillow: pip install matplotlib pillow\n"
     for arguments in (["info", "--jsn"], ["explai"], []):
         done = run(*arguments)
         assert done.returncode == 2 and "Traceback" not in done.stderr

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 
 import gpuconv
 from gpuconv.cli.demo_resnet import layers
+from gpuconv.cli.demo_steps import steps
 from gpuconv.cli.explain import parse_shape, parse_value
 from gpuconv.cli.main import app
 from gpuconv.config import BACKENDS
@@ -343,11 +346,41 @@ def test_explain_wraps_at_the_width_of_a_terminal(columns, monkeypatch):
 
 @needs_pictures
 def test_demo_without_torch_says_who_the_referee_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("gpuconv.cli.demo.find_spec", lambda name: None)
+    monkeypatch.setattr("gpuconv.cli.demo.find_spec", lambda name: None if name == "torch" else find_spec(name))
     done = run("demo", "--quick", "--output", str(tmp_path))
     assert done.exit_code == 0, done.output
-    assert "definition, 48x48" in done.stdout
-    assert "torch float64" not in done.stdout
+    assert "errors against definition, 48x48, definition, 12x12" in done.stdout
+    assert "torch float64" not in done.stdout and "torch ms" not in done.stdout
+
+
+@needs_pictures
+@needs_torch
+def test_demo_shows_torch_and_what_only_we_do(tmp_path):
+    done = run("demo", "--quick", "--output", str(tmp_path))
+    assert "torch ms  here/torch" in done.stdout
+    alone = [step for step in steps(148, 128) if step.alone]
+    assert [step.op for step in alone] == ["conv2d", "conv2d", "conv1d", "conv2d"]
+    assert len(steps(148, 128)) - len(alone) == 11
+    assert re.search(r"Fused epilogue +pad conv2d mul add add tanh +234,000 bytes", done.stdout)
+    assert re.search(r"Causal padding +pad conv1d", done.stdout)
+
+
+@needs_pictures
+def test_demo_with_numpy_and_matplotlib_alone(tmp_path):
+    """Neither typer and rich nor torch are imported."""
+    code = """
+import sys
+for name in ("typer", "rich", "click", "torch"):
+    sys.modules[name] = None
+import importlib.util, gpuconv.cli.demo as demo
+demo.find_spec = lambda name: None if name == "torch" else importlib.util.find_spec(name)
+from gpuconv.__main__ import main
+main()
+"""
+    line = [sys.executable, "-c", code, "demo", "--quick", "--output", str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "All results agree with the referee" in done.stdout and (tmp_path / "demo.png").is_file()
 
 
 @needs_pictures
