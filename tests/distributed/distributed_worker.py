@@ -24,7 +24,7 @@ import torch.distributed as dist
 from distributed_cases import WORLDS
 from distributed_world import World, agree
 
-PATIENCE = timedelta(seconds=60)
+PATIENCE = timedelta(seconds=30)
 
 
 def trial(case: Callable[[Any], None], world: World) -> str | None:
