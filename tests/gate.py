@@ -36,6 +36,9 @@ PARTS: Mapping[str, int] = {
     "test_cost_model::test_a_fit_to_noisy_timings_ranks_held_out_problems": 3,
     "test_model_gap::test_layers_are_near_the_roofline": 5,
     "test_explain_gpu::test_every_layer_says_what_runs_and_why_nothing_else": 4,
+    "test_deform::test_equals_the_referee": 4,
+    "test_deform::test_numpy_arrays_give_the_same": 6,
+    "test_deform::test_gradcheck": 3,
     # tests/compile: Dynamo and Inductor take seconds for each case
     "test_compile::test_inductor": 4,
     "test_compile::test_every_function": 2,
@@ -51,6 +54,8 @@ PARTS: Mapping[str, int] = {
     "test_composed_compile::test_export": 2,
     "test_scaled_compile::test_compile_in_one_graph": 4,
     "test_scaled_compile::test_opcheck": 2,
+    "test_deform_compile::test_opcheck": 2,
+    "test_deform_compile::test_compile_in_one_graph": 2,
     "test_export::test_export": 2,
     "test_export::test_reloaded_in_a_fresh_process": 2,
     "test_pool_compile::test_export": 2,

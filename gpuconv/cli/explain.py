@@ -39,7 +39,7 @@ explain_app = typer.Typer(
 _WEIGHTS = ("weight", "depthwise_weight", "pointwise_weight", "column_weight", "row_weight")
 _STATES = ("state", "initial_state")
 _NUMBERS = {"indices": "int64", "seq_idx": "int32", "cache_seqlens": "int32", "conv_state_indices": "int32"}
-_SHAPED = ("input", "x", "grad_output", *_WEIGHTS, *_STATES, *_NUMBERS)
+_SHAPED = ("input", "x", "grad_output", "offset", "mask", *_WEIGHTS, *_STATES, *_NUMBERS)
 _FLAGGED = ("bias", "residual", "scale", "shift", *(name.replace("weight", "bias") for name in _WEIGHTS[1:]))
 _HIDDEN = ("_random_samples",)
 _SCALES = ("input_scale", "weight_scale", "output_scale")
@@ -49,6 +49,8 @@ _HELP = {
     "weight": "Shape, for example 128,64,3,3.",
     "grad_output": "Shape of the gradient of the result.",
     "indices": "Shape of the indices.",
+    "offset": "Shape of the offsets: axes times taps times groups for channels, for example 8,18,56,56.",
+    "mask": "Shape of the mask: taps times groups for channels, for example 8,9,56,56.",
     "x": "Shape, for example 8,256,1024.",
     "depthwise_weight": "Shape, for example 64,1,3,3.",
     "pointwise_weight": "Shape, for example 128,64,1,1.",
@@ -309,7 +311,7 @@ def _summary(fn: Callable[..., Any]) -> str:
 
 
 def _register() -> None:
-    convolutions = (functional.causal, functional.conv, functional.scaled, functional.separable)
+    convolutions = (functional.causal, functional.conv, functional.deform, functional.scaled, functional.separable)
     panels: dict[Any, str] = dict.fromkeys(convolutions, "Convolutions")
     panels[functional.conv_grad] = "Gradients of convolutions"
     for name in functional.__all__:

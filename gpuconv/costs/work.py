@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import CHANNELS_LAST
-from ..problem import ConvProblem, Problem, ScaledProblem, SeparableProblem, itemsize
+from ..problem import ConvProblem, DeformProblem, Problem, ScaledProblem, SeparableProblem, itemsize
 from ..shapes import ceil_div
 from .constants import PATHS, PIPES, Constants
 from .model import Work
@@ -257,10 +257,11 @@ def roofline(problem: Problem, constants: Constants) -> tuple[float, str, str]:
         computed, _, rate = roofline(problem.pointwise, constants)
         if rate != "dram_tb_s" and computed > moved:
             return computed, "arithmetic", rate
-    elif isinstance(problem, ConvProblem | ScaledProblem):
-        pipe, factor = pipe_of(problem.conv if isinstance(problem, ScaledProblem) else problem)
+    elif isinstance(problem, ConvProblem | ScaledProblem | DeformProblem):
+        conv = problem if isinstance(problem, ConvProblem) else problem.conv  # samples come on top, on the plain cores
+        pipe, factor = pipe_of(conv)
         rate = f"{PIPES[pipe]}_tflops"
-        computed = problem.flops * factor / (constants.values[rate] * 1e6)
+        computed = conv.flops * factor / (constants.values[rate] * 1e6)
         if computed > moved:
             return computed, "arithmetic", rate
     return moved, "memory", "dram_tb_s"

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from typing import Any
 
-from ..problem import ConvProblem, PoolProblem, Problem, ScaledProblem, SeparableProblem
+from ..problem import ConvProblem, DeformProblem, PoolProblem, Problem, ScaledProblem, SeparableProblem
 
 __all__ = ["SCHEMA", "from_json", "problem_from_json", "problem_to_json", "to_json"]
 
 SCHEMA = 1
 
-_TYPES = {"conv": ConvProblem, "pool": PoolProblem, "scaled": ScaledProblem}
+_TYPES = {"conv": ConvProblem, "pool": PoolProblem, "scaled": ScaledProblem, "deform": DeformProblem}
 _ORIGIN = "problems"
 _STEPS = ("depthwise", "pointwise")
 
@@ -45,6 +45,9 @@ def _value(name: str, kind: str, value: Any, origin: str) -> Any:
     elif kind == "tuple[int, ...]":
         if isinstance(value, list) and all(type(item) is int for item in value):
             return tuple(value)
+    elif kind == "tuple[str, ...]":
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
     elif kind == "float":
         if value in ("inf", "-inf") or type(value) in (int, float):
             return float(value)
@@ -63,7 +66,7 @@ def problem_from_json(data: Any, origin: str = _ORIGIN) -> Problem:
     """
     kind = _TYPES.get(str(data.get("type"))) if isinstance(data, dict) else None
     if kind is None:
-        required = "an object of type 'conv', 'pool' or 'scaled'"
+        required = "an object of type 'conv', 'pool', 'scaled' or 'deform'"
         raise ValueError(f"{origin}: a problem must be {required}, but got {str(data)[:80]!r}")
     known = {field.name: field for field in fields(kind) if field.init}
     unknown = sorted(data.keys() - known.keys() - {"type"})

@@ -134,6 +134,17 @@ def test_scaled_convolutions_count_as_others() -> None:
     assert ours.get_total_flops() == theirs.get_total_flops() > 0
 
 
+def test_each_pass_of_a_deformable_convolution_counts_its_product() -> None:
+    x, w = torch.ones(2, 4, 6, 6, requires_grad=True), torch.ones(6, 2, 3, 3, requires_grad=True)
+    offset, mask = torch.ones(2, 36, 4, 4, requires_grad=True), torch.ones(2, 18, 4, 4)
+    once = 2 * 2 * 6 * 16 * 2 * 9
+    with FlopCounterMode(display=False) as counted:
+        y = gpuconv.deform_conv2d(x, offset, w, mask=mask)
+        assert counted.get_total_flops() == once
+        y.sum().backward()
+    assert counted.get_total_flops() == 3 * once
+
+
 ORDERS = {
     "counter last": "import torch, gpuconv.nn\nfrom torch.utils.flop_counter import FlopCounterMode as Mode",
     "counter first": "import torch\nfrom torch.utils.flop_counter import FlopCounterMode as Mode\nimport gpuconv",

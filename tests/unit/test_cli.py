@@ -217,6 +217,11 @@ CALLS = {
         "--weight-scale", "2",
     ],
     "fold": ["--input", "2,36,36", "--output-size", "8,8", "--kernel-size", "3"],
+    "deform_conv1d": ["--input", "4,8", "--offset", "3,6", "--weight", "6,2,3", "--bias"],
+    "deform_conv2d": [
+        "--input", "2,4,8,8", "--offset", "2,36,8,8", "--mask", "2,18,8,8", "--weight", "6,4,3,3", "--padding", "1",
+        "--channels-last",
+    ],
 }  # fmt: skip
 
 
@@ -255,7 +260,7 @@ def test_explain_has_every_public_function():
     shown = run("explain", "--help").stdout
     for name in gpuconv.__all__:
         if (
-            name.startswith(("conv", "causal", "max_", "avg_", "lp_", "adaptive_", "fractional_"))
+            name.startswith(("conv", "causal", "deform", "max_", "avg_", "lp_", "adaptive_", "fractional_"))
             or "separable" in name
             or "scaled" in name
         ):

@@ -16,7 +16,7 @@ from gpuconv.backends.cupy import pool as cupy_pool
 from gpuconv.backends.triton import backend as triton_backend
 from gpuconv.dispatch.explanation import Candidate, _time
 from gpuconv.dispatch.problems import problem_from_json
-from gpuconv.problem import ConvProblem, Problem, ScaledProblem, SeparableProblem, placed
+from gpuconv.problem import PoolProblem, Problem, SeparableProblem, placed
 
 X, W = np.ones((2, 4, 9, 9), np.float32), np.ones((6, 4, 3, 3), np.float32)
 X8, W8 = X.astype(np.int8), W.astype(np.int8)
@@ -48,6 +48,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "scaled_conv2d": lambda: gpuconv.scaled_conv2d(
         X8, W8, np.ones(6, np.float32), padding="same", input_scale=0.5, weight_scale=np.ones(6, np.float32)
     ),
+    "deform_conv2d": lambda: gpuconv.deform_conv2d(X, np.ones((2, 36, 7, 7), np.float32), W),
     "fold": lambda: gpuconv.fold(np.ones((2, 36, 49), np.float32), 9, 3),
 }
 
@@ -136,6 +137,8 @@ def test_a_solver_serves_what_it_takes() -> None:
     """`serves` is what `why_not` asks first, and every solver serves some call."""
     problems = [gpuconv.explain(call).problem for call in CALLS.values()]
     problems.append(SeparableProblem("depthwise_separable_conv2d", problems[0], problems[0]))
+    deform = problems[list(CALLS).index("deform_conv2d")]
+    problems += [replace(deform, conv=replace(deform.conv, kind=kind)) for kind in ("dgrad", "wgrad")]
     for backend in dispatch.backends().values():
         for solver in backend.solvers():
             served = [problem for problem in problems if solver.serves(problem)]
@@ -144,7 +147,7 @@ def test_a_solver_serves_what_it_takes() -> None:
                 assert solver.serves(problem) or solver.why_not(problem) is not None
                 _, family, kind, *_ = solver.id.split(".")
                 if solver.serves(problem):
-                    assert (family == "conv") == isinstance(problem, ConvProblem | ScaledProblem | SeparableProblem)
+                    assert (family == "conv") != isinstance(problem, PoolProblem)
                     assert family == "conv" or kind in problem.pool
 
 

@@ -76,6 +76,16 @@ def test_the_command_line_answers():
     assert done.returncode == 0 or find_spec("typer") is None
 
 
+def test_deformable_convolutions(rng):
+    x, w = rng.standard_normal((2, 4, 6, 7)), rng.standard_normal((6, 2, 3, 2))
+    offset, mask = np.zeros((2, 24, 4, 6)), np.full((2, 12, 4, 6), 0.5)
+    y = gpuconv.deform_conv2d(x, offset, w, mask=mask)
+    np.testing.assert_allclose(y, gpuconv.conv2d(x, w, groups=2) / 2, rtol=1e-12, atol=1e-12)
+    offset[:, 1::2] = 1  # one element to the right
+    moved = gpuconv.deform_conv2d(x, offset, w, mask=mask)
+    np.testing.assert_allclose(moved[..., :-1], y[..., 1:], rtol=1e-12, atol=1e-12)
+
+
 def test_scaled_convolutions(rng):
     x, w = (rng.integers(-128, 128, shape).astype(np.int8) for shape in ((2, 4, 6, 7), (3, 4, 3, 2)))
     scales = {"input_scale": 0.5, "weight_scale": np.array([1, 2, 4], np.float32)}

@@ -81,7 +81,7 @@ def test_problems_survive_json():
     [
         (lambda data: data.update(schema=2), "schema 1"),
         (lambda data: data["problems"].append([]), "problem 1: a problem must be an object"),
-        (lambda data: data["problems"][0].update(type="matmul"), "of type 'conv', 'pool' or 'scaled'"),
+        (lambda data: data["problems"][0].update(type="matmul"), "of type 'conv', 'pool', 'scaled' or 'deform'"),
         (lambda data: data["problems"][0].update(stride=2), r"stride must be tuple\[int, \.\.\.\], but got 2"),
         (lambda data: data["problems"][0].update(n=True), "n must be int, but got True"),
         (lambda data: data["problems"][0].pop("kernel"), "needs kernel"),
