@@ -26,7 +26,7 @@ NUMPY_PYTHON ?= python3.13
 MORE_LANES := stack-gpu-image numpy-alone
 
 # A subset of the lanes: make test LANES="lint unit"
-LANES ?= lint unit models distributed packaging interpret frontend interpret-triton36 frontend-triton36 cuda-on-cpu executor codegen codegen-triton36 gpu
+LANES ?= lint docs unit models distributed packaging interpret frontend interpret-triton36 frontend-triton36 cuda-on-cpu executor codegen codegen-triton36 gpu
 DEMO ?= build/demo
 
 # make gpu-report BUDGET=600 STAGES="parity benchmark" ARGS=--resume; with the Python that has torch for the GPU
@@ -43,7 +43,7 @@ lanes_need = $(if $(filter-out $(MORE_LANES),$(LANES)),$(STAMP)) \
   $(if $(filter stack-gpu-image,$(LANES)),$(VENV_IMAGE)/.stamp) $(if $(filter numpy-alone,$(LANES)),$(VENV_NUMPY)/.stamp)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint format codegen gpu-report report model-gap card pack clean python
+.PHONY: help demo test test-full lint docs format codegen gpu-report report model-gap card pack clean python
 
 help:
 	@echo "make demo       set up $(VENV) and run the demonstration; the picture goes to $(DEMO)"
@@ -52,6 +52,7 @@ help:
 	@echo "                (of the codegen tables one architecture of each launch, on one Triton: make codegen ALL=--all is everything)"
 	@echo "                (long lists are interpreted one half on either Triton: GPUCONV_TEST_BOTH=1 is everything)"
 	@echo "make lint       ruff, import contracts, mypy"
+	@echo "make docs       build the documentation, run every block of it and every example; the pages go to build/docs"
 	@echo "make format     apply ruff's fixes and formatting"
 	@echo "make codegen    recompile what changed for the tables and pages of tests/codegen (ALL=--all: everything)"
 	@echo "make gpu-report measure everything on this host's GPU, with $(PYTHON), which needs torch, triton and numpy"
@@ -76,6 +77,9 @@ test-full: test
 
 lint: $(STAMP)
 	@$(PYTHON) scripts/lanes.py lint
+
+docs: $(STAMP)
+	@$(PYTHON) scripts/lanes.py docs
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -121,7 +125,7 @@ python:
 
 $(STAMP): pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[torch,cli,bench,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[torch,cli,bench,dev,docs]'
 	$(BIN)/python -m pip install --no-deps 'triton==$(TRITON_LATEST)'
 	$(BIN)/python -m pip install --no-deps --upgrade --target $(VENV)/nvrtc $(NVRTC)
 	@touch $@

@@ -5,6 +5,7 @@ for it. A lane that ran no test reads "not run", with the reason, and never "pas
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -131,6 +132,21 @@ def lint_lane(lane: str) -> Result:
     return Result(lane, FAILED if failed else PASSED, ", ".join(failed))
 
 
+def docs_lane(lane: str) -> Result:
+    """Build the pages, which runs their blocks, with warnings as errors; then compare them with the sources."""
+    out = REPO / "build" / "docs"
+    shutil.rmtree(out, ignore_errors=True)
+    command = [str(VENV / "bin" / "sphinx-build"), "-q", "-W", "--keep-going", "-E", "-b", "html", "docs", str(out)]
+    status = run(command, env=TEST_ENV)
+    blocks = json.loads((out / "blocks.json").read_text())["blocks"] if (out / "blocks.json").is_file() else []
+    not_run = sum("not_run" in block for block in blocks)
+    tests = pytest_lane(lane, ["tests/docs"], env={"GPUCONV_DOCS": str(out)})
+    note = f"{len(blocks) - not_run} blocks ran, {not_run} not run; {tests.note}"
+    if status != 0 or not blocks:
+        return Result(lane, FAILED, f"sphinx-build: exit status {status}; {note}")
+    return replace(tests, note=note)
+
+
 def gpu_lane(lane: str) -> Result:
     """Run the tests marked gpu where torch sees a CUDA device."""
     probe = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)"
@@ -214,6 +230,7 @@ def frontend_lane(lane: str, interpreted: str, venv: Path, env: dict[str, str]) 
 
 LANES: dict[str, tuple[str, Callable[[str], Result]]] = {
     "lint": ("ruff, import contracts, mypy", lint_lane),
+    "docs": ("pages built, their blocks and the examples run", docs_lane),
     "unit": (
         "unit, parity and compile tests on CPU",
         lambda lane: pytest_lane(

@@ -85,7 +85,7 @@ def max_pool2d(
         Distance between windows; the kernel where omitted.
     padding
         Elements of -inf before and after each axis, at most half a kernel: an integer, one per axis, ``(lo, hi)``
-    pairs,
+        pairs,
         ``"valid"``, ``"same"`` (stride 1 only), ``"same_upper"`` or ``"same_lower"``.
     ceil_mode
         Whether a last window may hang over the end.

@@ -1,0 +1,55 @@
+"""The API reference: a directive that documents what ``__all__`` of a module names, under a public name."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from typing import Any, ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+KINDS = {"function": "autofunction", "class": "autoclass", "exception": "autoexception", "data": "autodata"}
+
+
+def kind_of(thing: Any) -> str:
+    """Return what a public thing is: exception, class, function or data."""
+    if isinstance(thing, type):
+        return "exception" if issubclass(thing, BaseException) else "class"
+    return "function" if callable(thing) else "data"
+
+
+class Public(SphinxDirective):
+    """``{public} module``: everything in its ``__all__``; `:as:` where it is public, `:names:` some of it alone."""
+
+    required_arguments = 1
+    option_spec: ClassVar[dict[str, Any]] = {"as": directives.unchanged, "names": directives.unchanged}
+
+    def run(self) -> list[nodes.Node]:
+        """Hand each name to autodoc."""
+        module = import_module(self.arguments[0])
+        public = self.options.get("as", self.arguments[0])
+        names = self.options.get("names", "").split() or module.__all__
+        lines = ["```{eval-rst}", *([] if "as" in self.options else [f".. py:module:: {public}", ""])]
+        for name in names:
+            kind = kind_of(getattr(module, name))
+            lines += [f".. {KINDS[kind]}:: {public}.{name}", *([] if kind != "class" else ["   :members:"]), ""]
+        holder = nodes.container()
+        self.state.nested_parse(StringList([*lines, "```"], self.get_source_info()[0]), 0, holder)
+        return holder.children
+
+
+def plain_footnotes(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Write footnotes of docstrings as numbers in brackets: one page has many docstrings, each with a first note."""
+    for place, line in enumerate(lines):
+        lines[place] = re.sub(r"\.\. \[(\d+)\]", r"[\1]", re.sub(r"\[(\d+)\]_", r"[\1]", line))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connect to Sphinx."""
+    app.add_directive("public", Public)
+    app.connect("autodoc-process-docstring", plain_footnotes, priority=100)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

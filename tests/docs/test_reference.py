@@ -1,0 +1,131 @@
+"""What the pages must name: every public name, every environment variable, every solver, every reason."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import zlib
+from pathlib import Path
+
+import pytest
+from reasons import reasons
+
+import gpuconv
+from gpuconv.dispatch.selection import backends
+
+REPO = Path(__file__).resolve().parents[2]
+DOCS = REPO / "docs"
+ROOMS = ("gpuconv", "gpuconv.nn", "gpuconv.shapes", "gpuconv.solvers")
+
+
+def public_names() -> list[tuple[str, str]]:
+    return [(room, name) for room in ROOMS for name in importlib.import_module(room).__all__]
+
+
+def inventory(site: Path) -> dict[str, str]:
+    """Return the page of each Python object that the pages document."""
+    data = (site / "objects.inv").read_bytes()
+    for _ in range(4):  # lines in plain text
+        data = data[data.index(b"\n") + 1 :]
+    found = {}
+    for line in zlib.decompress(data).decode().splitlines():
+        name, kind, _, place, _ = line.split(" ", 4)
+        if kind.startswith("py:"):
+            found[name] = place.partition("#")[0]
+    return found
+
+
+def test_every_public_name_is_in_the_reference(site):
+    pages = inventory(site)
+    missing = [f"{room}.{name}" for room, name in public_names() if f"{room}.{name}" not in pages]
+    assert missing == []
+
+
+def test_the_reference_has_no_name_that_is_gone(site):
+    names = {f"{room}.{name}" for room, name in public_names()}
+    pages = inventory(site)
+    gone = [name for name in pages if name not in names and name.rpartition(".")[0] not in names and name not in ROOMS]
+    assert gone == []
+
+
+def test_every_public_name_has_shapes_and_errors(site):
+    """In its docstring, or in the section of its page that says it for all of a family."""
+    pages = inventory(site)
+    silent = []
+    for room, name in public_names():
+        page = (DOCS / pages[f"{room}.{name}"]).with_suffix(".md").read_text(encoding="utf-8")
+        section = page.partition("## Shapes and errors")[2].partition("```{public}")[0]
+        if not re.search(r"shape|size|array", section, re.IGNORECASE) or "Error" not in section:
+            silent.append(f"{room}.{name}")
+    assert silent == []
+
+
+def test_every_public_name_has_an_example():
+    """Their examples run in tests/unit/test_doctests.py. Exceptions, and data without a docstring, need none."""
+    without = []
+    for room, name in public_names():
+        thing = getattr(importlib.import_module(room), name)
+        if isinstance(thing, type) and issubclass(thing, BaseException):
+            continue
+        if callable(thing) and ">>> " not in (thing.__doc__ or ""):
+            without.append(f"{room}.{name}")
+    assert without == [], f"no example in {without}"
+
+
+def test_every_variable_is_on_its_page():
+    read = set(re.findall(r"GPUCONV_[A-Z_]+", (REPO / "gpuconv" / "config.py").read_text(encoding="utf-8")))
+    page = (DOCS / "environment.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| `(GPUCONV_[A-Z_]+)`", page, re.MULTILINE))
+    assert len(read) > 5
+    assert rows == read
+
+
+def test_every_variable_that_the_package_reads_is_in_config():
+    elsewhere = {}
+    for path in (REPO / "gpuconv").rglob("*.py"):
+        if path.name != "config.py":
+            for name in re.findall(r"environ[^\n]*?(GPUCONV_[A-Z_]+)", path.read_text(encoding="utf-8")):
+                elsewhere[name] = path
+    page = (DOCS / "environment.md").read_text(encoding="utf-8")
+    assert [name for name in elsewhere if name not in page] == []
+
+
+def test_every_reason_is_on_its_page():
+    found = reasons()
+    assert len(found) > 100
+    page = " ".join((DOCS / "slow.md").read_text(encoding="utf-8").split())
+    missing = {text: file for text, file in found.items() if f"`{text}`" not in page}
+    assert missing == {}
+
+
+def test_no_reason_of_the_page_is_gone():
+    found = {*reasons(), "needs … B of workspace, the limit is … B", "backend … was forced", "solver … was forced"}
+    page = (DOCS / "slow.md").read_text(encoding="utf-8")
+    listed = page.partition("## Every reason")[2].partition("\n### ")[2]
+    named = [" ".join(text.split()) for text in re.findall(r"`([^`]+)`", listed)]
+    sentences = [text for text in named if "…" in text or len(text.split()) > 3]
+    assert [text for text in sentences if text not in found and not text.startswith("pip")] == []
+
+
+def test_every_solver_has_a_page():
+    pages = " ".join(path.read_text(encoding="utf-8") for path in (DOCS / "kernels").glob("*.md"))
+    named = {word for line in re.findall(r"^```\{solver\} (.*)$", pages, re.MULTILINE) for word in line.split()}
+    ours = {solver.id for backend in backends().values() for solver in backend.solvers()}
+    assert named == ours
+
+
+def test_every_kernel_page_has_its_parts(site):
+    for path in (DOCS / "kernels").glob("*.md"):
+        if path.stem != "index":
+            text = (site / "kernels" / f"{path.stem}.html").read_text(encoding="utf-8")
+            assert all(part in text for part in ("Sources:", "Compiled", "Modelled", "Measured on a GPU")), path.stem
+
+
+@pytest.mark.parametrize("name", ["write-a-solver", "model-gap"])
+def test_pages_that_others_read_stay_where_they_are(name, site):
+    assert (DOCS / f"{name}.md").is_file()
+    assert f'href="{name}.html"' in (site / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_version_is_the_library_s(site):
+    assert f"gpuconv {gpuconv.__version__}" in (site / "index.html").read_text(encoding="utf-8")
