@@ -373,7 +373,9 @@ def test_other_types(dtype: torch.dtype) -> None:
     x = torch.randn(1, 2, 7, dtype=dtype)
     expected = model(x)
     assert all(entry.replaced for entry in gpuconv.replace_modules(model))
-    torch.testing.assert_close(model(x), expected)
+    # What lies between the layers is rounded to `dtype` too: sums that cancel keep the error of their terms.
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(model(x), expected, rtol=4 * eps, atol=4 * eps * float(expected.detach().abs().max()))
 
 
 def test_averages_of_models() -> None:

@@ -19,6 +19,7 @@ from . import (
     columns,
     conv_banded,
     conv_collect,
+    conv_deform,
     conv_fprop,
     conv_grad,
     conv_hopper,
@@ -53,6 +54,7 @@ _COMPILED = ": Triton compiles them at the first call"
 _MODULES = (
     columns,
     conv_collect,
+    conv_deform,
     conv_fprop,
     conv_grad,
     conv_hopper,

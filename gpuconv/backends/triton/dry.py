@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...arrays import CONTIGUOUS, TORCH
-from ...problem import Call, ConvProblem, PoolProblem, Problem, ScaledProblem, SeparableProblem, placed
+from ...problem import Call, ConvProblem, DeformProblem, PoolProblem, Problem, ScaledProblem, SeparableProblem, placed
 from ..base import Plan
 from .columns import columns_shape
 from .launch import listening
@@ -72,6 +72,16 @@ def _scaled_arrays(problem: ScaledProblem) -> dict[str, Any]:
     return found
 
 
+def _deform_arrays(problem: DeformProblem) -> dict[str, Any]:
+    conv = problem.conv
+    found = {name: array for name, array in _conv_arrays(conv).items() if name in ("x", "w", "y", "bias")}
+    if conv.kind == "dgrad":  # which reads the input as well as the gradient of the output
+        del found["bias"]
+        found["x"] = _empty(conv.x_shape, conv.dtype, conv.x_format)
+    found["offset"] = _empty(problem.offset_shape, conv.dtype, CONTIGUOUS)
+    return found | {"mask": _empty(problem.mask_shape, conv.dtype, CONTIGUOUS) if problem.mask else None}
+
+
 def _pool_arrays(problem: PoolProblem) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if problem.pool == "fold":
@@ -105,6 +115,8 @@ def launches_of_plan(plan: Plan) -> list[Told]:
         arrays = _separable_arrays(problem)
     elif isinstance(problem, ScaledProblem):
         arrays = _scaled_arrays(problem)
+    elif isinstance(problem, DeformProblem):
+        arrays = _deform_arrays(problem)
     else:
         arrays = _conv_arrays(problem) if isinstance(problem, ConvProblem) else _pool_arrays(problem)
     with listening(note):

@@ -16,7 +16,7 @@ from ...costs import measured as cache
 from ...costs import model as cost_model
 from ...costs import work as describe
 from ...costs.constants import PIPES
-from ...problem import ConvProblem, Problem, ScaledProblem, SeparableProblem, itemsize
+from ...problem import ConvProblem, DeformProblem, Problem, ScaledProblem, SeparableProblem, itemsize
 from ...shapes import ceil_div
 from ..base import Estimate, Plan, Solver
 
@@ -85,7 +85,7 @@ class Tunable(Solver):
         if entry is None:
             return Estimate(float(self.modelled(problem, [self.default(problem)])[0]), "model")
         time = entry.microseconds
-        assert not isinstance(problem, SeparableProblem | ScaledProblem)  # which have no entries
+        assert not isinstance(problem, SeparableProblem | ScaledProblem | DeformProblem)  # which have no entries
         if entry.n != problem.n:  # timed for another batch of the same bucket
             ours, theirs = (self.modelled(size, [entry.config])[0] for size in (problem, replace(problem, n=entry.n)))
             time *= float(ours / theirs)
