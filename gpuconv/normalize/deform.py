@@ -84,6 +84,7 @@ def deform_call(
     """Check the arguments of a deformable convolution and describe it; see :func:`gpuconv.deform_conv2d`."""
     named = {"input": input, "offset": offset, "mask": mask, "weight": weight, "bias": bias}
     kind = common_kind(op, named, ("input", "offset", "weight"))
+    check_dtypes(op, kind, {"input": input}, DEFORM_DTYPES)
     unbatched = check_rank(op, "input", kind.shape(input), ndim, True)
     check_rank(op, "weight", kind.shape(weight), ndim, False)
     for name in ("offset", "mask"):

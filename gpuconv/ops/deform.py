@@ -61,8 +61,9 @@ def convolution(
 def _in_float32(op: str, ndim: int, tensors: tuple[Any, ...], geometry: tuple[Any, ...], backend: str | None) -> Any:
     """Run a call under autocast."""
     input, offset, mask, weight, bias = autocast(*tensors, dtype=torch.float32)
+    stride, padding, dilation = geometry
     with torch.amp.autocast(tensors[0].device.type, enabled=False):
-        found = convolution(op, ndim, input, offset, weight, bias, *geometry, mask, backend)
+        found = convolution(op, ndim, input, offset, weight, bias, stride, padding, dilation, mask, backend)
     return found.to(tensors[0].dtype) if isinstance(found, torch.Tensor) else found
 
 
@@ -73,8 +74,8 @@ def _recorded(call: Call) -> Tensor:
     conv = problem.conv
     backend = forced_backend(call.backend) or "auto"
     geometry = (conv.stride, conv.pad_lo, conv.pad_hi, conv.dilation, conv.groups)
-    tensors = [call.arrays[name] for name in ("x", "offset", "mask", "w", "bias")]
-    result = apply(*tensors, Form(*geometry, problem.offset_groups, conv.precision, backend))
+    x, offset, mask, w, bias = (call.arrays[name] for name in ("x", "offset", "mask", "w", "bias"))
+    result = apply(x, offset, mask, w, bias, Form(*geometry, problem.offset_groups, conv.precision, backend))
     return call.kind.drop_batch(result) if call.unbatched else result
 
 
@@ -93,7 +94,10 @@ def _traced(
         if array is not None and check_rank(op, name, conv_traced._shape(array), ndim, True) != unbatched:
             required = "without a batch axis, as input is" if unbatched else "with a batch axis, as input is"
             raise invalid(op, name, conv_traced._shape(array), required)
-    x, moved, factor = (conv_traced._batched(tensor, unbatched) for tensor in (input, offset, mask))
+    x, moved = input, offset
+    if unbatched:
+        x, moved = x.unsqueeze(0), moved.unsqueeze(0)
+    factor = conv_traced._batched(mask, unbatched)
     groups = groups_of(op, x.shape[1], w_shape)
     geometry = geometry_of(op, ndim, stride, dilation, groups)
     pad_lo, pad_hi = pads_of(op, padding, conv_traced._shape(x)[2:], w_shape[2:], geometry)

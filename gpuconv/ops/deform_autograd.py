@@ -116,20 +116,24 @@ def _recording() -> bool:
     return transformed or torch.is_grad_enabled() or forward_ad._current_level >= 0
 
 
-def _launched(*args: Any) -> Tensor:
-    *tensors, form = args
+def _launched(x: Tensor, offset: Tensor, mask: Tensor, w: Tensor, bias: Tensor, form: Form) -> Tensor:
+    tensors = (x, offset, mask, w, bias)
     return operator("deform_fprop", *tensors, *form) if _seen(*tensors) else launch_fprop(*tensors, form)
 
 
-def _launched_dgrad(*args: Any) -> Any:
-    *tensors, grads, form = args
+def _launched_dgrad(
+    dy: Tensor, x: Tensor, offset: Tensor, mask: Tensor, w: Tensor, grads: Sequence[str], form: Form
+) -> Any:
+    tensors = (dy, x, offset, mask, w)
     if _recording() or _seen(*tensors):
         return operator("deform_dgrad", *tensors, grads, *form)
     return launch_dgrad(*tensors, grads, form)
 
 
-def _launched_wgrad(*args: Any) -> tuple[Tensor, Tensor | None]:
-    *tensors, kernel, form, bias = args
+def _launched_wgrad(
+    dy: Tensor, x: Tensor, offset: Tensor, mask: Tensor, kernel: Sequence[int], form: Form, bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    tensors = (dy, x, offset, mask)
     if _recording() or _seen(*tensors):
         return operator("deform_wgrad", *tensors, kernel, *form), None
     found = launch_wgrad(*tensors, kernel, form, bias)
@@ -207,14 +211,16 @@ def _autograd_dgrad(*args: Any) -> Any:
     if not _gradients_recorded(args[:5]):
         with torch._C._AutoDispatchBelowAutograd():
             return operator("deform_dgrad", *args)
-    return composed_dgrad(*args[:6], Form(*args[6:]))
+    dy, x, offset, mask, w, grads, *form = args
+    return composed_dgrad(dy, x, offset, mask, w, grads, Form(*form))
 
 
 def _autograd_wgrad(*args: Any) -> Any:
     if not _gradients_recorded(args[:4]):
         with torch._C._AutoDispatchBelowAutograd():
             return operator("deform_wgrad", *args)
-    return composed_wgrad(*args[:5], Form(*args[5:]))
+    dy, x, offset, mask, kernel, *form = args
+    return composed_wgrad(dy, x, offset, mask, kernel, Form(*form))
 
 
 # One more batch axis: folded into N where the weights have none, a loop where they do.

@@ -58,8 +58,9 @@ class _Samples(NamedTuple):
 
 def _wide(tensor: Tensor | None) -> Tensor | None:
     """Return a tensor in the type in which it is computed."""
-    small = tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16)
-    return tensor.float() if small else tensor
+    if tensor is None or tensor.dtype not in (torch.float16, torch.bfloat16):
+        return tensor
+    return tensor.float()
 
 
 def _positions(form: Form, kernel: Sequence[int], output: Sequence[int], axis: int, like: Tensor) -> Tensor:

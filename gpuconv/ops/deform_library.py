@@ -7,7 +7,7 @@ which are some of ``x``, ``offset`` and ``mask`` in that order. Derivatives, aut
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -64,9 +64,10 @@ def _problem(
     n, c, *size = x_shape
     ndim, output = len(size), _output_size(form, size, kernel)
     op = f"deform_conv{ndim}d" + {"fprop": "", "dgrad": "_input_grad", "wgrad": "_weight_grad"}[kind]
+    stride, pad_lo, pad_hi, dilation = (tuple(part) for part in form[:4])
     conv = ConvProblem(
-        op, kind, n, c, k, form.groups, tuple(size), kernel, output, form.stride, form.pad_lo, form.pad_hi,
-        form.dilation, "zeros", dtype, device, TORCH.name, *formats, bias=bias, precision=form.precision or "ieee",
+        op, kind, n, c, k, form.groups, tuple(size), kernel, output, stride, pad_lo, pad_hi, dilation, "zeros", dtype,
+        device, TORCH.name, *formats, bias=bias, precision=form.precision or "ieee",
     )  # fmt: skip
     return DeformProblem(op, conv, form.offset_groups, mask, grads)
 
@@ -74,7 +75,8 @@ def _problem(
 def _as_key(x: Tensor, form: Form) -> Form:
     """Return a form whose sequences are tuples, the precision that holds, and no backend, which the call has."""
     precision = effective_precision("deform_conv", form.precision, TORCH.dtype(x), TORCH.device(x))
-    return Form(*(tuple(part) for part in form[:4]), form.groups, form.offset_groups, precision, None)
+    stride, pad_lo, pad_hi, dilation = (tuple(part) for part in form[:4])
+    return Form(stride, pad_lo, pad_hi, dilation, form.groups, form.offset_groups, precision, None)
 
 
 def _format(tensor: Tensor) -> str:
@@ -200,8 +202,16 @@ def _shown_wgrad(dy: Tensor, x: Tensor, offset: Tensor, mask: Tensor, kernel: Se
     return [(shape, formats_of(TORCH, dy, False, x)[2])]
 
 
-_SHOWN = {"deform_fprop": _shown_fprop, "deform_dgrad": _shown_dgrad, "deform_wgrad": _shown_wgrad}
-_LAUNCHES = {"deform_fprop": launch_fprop, "deform_dgrad": launch_dgrad, "deform_wgrad": launch_wgrad}
+_SHOWN: dict[str, Callable[..., list[Shown]]] = {
+    "deform_fprop": _shown_fprop,
+    "deform_dgrad": _shown_dgrad,
+    "deform_wgrad": _shown_wgrad,
+}
+_LAUNCHES: dict[str, Callable[..., Any]] = {
+    "deform_fprop": launch_fprop,
+    "deform_dgrad": launch_dgrad,
+    "deform_wgrad": launch_wgrad,
+}
 
 
 def _define(name: str) -> Any:

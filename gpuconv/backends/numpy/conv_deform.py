@@ -23,7 +23,7 @@ from ...config import workspace_limit
 from ...problem import Call, ConvProblem, DeformProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver
-from .columns import box_slices
+from .columns import Index, box_slices
 from .common import Box, boxes, compute_dtype, narrow, widen
 from .costs import deform_us
 from .samples import Samples, image_rows, samples_of
@@ -176,7 +176,8 @@ def _fprop(problem: DeformProblem, arrays: Arrays, results: Mapping[str, np.ndar
                 if place + 1 == len(parts) or parts[place + 1].of_y != part.of_y:
                     if bias is not None:
                         total += bias[part.of_y, None]
-                    target = results["y"][(n, part.of_y, *box_slices(box))]
+                    at: Index = (n, part.of_y, *box_slices(box))
+                    target = results["y"][at]
                     narrow(total.reshape(target.shape), conv.dtype, target)
                     total = None
 
@@ -239,7 +240,7 @@ class _Gradients:
     def meet(self, image: np.ndarray, samples: Samples, mask: np.ndarray | None, columns: np.ndarray, box: Box) -> None:
         """Add what column gradients [outputs, taps, channels] are to the offsets and the mask of a box."""
         extent = tuple(stop - start for start, stop in box)
-        place = (slice(None), *box_slices(box))
+        place: Index = (slice(None), *box_slices(box))
         for corner in samples.corners():
             rows = samples.rows(corner, False)
             met = np.einsum("otc,otc->ot", _gathered(self.problem, image, rows), columns)
@@ -251,13 +252,13 @@ class _Gradients:
                 for axis in range(self.problem.conv.ndim):
                     slopes = samples.weight(corner, axis) * met
                     slopes = slopes if mask is None else slopes * mask
-                    self.offset[(slice(None), axis, *box_slices(box))] += slopes.T.reshape(-1, *extent)
+                    self.offset[:, axis][place] += slopes.T.reshape(-1, *extent)
         broken = np.isnan(samples.whole).T.reshape(-1, *extent)
         if self.mask is not None:
             self.mask[place][broken] = np.nan
         if self.offset is not None:
             for axis in range(self.problem.conv.ndim):
-                self.offset[(slice(None), axis, *box_slices(box))][broken] = np.nan
+                self.offset[:, axis][place][broken] = np.nan
 
 
 def _scatter(total: np.ndarray, samples: Samples, mask: np.ndarray | None, columns: np.ndarray) -> None:
