@@ -14,18 +14,21 @@ import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
+if not __package__:  # run as a script
+    sys.path.insert(0, str(REPO))
+    __package__ = "bench"
 
-from bench.cases import all_cases  # noqa: E402
-from bench.environment import commit  # noqa: E402
-from bench.gpu_report import arguments as report_arguments  # noqa: E402
-from bench.parity import parity_problems  # noqa: E402
-from bench.parity_calls import call_problems  # noqa: E402
-from bench.plan import plan_text  # noqa: E402
-from bench.progress import Progress  # noqa: E402
-from bench.sanitizer import LAYOUTS, PLANES, odd_problems  # noqa: E402
 from gpuconv.packing import Variants, build_pack, gpus_of  # noqa: E402
 from gpuconv.problem import ConvProblem, Problem  # noqa: E402
+
+from .cases import all_cases  # noqa: E402
+from .environment import commit  # noqa: E402
+from .gpu_report import arguments as report_arguments  # noqa: E402
+from .parity import parity_problems  # noqa: E402
+from .parity_calls import call_problems  # noqa: E402
+from .plan import plan_text  # noqa: E402
+from .progress import Progress  # noqa: E402
+from .sanitizer import LAYOUTS, PLANES, odd_problems  # noqa: E402
 
 LIMIT_BYTES = 60 << 20
 

@@ -28,7 +28,7 @@ from statistics import median, quantiles
 from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
-WORKLOADS = REPO / "bench" / "workloads"
+WORKLOADS = Path(__file__).with_name("workloads")
 MIB = 1 << 20
 
 CONVOLUTIONS, DEPTHWISE = "ResNet-50 convolutions", "depthwise 3x3"

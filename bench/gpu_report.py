@@ -41,10 +41,12 @@ from typing import Any
 
 STARTED = time.time()
 REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
+if not __package__:  # run as a script
+    sys.path.insert(0, str(REPO))
+    __package__ = "bench"
 
-from bench.supervise import Budget, supervise, workers_on  # noqa: E402
-from bench.worker import Worker  # noqa: E402
+from .supervise import Budget, supervise, workers_on  # noqa: E402
+from .worker import Worker  # noqa: E402
 
 STAGE_NAMES = ("ceilings", "parity", "compile", "benchmark", "micro", "host", "sanitizer", "tune", "fit")
 KINDS = ("fprop", "dgrad", "wgrad", "transposed", "bwd")
@@ -116,8 +118,8 @@ def default_folder(dry: bool) -> Path:
 
 def finish(options: argparse.Namespace, budget: Budget) -> None:
     """Write the summary, the table and, if there is time, the plots of what is recorded."""
-    from bench.environment import noted
-    from bench.summary import report_text, rows_of, write_summary
+    from .environment import noted
+    from .summary import report_text, rows_of, write_summary
 
     found = noted(options.out)
     if found is None:
@@ -142,10 +144,10 @@ def finish(options: argparse.Namespace, budget: Budget) -> None:
 def report_cases(dry: bool) -> list[Any]:
     """Return the cases whose results a report shows, where there are any."""
     if dry:
-        from bench.dry import tiny_cases
+        from .dry import tiny_cases
 
         return tiny_cases()
-    from bench.cases import all_cases, everything
+    from .cases import all_cases, everything
 
     return all_cases(everything())
 
@@ -154,7 +156,7 @@ def print_order(networks: list[str] | None, most: int = 60) -> None:
     """Print the cases that a run on a GPU measures first."""
     from collections import Counter
 
-    from bench.cases import all_cases, family
+    from .cases import all_cases, family
 
     first = all_cases(networks)[:most]
     print(f"on a GPU the first {most} cases are:")
@@ -212,7 +214,7 @@ def caches_to_write() -> None:
 
 def share_state(options: argparse.Namespace) -> None:
     """Tell workers of which sources, and of which command, their records are."""
-    from bench.sources import snapshot
+    from .sources import snapshot
 
     options.known, options.session = snapshot(), time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
     state = {"known": options.known, "session": options.session}
@@ -233,7 +235,7 @@ def work(options: argparse.Namespace) -> int:
 
 def list_all(options: argparse.Namespace) -> None:
     """Print stage and key of what is left to record, a line of JSON each."""
-    from bench.stages import STAGES
+    from .stages import STAGES
 
     worker = Worker(options, time.time() + options.budget)
     for name in STAGES:
@@ -248,13 +250,13 @@ def main() -> int:
     if options.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
     if options.watched:
-        from bench.sanitizer import watch
+        from .sanitizer import watch
 
         return 1 if watch() else 0
     if options.worker is not None:
         return work(options)
     if options.plan:
-        from bench.plan import plan_text
+        from .plan import plan_text
 
         print(plan_text(options))
         return 0

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
+if not __package__:  # run as a script
+    sys.path.insert(0, str(REPO))
+    __package__ = "bench"
 
-from bench import kernelbench  # noqa: E402
-from bench.cases import DTYPES, kernelbench_problems, layer_problems, networks, problem_key  # noqa: E402
-from bench.families import FAMILIES, family_of_layer  # noqa: E402
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS  # noqa: E402
 from gpuconv.backends.triton.tuned import Tunable  # noqa: E402
 from gpuconv.config import workspace_limit  # noqa: E402
@@ -34,6 +33,10 @@ from gpuconv.costs.model import estimate, overheads, terms  # noqa: E402
 from gpuconv.costs.work import roofline  # noqa: E402
 from gpuconv.dispatch import backends  # noqa: E402
 from gpuconv.problem import Problem  # noqa: E402
+
+from . import kernelbench  # noqa: E402
+from .cases import DTYPES, kernelbench_problems, layer_problems, networks, problem_key  # noqa: E402
+from .families import FAMILIES, family_of_layer  # noqa: E402
 
 PAGE = REPO / "docs" / "model-gap.md"
 BATCH = 32

@@ -21,7 +21,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    __package__ = "bench"
 
 CONTENDERS = ("gpuconv", "torch_channels_last", "torch_contiguous", "gpuconv_cupy", "inductor", "flag_gems", "tileops")
 
@@ -45,10 +47,10 @@ def arguments() -> argparse.Namespace:
 def chosen_cases(options: argparse.Namespace) -> list[Any]:
     """Return the cases that the options select."""
     if options.dry_run:
-        from bench.dry import tiny_cases
+        from .dry import tiny_cases
 
         return tiny_cases()[: options.most]
-    from bench.cases import PHASES, all_cases, everything
+    from .cases import PHASES, all_cases, everything
 
     numbers = options.number or ("float16", "bfloat16", "tf32")
     names = everything() if options.source and options.network is None else options.network
@@ -57,9 +59,9 @@ def chosen_cases(options: argparse.Namespace) -> list[Any]:
 
 def measure_all(options: argparse.Namespace, cases: list[Any], store: Any, clock: Any) -> None:
     """Measure the ceilings, then every case by every contender; what is recorded already is not measured again."""
-    from bench.micro import ceiling_items
-    from bench.progress import Progress
-    from bench.stages import benchmark_items
+    from .micro import ceiling_items
+    from .progress import Progress
+    from .stages import benchmark_items
 
     for key, run in ceiling_items(clock):
         if not store.done("ceilings", key):
@@ -80,11 +82,11 @@ def main() -> int:
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
     import torch
 
-    from bench.environment import environment, fingerprint, note, noted
-    from bench.sources import snapshot
-    from bench.store import Store
-    from bench.summary import report_text, write_summary
-    from bench.timing import clock_for
+    from .environment import environment, fingerprint, note, noted
+    from .sources import snapshot
+    from .store import Store
+    from .summary import report_text, write_summary
+    from .timing import clock_for
 
     if options.source:
         found = noted(options.source)

@@ -150,7 +150,7 @@ class Slot:
 
     def _record_loss(self, why: str) -> bool:
         """Record the item that the worker had in hand, unless it did so itself; return whether there was one."""
-        from bench.store import Store
+        from .store import Store
 
         mark = self._at()
         if mark is None:
@@ -197,7 +197,7 @@ def supervise(
     spawn: Callable[[list[str]], Any] = subprocess.Popen,
 ) -> int:
     """Run the phases one after the other, each until its share of the time is over or its workers are done."""
-    from bench.stages import STAGES, allotted
+    from .stages import STAGES, allotted
 
     left = phases([stage for name, stage in STAGES.items() if name in options.stage])
     worst = 0

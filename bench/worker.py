@@ -31,10 +31,10 @@ class Worker:
     """Does items until the stages or the time are at an end."""
 
     def __init__(self, options: argparse.Namespace, deadline: float) -> None:
-        from bench.environment import environment, fingerprint, note
-        from bench.items import Context
-        from bench.store import Store
-        from bench.timing import clock_for
+        from .environment import environment, fingerprint, note
+        from .items import Context
+        from .store import Store
+        from .timing import clock_for
 
         self.options, self.deadline = options, deadline
         device = "cpu" if options.dry_run else "cuda"
@@ -57,8 +57,8 @@ class Worker:
 
     def work(self) -> None:
         """Do the stages, each until its share of the time is over."""
-        from bench.stages import STAGES, allotted
-        from bench.store import ResultsFullError
+        from .stages import STAGES, allotted
+        from .store import ResultsFullError
 
         stages = [stage for name, stage in STAGES.items() if name in self.options.stage]
         for place, stage in enumerate(stages):
@@ -102,7 +102,7 @@ class Worker:
         return item.stands is None or bool(item.stands(found))
 
     def _stage(self, stage: Any) -> None:
-        from bench.progress import Progress
+        from .progress import Progress
 
         progress = Progress(stage.name, time.monotonic() + self.stage_ends - time.time())
         for item in self.items(stage):
@@ -165,7 +165,7 @@ class Worker:
             sys.exit(CONTEXT_LOST)
 
     def _mark(self, stage: Any, key: str, item: Any) -> None:
-        from bench.store import write_atomically
+        from .store import write_atomically
 
         limit = self.options.item_limit or item.limit or stage.item_limit
         mark = {"stage": stage.name, "key": key, "run": self.run, "limit": limit, "since": time.time()}

@@ -14,6 +14,7 @@ _COMMANDS = {
     "summarize": "describe a model layer by layer",
     "tune": "time configs of recorded problems on this GPU",
     "pack": "compile the kernels of problems ahead of time",
+    "bench": "time layers on this machine, ours beside torch's",
 }
 
 

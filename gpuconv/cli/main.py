@@ -1,4 +1,4 @@
-"""The ``gpuconv`` command: ``info``, ``shape``, ``explain``, ``summarize``, ``tune``, ``pack`` and ``demo``.
+"""The ``gpuconv`` command: ``info``, ``shape``, ``explain``, ``summarize``, ``tune``, ``pack``, ``bench`` and ``demo``.
 
 ``explain`` has one subcommand per public function, made from its signature; see :mod:`gpuconv.cli.explain`.
 """
@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ..config import VERSION
+from .bench import bench_command
 from .demo import missing_packages, run_demo
 from .explain import explain_app
 from .info import info_json, info_text
@@ -33,6 +34,7 @@ app.command("shape")(shape_command)
 app.command("summarize")(summarize_command)
 app.command("tune")(tune_command)
 app.command("pack")(pack_command)
+app.command("bench")(bench_command)
 
 
 def _print_version(wanted: bool) -> None:

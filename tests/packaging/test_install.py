@@ -78,14 +78,12 @@ def test_wheel_contents(wheel):
         headers = Parser().parsestr(archive.read(metadata).decode())
     sources = {
         path.relative_to(REPO).as_posix()
-        for folder in ("gpuconv", "kernels")
+        for folder in ("gpuconv", "kernels", "bench")
         for path in (REPO / folder).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and {"__pycache__", "results"}.isdisjoint(path.parts)
     }
-    want = {
-        name.replace("kernels/", "gpuconv/kernels/", 1) if name.startswith("kernels/") else name for name in sources
-    }
-    # Every file of both folders ships, data included, and nothing else: no top-level `kernels`, no tests.
+    want = {name if name.startswith("gpuconv/") else f"gpuconv/{name}" for name in sources}
+    # Every file of the folders ships, data included, and nothing else: no top-level `kernels`, no tests, no results.
     assert sorted(files) == sorted(want)
     assert "gpuconv/py.typed" in files
     device = {Path(name).suffix for name in files if name.startswith("gpuconv/kernels/cu/")}
@@ -93,6 +91,22 @@ def test_wheel_contents(wheel):
     assert wheel.name.endswith("-py3-none-any.whl")
     base = [line for line in headers.get_all("Requires-Dist") if "extra ==" not in line]
     assert [line.replace(" ", "") for line in base] == ["numpy>=1.26"]
+
+
+def test_benchmarks_are_found_in_a_wheel_and_beside_a_checkout(wheel_env):
+    """They are ``gpuconv.bench``, whose modules import each other relatively, and time a layer with NumPy alone."""
+    code = """
+from gpuconv.bench.layers import Layer, measure, network_layers, networks
+(row,) = measure([Layer("conv2d", (1, 2, 5, 5), (3, 2, 3, 3), {"padding": 1})], "cpu", "float32", 1)
+print(row.solver, row.ours > 0, row.theirs, len(network_layers("resnet50", 1)) > 20, len(networks()) > 10)
+"""
+    assert wheel_env.run(code).split() == ["numpy.conv.fprop.im2col", "True", "None", "True", "True"]
+    absolute = [
+        path.name
+        for path in (REPO / "bench").glob("*.py")
+        if re.search(r"^\s*(from|import) bench\b", path.read_text(), re.M)
+    ]
+    assert absolute == []
 
 
 def test_wheel_runs_with_numpy_alone(wheel_env):
@@ -162,7 +176,7 @@ def test_command_line_with_numpy_alone(wheel_env, command):
     assert [backend["status"] for backend in facts["backends"]] == ["missing", "missing", "ready"]
     assert run("--version").stdout.split() == ["gpuconv", project()["version"]]
     assert "info" in run("-h").stdout and "pip install typer rich" in run("--help").stdout
-    for arguments in (["explain", "conv2d", "--input", "1,1,8,8"], ["tune", "-h"]):
+    for arguments in (["explain", "conv2d", "--input", "1,1,8,8"], ["tune", "-h"], ["bench"]):
         done = run(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert "pip install typer rich" in done.stderr and len(done.stderr.splitlines()) == 1

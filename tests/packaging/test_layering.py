@@ -67,7 +67,7 @@ def test_packages_list_equals_the_folders():
     kernels = {path.parent for path in (REPO / "kernels").rglob("*.py")}
     folders = {".".join(folder.relative_to(REPO).parts) for folder in gpuconv}
     folders |= {"gpuconv." + ".".join(folder.relative_to(REPO).parts) for folder in kernels}
-    assert sorted(setuptools["packages"]) == sorted(folders)
+    assert sorted(setuptools["packages"]) == sorted({*folders, "gpuconv.bench"})
     assert [folder for folder in gpuconv | kernels if not (folder / "__init__.py").is_file()] == []
     for package, folder in setuptools["package-dir"].items():
         assert (REPO / folder / "__init__.py").is_file(), f"{package} is mapped to {folder}"
