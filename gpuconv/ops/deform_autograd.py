@@ -125,6 +125,8 @@ def _launched_dgrad(
     dy: Tensor, x: Tensor, offset: Tensor, mask: Tensor, w: Tensor, grads: Sequence[str], form: Form
 ) -> Any:
     tensors = (dy, x, offset, mask, w)
+    if torch._C._functorch.is_legacy_batchedtensor(dy):  # it loops over operators, but not over those with lists
+        return composed_dgrad(*tensors, grads, form)
     if _recording() or _seen(*tensors):
         return operator("deform_dgrad", *tensors, grads, *form)
     return launch_dgrad(*tensors, grads, form)

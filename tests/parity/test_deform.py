@@ -167,6 +167,7 @@ def test_only_what_is_wanted_is_computed(rng: np.random.Generator) -> None:
         assert len(plans) == len(kinds)
 
 
+@pytest.mark.filterwarnings("ignore::gpuconv.WorkspaceWarning")
 def test_pieces_do_not_change_the_result(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(size=(17, 13), c=8, groups=2, offset_groups=2, n=2)
     tensors = as_torch(case, draw(case, rng))
@@ -177,7 +178,7 @@ def test_pieces_do_not_change_the_result(rng: np.random.Generator, monkeypatch: 
             y = called(case, tensors)
             grads = torch.autograd.grad(y, [tensors[name] for name in NAMES], tensors["dy"])
         results.append((y, *grads))
-    assert all(plan.config["positions per chunk"] <= 32 or plan.config["channels per chunk"] == 1 for plan in plans)
+    assert all(plan.config["positions per chunk"] < 17 * 13 for plan in plans)
     for one, other in zip(*results):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 

@@ -36,6 +36,10 @@ _COLUMN_BYTES = 8 << 20
 _FEW = 32
 """Positions below which products are not made smaller, as long as channels can be cut."""
 
+_LEAST = 256 << 10
+"""What chunks may take, whatever the limit: handling smaller ones would take far longer than their sums. An image and
+sums for one do not count, which are not cut."""
+
 _OVERHEAD = 256 << 10
 """Python objects of a call, and arrays of a few elements."""
 
@@ -86,6 +90,7 @@ def _chunk(problem: DeformProblem, limit: int) -> _Chunk:
     size = compute_dtype(conv.dtype).itemsize
     positions = max(1, min(_COLUMN_BYTES // (channels * problem.taps * size), max(prod(conv.output_size), 1)))
     chunk = _Chunk(channels, positions)
+    limit = max(limit, _LEAST + _bytes(problem, _Chunk(1, 1)))
     while _bytes(problem, chunk) > limit:
         if chunk.positions > _FEW or (chunk.channels == 1 and chunk.positions > 1):
             chunk = _Chunk(chunk.channels, ceil_div(chunk.positions, 2))
