@@ -6,7 +6,7 @@ Importing this module imports torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,6 @@ class _DeformConvolution(torch.nn.Module):
     """What the modules share."""
 
     _ndim: int
-    _function: Callable[..., Tensor]
     bias: Any
     backend: str | None = None
 
@@ -86,8 +85,11 @@ class _DeformConvolution(torch.nn.Module):
     def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the convolution of `input` at the positions that `offset` moves, times `mask`."""
         geometry = (self.stride, self.padding, self.dilation)
-        function = type(self)._function
-        return function(input, offset, self.weight, self.bias, *geometry, mask=mask, backend=self.backend)
+        return self._convolve(input, offset, self.weight, self.bias, *geometry, mask=mask, backend=self.backend)
+
+    def _convolve(self, *arguments: Any, **options: Any) -> Tensor:
+        """Call the function by its name in this module: there ``torch.fx`` finds it while it traces."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         parts = [
@@ -114,7 +116,9 @@ class DeformConv1d(_DeformConvolution):
     """
 
     _ndim = 1
-    _function = staticmethod(deform_conv1d)
+
+    def _convolve(self, *arguments: Any, **options: Any) -> Tensor:
+        return deform_conv1d(*arguments, **options)
 
 
 class DeformConv2d(_DeformConvolution):
@@ -155,7 +159,9 @@ class DeformConv2d(_DeformConvolution):
     """
 
     _ndim = 2
-    _function = staticmethod(deform_conv2d)
+
+    def _convolve(self, *arguments: Any, **options: Any) -> Tensor:
+        return deform_conv2d(*arguments, **options)
 
 
 class DeformConv3d(_DeformConvolution):
@@ -170,4 +176,6 @@ class DeformConv3d(_DeformConvolution):
     """
 
     _ndim = 3
-    _function = staticmethod(deform_conv3d)
+
+    def _convolve(self, *arguments: Any, **options: Any) -> Tensor:
+        return deform_conv3d(*arguments, **options)

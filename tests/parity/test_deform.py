@@ -11,6 +11,7 @@ import pytest
 from deform_cases import CASES, Arrays, Case, draw, laid_out, length, plain_case, referee
 
 import gpuconv
+import gpuconv.nn
 from gpuconv import numerics
 from gpuconv.dispatch import record_plans
 
@@ -218,3 +219,21 @@ def test_nothing_depends_on_the_run(rng: np.random.Generator) -> None:
     first, *others = [torch.autograd.grad(called(case, tensors), inputs, tensors["dy"]) for _ in range(3)]
     for other in others:
         assert all(torch.equal(one, two) for one, two in zip(first, other))
+
+
+def test_modules() -> None:
+    layer = gpuconv.nn.DeformConv3d(2, 4, 2, padding=((0, 1), (1, 0), (0, 0)), groups=2, bias=False, backend="numpy")
+    assert repr(layer) == (
+        "DeformConv3d(2, 4, kernel_size=(2, 2, 2), stride=(1, 1, 1), padding=((0, 1), (1, 0), (0, 0)), groups=2, "
+        "bias=False, backend='numpy')"
+    )
+    x, offset = torch.randn(1, 2, 3, 3, 3), torch.randn(1, 24, 3, 3, 2)
+    expected = gpuconv.deform_conv3d(x, offset, layer.weight, padding=layer.padding)
+    assert torch.equal(layer(x, offset), expected)
+    assert list(layer.state_dict()) == ["weight"]
+    traced = torch.fx.symbolic_trace(layer)
+    assert torch.equal(traced(x, offset), expected)
+    with pytest.raises(ValueError, match="DeformConv1d: in_channels must be a multiple of groups=2, but got 3"):
+        gpuconv.nn.DeformConv1d(3, 4, 3, groups=2)
+    with pytest.raises(ValueError, match="DeformConv2d: padding must be a size or one of"):
+        gpuconv.nn.DeformConv2d(3, 4, 3, padding="sam")
