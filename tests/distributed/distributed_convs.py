@@ -184,17 +184,15 @@ MOVED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def on_squares(world: Any, x: str, w: str, y: str, vector: str, shape: tuple[int, int, int], groups: int = 1) -> None:
-    """Two dimensions of a mesh, which shard different axes, or the same one twice."""
+def on_squares(
+    world: Any, x: str, w: str, y: str | None, vector: str, shape: tuple[int, int, int], groups: int = 1
+) -> None:
+    """Two dimensions of a mesh, which shard different axes, or the same one twice. Where y is None, they cannot."""
     n, c, k = shape
-    tensors = {
-        "input": world.integers((n, c, 6, 5)),
-        "weight": world.integers((k, c // groups, 3, 3), 1),
-        "bias": world.integers((k,)),
-    }
-    world.compare(
-        partial(gpuconv.conv2d, padding=1, groups=groups), tensors, {"input": x, "weight": w, "bias": vector}, y, {}
-    )
+    tensors = {"input": world.integers((n, c, 6, 5)), "weight": world.integers((k, c // groups, 3, 3), 1)}
+    function = partial(gpuconv.conv2d, padding=1, groups=groups)
+    placed = {"input": x, "weight": w, "bias": vector}
+    world.compare(function, tensors | {"bias": world.integers((k,))}, placed, y, {}, y is not None)
 
 
 SQUARES: dict[str, tuple[Any, ...]] = {
@@ -206,6 +204,7 @@ SQUARES: dict[str, tuple[Any, ...]] = {
     "input twice": ("S1 S1", "S1 S1", "P P", "R R", (2, 7, 3)),
     "batch and groups": ("S0 S1", "R S0", "S0 S1", "R S0", (3, 5, 5), 5),
     "groups twice": ("S1 S1", "S0 S0", "S1 S1", "S0 S0", (2, 7, 7), 7),
+    "groups that one dimension cuts": ("S1 S1", "S0 S0", None, "S0 S0", (2, 12, 6), 6),
 }
 
 
