@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
+from types import GenericAlias
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -19,7 +20,7 @@ def kind_of(thing: Any) -> str:
     """Return what a public thing is: exception, class, function or data."""
     if isinstance(thing, type):
         return "exception" if issubclass(thing, BaseException) else "class"
-    return "function" if callable(thing) else "data"
+    return "function" if callable(thing) and not isinstance(thing, GenericAlias) else "data"
 
 
 class Public(SphinxDirective):

@@ -14,7 +14,15 @@ __all__ = ["Backend", "Estimate", "Plan", "Solver"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A solver bound to one problem. `config` says what it will launch, in words, for ``explain``."""
+    """A solver bound to one problem. `config` says what it will launch, in words, for ``explain``.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> plan = gpuconv.explain(gpuconv.conv1d, np.ones((1, 1, 4)), np.ones((1, 1, 3))).plan
+    >>> isinstance(plan.solver, Solver), plan.workspace >= 0
+    (True, True)
+    """
 
     solver: Solver
     problem: Problem
@@ -32,6 +40,11 @@ class Estimate:
 
     `source` is ``"tuned"`` (timed on this machine), ``"table"`` (timed for the library's table), ``"model"`` (computed
     by the cost model) or ``"guess"`` (a rule of thumb).
+
+    Examples
+    --------
+    >>> Estimate(12.5, "model").microseconds
+    12.5
     """
 
     microseconds: float
@@ -39,7 +52,23 @@ class Estimate:
 
 
 class Solver(ABC):
-    """One way to solve a family of problems on one backend. Stateless; `id` never changes its meaning."""
+    """One way to solve a family of problems on one backend. Stateless; `id` never changes its meaning.
+
+    Examples
+    --------
+    >>> class Never(Solver):
+    ...     id = "numpy.conv.fprop.never"
+    ...     def why_not(self, problem):
+    ...         return "takes no problem at all"
+    ...     def rank(self, problem):
+    ...         return 1.0
+    ...     def plan(self, problem):
+    ...         return Plan(self, problem)
+    ...     def run(self, plan, call):
+    ...         raise NotImplementedError
+    >>> Never().why_not(None)
+    'takes no problem at all'
+    """
 
     id: str
     always_answers: bool = False

@@ -46,6 +46,15 @@ class Explanation:
     ``str()`` and :meth:`render` say it in words, :meth:`to_json` as plain data; the fields carry the same facts.
     `refusal` is the sentence of the error that the call would raise, `origin` says which packs have its kernels. A call
     that runs several problems is explained by the first, and by `then`, what runs after it.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> found = gpuconv.explain(gpuconv.conv1d, np.ones((1, 2, 4)), np.ones((3, 2, 3)))
+    >>> found.solver, found.plan.problem.result_shape
+    ('numpy.conv.fprop.im2col', (1, 3, 2))
+    >>> next(each.reason for each in found.candidates if each.solver.id == "numpy.conv.fprop.taps")
+    'needs 1 input channel per group, the problem has 2'
     """
 
     problem: Problem

@@ -117,6 +117,15 @@ def unregister_solver(id: str) -> None:
         If `id` is not a string.
     ValueError
         If none of that id was registered.
+
+    Examples
+    --------
+    >>> import gpuconv.solvers
+    >>> try:
+    ...     gpuconv.solvers.unregister_solver("numpy.conv.fprop.mine")
+    ... except ValueError:
+    ...     print("there is none of that id")
+    there is none of that id
     """
     if not isinstance(id, str):
         raise TypeError(f"unregister_solver: id must be a string, but got {id!r}")

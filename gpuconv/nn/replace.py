@@ -43,6 +43,13 @@ class Replacement:
         Why not; empty where it was.
     also
         Its other names, where the model has it in several places.
+
+    Examples
+    --------
+    >>> import torch, gpuconv
+    >>> [entry] = gpuconv.replace_modules(torch.nn.Sequential(torch.nn.MaxPool1d(2)))
+    >>> entry.name, entry.type.__name__, entry.replaced
+    ('0', 'MaxPool1d', True)
     """
 
     name: str

@@ -129,6 +129,13 @@ class Summary:
         In the order of their calls.
     parameters : int
         Elements of all parameters, each once.
+
+    Examples
+    --------
+    >>> import torch, gpuconv
+    >>> summary = gpuconv.summarize(torch.nn.Sequential(torch.nn.Conv1d(2, 4, 3)), (1, 2, 8))
+    >>> summary.model, summary.parameters, len(summary.layers)
+    ('Sequential', 28, 1)
     """
 
     model: str
