@@ -171,6 +171,15 @@ def test_sums_do_not_depend_on_the_order_of_programs():
         assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
 
 
+def test_an_infinite_gradient_stays_with_the_corners_that_have_weight():
+    x, w = torch.zeros(1, 1, 3, 3, requires_grad=True), torch.ones(1, 1, 1, 1)
+    y = gpuconv.deform_conv2d(x, torch.zeros(1, 2, 3, 3), w, backend="triton")
+    dy = torch.zeros(1, 1, 3, 3)
+    dy[0, 0, 1, 1] = float("inf")
+    y.backward(dy)
+    assert torch.equal(x.grad, dy)
+
+
 def test_pieces_keep_to_the_limit():
     """Images and segments go one after the other where the workspace is small, with the same result."""
     case = replace(plain_case(2), n=4, c=8, groups=4, offset_groups=2)

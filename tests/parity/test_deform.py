@@ -237,3 +237,13 @@ def test_modules() -> None:
         gpuconv.nn.DeformConv1d(3, 4, 3, groups=2)
     with pytest.raises(ValueError, match="DeformConv2d: padding must be a size or one of"):
         gpuconv.nn.DeformConv2d(3, 4, 3, padding="sam")
+
+
+def test_an_infinite_gradient_stays_with_the_corners_that_have_weight() -> None:
+    """On an element the others have none: they get 0, as in torchvision, not the NaN of 0 times infinity."""
+    x, w = torch.zeros(1, 1, 3, 3, requires_grad=True), torch.ones(1, 1, 1, 1)
+    y = gpuconv.deform_conv2d(x, torch.zeros(1, 2, 3, 3), w)
+    dy = torch.zeros(1, 1, 3, 3)
+    dy[0, 0, 1, 1] = float("inf")
+    y.backward(dy)
+    assert torch.equal(x.grad, dy)

@@ -271,8 +271,9 @@ def _scatter(total: np.ndarray, samples: Samples, mask: np.ndarray | None, colum
     for corner in samples.corners():
         rows = samples.rows(corner, True)
         weight = samples.weight(corner)
+        # A corner without weight gets nothing, as in torchvision: not the NaN of 0 times an infinite gradient.
+        inside = ((rows != total.shape[1] - 1) & (weight != 0)).ravel()
         weight = weight if mask is None else weight * mask
-        inside = (rows != total.shape[1] - 1).ravel()
         at, weight = rows.ravel()[inside], weight.ravel()[inside]
         for channel in range(len(total)):
             shares = columns[..., channel].ravel()[inside] * weight

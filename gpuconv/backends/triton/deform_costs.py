@@ -19,7 +19,7 @@ from ...costs.work import pipe_of
 from ...problem import DeformProblem, itemsize
 from ...shapes import ceil_div
 
-__all__ = ["dgrad_work", "fprop_work", "wgrad_work"]
+__all__ = ["dgrad_work", "fprop_work", "steps", "wgrad_work"]
 
 _PER_CORNER = 2.0
 """Instructions of a corner of an element: it is converted, weighted and added."""
@@ -27,18 +27,24 @@ _PER_CORNER = 2.0
 _PER_SAMPLE = 3.0
 """Instructions of an element beside its corners: the mask, the type of the product, a part of a store."""
 
-_PER_LOAD = 9.0
-"""Instructions of a load: an address and a mask of its own."""
+_PER_LOAD = {2: 5.5, 4: 8.0, 8: 8.0}
+"""Instructions of a load of a corner, by the bytes of an element: an address, a mask, and what takes 16 bytes apart."""
 
-_PER_AXIS = 30.0
-"""Instructions of a position along an axis: its offset is loaded, its neighbours, weights and bounds are computed."""
+_PER_OPERAND = 6.0
+_PER_LONE_OPERAND = {2: 3.5, 4: 6.5, 8: 6.5}
+"""Instructions of a load of 16 bytes, or of one element, of what is multiplied as it is."""
 
-_PER_CORNER_OF_ROW = 8.0
-"""Instructions of the address, the weight and the bounds of a corner of a row."""
+_PER_AXIS = 96.0
+_PER_ROW = 100.0
+"""Instructions of the samples of a row: for each axis its offset, neighbours, weights and bounds; its place in y."""
 
-_LOOP = 40.0
+_PER_MEETING = (10.5, 30.5)
+"""Instructions of a corner of an element that meets its gradient: 16 bytes at a time, or element by element."""
+
+_LOOP = (22.0, 36.0)
 _PER_PRODUCT = 3.0
-"""Instructions of a step beside its loads, and of each 16-deep slice of a product."""
+"""Instructions of a step beside its loads, of small tiles and of those that groups of warps multiply, and of each slice
+of a product that is 32 bytes deep."""
 
 _SORT_BYTES = 8 * 2 * 16
 """Bytes that sorting moves for each sample: 8 passes of 8 bits read and write a key and a place of 64 bits."""
@@ -57,15 +63,56 @@ def _width(problem: DeformProblem, segment: int) -> int:
     return whole if conv.x_format == CHANNELS_LAST and segment % whole == 0 else 1
 
 
-def _sampling(problem: DeformProblem, segment: int, rows: Any, elements: Any, threads: Any) -> tuple[Any, Any]:
-    """Return the instructions of a thread that a tile of `rows` takes once per tap, and per step of `elements`."""
-    ndim = problem.ndim
-    corners = 2**ndim
-    own = np.maximum(rows * 8 / threads, 1)  # rows of a thread: lanes that share one compute it each
-    once = own * (_PER_AXIS * ndim + _PER_CORNER_OF_ROW * corners)
-    per_element = _PER_CORNER * corners + _PER_SAMPLE
-    loads = corners * _PER_LOAD / _width(problem, segment)
-    return once, elements / threads * (per_element + loads)
+def _rows(problem: DeformProblem, again: bool) -> float:
+    """Return the instructions of a thread for the samples of its rows; `again`, where their places are found as well.
+
+    Channels that lie side by side have a row for each few threads, others two rows for each thread.
+    """
+    near = problem.conv.x_format == CHANNELS_LAST
+    if again:
+        return _PER_ROW + _PER_AXIS * problem.ndim if near else 2 * (60 + 115 * problem.ndim)
+    return _PER_AXIS * problem.ndim * (1 if near else 2)
+
+
+def _sampled(problem: DeformProblem, segment: int, elements: Any) -> Any:
+    """Return the instructions of a thread that samples so many elements."""
+    corners = 2**problem.ndim
+    loads = corners * _PER_LOAD[itemsize(problem.dtype)] / _width(problem, segment)
+    return elements * (_PER_CORNER * corners + _PER_SAMPLE + loads)
+
+
+def _operand(problem: DeformProblem, elements: Any, layout: str) -> Any:
+    """Return the instructions of a thread that loads so many elements of what is multiplied as it is."""
+    item = itemsize(problem.dtype)
+    if layout == CHANNELS_LAST:
+        return np.maximum(elements * item / 16, 1) * _PER_OPERAND
+    return elements * _PER_LONE_OPERAND[item]
+
+
+def _products(m: Any, n: Any, k: Any, threads: Any, item: int) -> Any:
+    return _PER_PRODUCT * k * item / 32 * np.maximum(m * n / threads / 8, 1)
+
+
+def steps(problem: DeformProblem, configs: Sequence[Mapping[str, Any]], segment: int) -> np.ndarray:
+    """Return the instructions of a warp per step of the loop of a pass that multiplies, for each of `configs`.
+
+    A step of the forward pass is a chunk of channels of a tap, one of the gradients of offsets and mask a chunk of
+    filters, one of the weight gradient a chunk of positions.
+    """
+    conv = problem.conv
+    m, n, k, warps = _columns(configs)
+    threads = 32 * warps
+    found = np.where(m < 64, *_LOOP) + _products(m, n, k, threads, itemsize(problem.dtype))
+    if conv.kind == "fprop":
+        return np.asarray(found + _sampled(problem, segment, m * k / threads) + 3 * k * n / threads)
+    if conv.kind == "dgrad":
+        of_y, of_w = (
+            _operand(problem, m * k / threads, conv.y_format),
+            _operand(problem, k * n / threads, conv.w_format),
+        )
+        return np.asarray(found + of_y + of_w)
+    found = found + _operand(problem, m * k / threads, conv.y_format)
+    return np.asarray(found + _sampled(problem, segment, k * n / threads) + _rows(problem, True))
 
 
 def _resident(m: Any, n: Any, threads: Any) -> np.ndarray:
@@ -92,24 +139,20 @@ def fprop_work(problem: DeformProblem, configs: Sequence[Mapping[str, Any]], seg
     """Describe the forward kernel with each of `configs`; a `segment` of channels shares positions and a group."""
     conv, item, corners = problem.conv, itemsize(problem.dtype), 2**problem.ndim
     m, n, k, warps = _columns(configs)
-    threads = 32 * warps
     taps = prod(conv.kernel) * (conv.c // conv.groups) / max(segment, 1)
-    steps = np.ceil(max(segment, 1) / k)
-    once, sampled = _sampling(problem, segment, m, m * k, threads)
-    weights = k * n / threads * _PER_LOAD
-    per_step = sampled + weights + _LOOP + _PER_PRODUCT * k / 16 * np.maximum(m * n / threads / 8, 1)
+    chunks = np.ceil(max(segment, 1) / k)
     of_row = problem.ndim + problem.mask
     programs = conv.groups * np.ceil(conv.n * prod(conv.output_size) / m) * np.ceil(conv.k / conv.groups / n)
-    moved = taps * (steps * (corners * m * k + k * n) + of_row * m) * item
+    moved = taps * (chunks * (corners * m * k + k * n) + of_row * m) * item
     return _gemm(
         problem,
         configs,
         programs=programs,
-        flops=2 * m * n * k * steps * taps,
+        flops=2 * m * n * k * chunks * taps,
         l2_bytes=moved + m * n * item,
-        l1_bytes=moved + taps * steps * (2 * m * k + 2 * k * n) * item,
-        instructions=warps * taps * (once + steps * per_step),
-        chain=taps * (1 + steps) + 2,
+        l1_bytes=moved + taps * chunks * (2 * m * k + 2 * k * n) * item,
+        instructions=warps * taps * (_rows(problem, False) + chunks * steps(problem, configs, segment)),
+        chain=taps * (1 + chunks) + 2,
     )
 
 
@@ -125,13 +168,13 @@ def dgrad_work(problem: DeformProblem, configs: Sequence[Mapping[str, Any]], seg
     of_offsets = "offset" in problem.grads or "mask" in problem.grads
     chunks = conv.c / problem.offset_groups / max(segment, 1) * np.ceil(max(segment, 1) / n)
     depth = np.ceil(conv.k / conv.groups / k)
-    per_step = (m + n) * k / threads * _PER_LOAD + _LOOP + _PER_PRODUCT * k / 16 * np.maximum(m * n / threads / 8, 1)
-    once, sampled = _sampling(problem, segment, m, m * n, threads)
     programs = np.ceil(rows / m) * problem.offset_groups * taps
     moved = chunks * depth * (m + n) * k * item
-    instructions, chain, extra, launches = chunks * depth * per_step, chunks * depth + 2, 0.0, 1
+    instructions = chunks * depth * steps(problem, configs, segment)
+    chain, extra, launches = chunks * depth + 2, 0.0, 1
     if of_offsets:
-        instructions = instructions + once + chunks * sampled
+        met = m * n / threads * corners * _PER_MEETING[_width(problem, segment) == 1]
+        instructions = instructions + _rows(problem, True) + chunks * met
         chain = chain + chunks + 1
         moved = moved + chunks * corners * m * n * item
     if "x" in problem.grads:
@@ -158,28 +201,24 @@ def dgrad_work(problem: DeformProblem, configs: Sequence[Mapping[str, Any]], seg
 
 
 def wgrad_work(problem: DeformProblem, configs: Sequence[Mapping[str, Any]], segment: int) -> Work:
-    """Describe the weight gradient and the pass that adds its splits, with each of `configs`; see :func:`fprop_work`."""
+    """Describe the weight gradient, and the pass that adds its splits; see :func:`fprop_work`."""
     conv, item, corners = problem.conv, itemsize(problem.dtype), 2**problem.ndim
     m, n, k, warps = _columns(configs)
-    threads = 32 * warps
     splits = np.array([config["splits"] for config in configs], float)
     c, filters, taps = conv.c // conv.groups, conv.k // conv.groups, prod(conv.kernel)
     tiles = np.ceil(filters / m) * (c / max(segment, 1)) * np.ceil(max(segment, 1) / n)
-    steps = np.ceil(conv.n * prod(conv.output_size) / k / splits)
-    once, sampled = _sampling(problem, segment, k, k * n, threads)
-    per_step = once + sampled + m * k / threads * _PER_LOAD + _LOOP
-    per_step = per_step + _PER_PRODUCT * k / 16 * np.maximum(m * n / threads / 8, 1)
-    moved = steps * (corners * k * n + m * k + (problem.ndim + problem.mask) * k) * item
+    chunks = np.ceil(conv.n * prod(conv.output_size) / k / splits)
+    moved = chunks * (corners * k * n + m * k + (problem.ndim + problem.mask) * k) * item
     sums = 8 if conv.dtype == "float64" else 4
     return _gemm(
         problem,
         configs,
         programs=splits * conv.groups * taps * tiles,
-        flops=2 * m * n * k * steps,
+        flops=2 * m * n * k * chunks,
         l2_bytes=moved,
-        l1_bytes=moved + steps * 2 * (m + n) * k * item,
-        instructions=warps * steps * per_step,
-        chain=2 * steps + 2,
+        l1_bytes=moved + chunks * 2 * (m + n) * k * item,
+        instructions=warps * chunks * steps(problem, configs, segment),
+        chain=2 * chunks + 2,
         extra_bytes=np.where(splits > 1, 2 * splits * sums * prod(conv.w_shape), 0.0),
         launches=1 + (splits > 1),
     )
