@@ -161,7 +161,8 @@ class Page:
         if figures and all(hasattr(figure, "savefig") for figure in figures):
             if not marks.get("figure"):
                 self.wrong(node, "a figure has no caption: # figure: caption")
-            return below + [self.figure(one, marks) for one in figures]
+            last = [one is figures[-1] for one in figures]  # a row of figures has one caption, below the last
+            return below + [self.figure(one, marks, captioned=end) for one, end in zip(figures, last)]
         if "figure" in marks:
             self.wrong(node, f"the last expression is {type(result).__name__}, not a Figure")
         if result is not None:
@@ -186,18 +187,19 @@ class Page:
             (Path(self.folder.name) / "examples").symlink_to(self.docs.parent / "examples")
         return self.folder.name
 
-    def figure(self, drawn: Any, marks: dict[str, str]) -> nodes.figure:
-        """Write a figure beside the pages, and return it with its caption."""
+    def figure(self, drawn: Any, marks: dict[str, str], captioned: bool) -> nodes.figure:
+        """Write a figure beside the pages, and return it, with its caption where it has one."""
         self.figures += 1
         file = self.docs / "_generated" / f"{self.name.replace('/', '-')}-{self.figures}.svg"
         file.parent.mkdir(exist_ok=True)
         drawn.savefig(file, facecolor="white", metadata={"Date": None})
         alt = marks.get("alt") or marks.get("figure", "")
         image = nodes.image(uri=f"/_generated/{file.name}", alt=alt)
-        return nodes.figure("", image, nodes.caption("", "", *captioned(marks.get("figure", ""))))
+        caption = [nodes.caption("", "", *with_code(marks.get("figure", "")))] if captioned else []
+        return nodes.figure("", image, *caption)
 
 
-def captioned(text: str) -> list[nodes.Node]:
+def with_code(text: str) -> list[nodes.Node]:
     """Return a caption as text with its `code` between backticks."""
     parts = text.split("`")
     return [nodes.literal(part, part) if place % 2 else nodes.Text(part) for place, part in enumerate(parts)]

@@ -43,11 +43,13 @@ def wiring(stages: Sequence[tuple[str, np.ndarray[Any, Any]]], names: Sequence[s
 
 def cone(layers: Sequence[tuple[int, int, int]], out: int = 1) -> Figure:
     """Draw what `out` neighbouring results of a stack of (kernel, stride, dilation) see, layer by layer."""
+    used = [set(range(out))]
     spans = [(0, out - 1)]
     reads: list[list[tuple[int, int]]] = []
     for kernel, stride, dilation in reversed(layers):
         lo, hi = spans[-1]
-        reads.append([(o, o * stride + t * dilation) for o in range(lo, hi + 1) for t in range(kernel)])
+        reads.append([(o, o * stride + t * dilation) for o in sorted(used[-1]) for t in range(kernel)])
+        used.append({i for _, i in reads[-1]})
         spans.append((lo * stride, hi * stride + (kernel - 1) * dilation))
     width = spans[-1][1] - spans[-1][0] + 1
     figure = Figure(figsize=(min(0.3 * width + 0.9, 5.8), 0.62 * len(spans) + 0.3))
@@ -71,9 +73,8 @@ def cone(layers: Sequence[tuple[int, int, int]], out: int = 1) -> Figure:
             )
     for step, (lo, hi) in enumerate(spans):
         level = depth - step
-        used = {i for _, i in reads[step - 1]} if step else set(range(lo, hi + 1))
         for index in range(lo, hi + 1):
-            colour = COLOURS[level % len(COLOURS)] if index in used else "white"
+            colour = COLOURS[level % len(COLOURS)] if index in used[step] else "white"
             axes.scatter([where(level, index)], [level], s=48, color=colour, edgecolor="#555", linewidth=0.7, zorder=2)
         axes.text(-1.0, level, "input" if level == 0 else f"layer {level}", ha="right", va="center", fontsize=8)
     axes.set_xlim(-1 - 0.13 * width - 1.2, spans[-1][1] + 0.7)

@@ -29,7 +29,8 @@ LIT = "#ffb366"
 
 
 def _canvas(width: float, height: float, inches: float = 0.32) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(min(width * inches, 6.0), height * min(inches, 6.0 / width)))
+    inches = min(inches, 4.8 / width)
+    figure = Figure(figsize=(width * inches, height * inches))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
@@ -181,7 +182,7 @@ def separable() -> Figure:
 
 def phases(stride: int = 2, size: int = 8, kernel: int = 3) -> Figure:
     """A transposed convolution by phases: results of one colour read the same taps, none a zero between."""
-    figure, axes = _canvas(size + 13, size + 2)
+    figure, axes = _canvas(size + 10, size + 2)
     names = [*np.ndindex(stride, stride)]
     for row in range(size):
         for column in range(size):
@@ -189,8 +190,8 @@ def phases(stride: int = 2, size: int = 8, kernel: int = 3) -> Figure:
             _box(axes, 1 + column, 1 + row, 1, 1, COLOURS[phase])
     for place, (a, b) in enumerate(names):
         taps = len(range(a, kernel, stride)) * len(range(b, kernel, stride))
-        _box(axes, size + 3, 1.6 + place * 1.7, 1, 1, COLOURS[place])
-        _note(axes, size + 4.5, 2.1 + place * 1.7, f"phase {a},{b}: {taps} of {kernel * kernel} taps", ha="left")
+        _box(axes, size + 2, 1.6 + place * 1.7, 1, 1, COLOURS[place])
+        _note(axes, size + 3.4, 2.1 + place * 1.7, f"phase {a},{b}: {taps} of {kernel * kernel} taps", ha="left")
     return figure
 
 
