@@ -161,8 +161,8 @@ class Page:
         if figures and all(hasattr(figure, "savefig") for figure in figures):
             if not marks.get("figure"):
                 self.wrong(node, "a figure has no caption: # figure: caption")
-            last = [one is figures[-1] for one in figures]  # a row of figures has one caption, below the last
-            return below + [self.figure(one, marks, captioned=end) for one, end in zip(figures, last)]
+            ends = [one is figures[-1] for one in figures]  # a row of figures has one caption, below the last
+            return below + [self.figure(one, marks, captioned=at_end) for one, at_end in zip(figures, ends)]
         if "figure" in marks:
             self.wrong(node, f"the last expression is {type(result).__name__}, not a Figure")
         if result is not None:

@@ -81,9 +81,9 @@ def gather(taps: int = 3) -> Figure:
     for index, (r, s) in enumerate(np.ndindex(taps, taps)):
         _box(axes, 1.8 + s, 2.6 + r, 1, 1, COLOURS[index % 9])
         _box(axes, 9.5 + index, 3.6, 1, 1, COLOURS[index % 9])
-    for row in (1.6, 2.6, 4.6, 5.6, 6.6):
+    for top in (1.6, 2.6, 4.6, 5.6, 6.6):
         for index in range(taps * taps):
-            _box(axes, 9.5 + index, row, 1, 1)
+            _box(axes, 9.5 + index, top, 1, 1)
     _arrow(axes, (5.1, 4.1), (9.3, 4.1))
     _note(axes, 3.8, 0.8, "input")
     _note(axes, 14, 0.8, "tile of columns, in registers only")
