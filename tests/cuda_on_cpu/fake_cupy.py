@@ -174,6 +174,10 @@ def argmax(array: ndarray, axis: int) -> ndarray:
     return _made(np.asarray(np.argmax(array.host, axis)))
 
 
+def argsort(array: ndarray) -> ndarray:
+    return _made(np.argsort(array.host, kind="stable").astype(np.int64))
+
+
 def arange(count: int) -> ndarray:
     return _made(np.arange(count))
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from ...costs.constants import named_gpu
 from ...problem import Problem
 from ..base import Backend, Solver
-from . import conv, pool
+from . import conv, conv_deform, pool
 
 __all__ = ["BACKEND"]
 
@@ -113,7 +113,7 @@ class CupyBackend(Backend):
         return None if problem.array == "cupy" else _missing_gpu()
 
     def solvers(self) -> Sequence[Solver]:
-        return (*conv.SOLVERS, *pool.SOLVERS)
+        return (*conv.SOLVERS, *conv_deform.SOLVERS, *pool.SOLVERS)
 
 
 BACKEND = CupyBackend()

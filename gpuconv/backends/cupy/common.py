@@ -22,7 +22,17 @@ from ...packs.search import Found, any_packs, look_up_cuda, packs
 from ...problem import Call, Problem, itemsize
 from ..base import Plan, Solver
 
-__all__ = ["OPTIONS", "CupySolver", "Launch", "Results", "Strides", "Workspace", "capability", "device_index"]
+__all__ = [
+    "OPTIONS",
+    "CupySolver",
+    "Launch",
+    "Results",
+    "Sort",
+    "Strides",
+    "Workspace",
+    "capability",
+    "device_index",
+]
 
 OPTIONS = ("-std=c++17", "-I")
 """Options of the compiler.
@@ -60,6 +70,18 @@ class Launch:
     block: int
     arrays: tuple[str | None, ...]
     params: np.void | np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sort:
+    """A step between launches: the places of the first `count` elements of an array, in the order of its values.
+
+    Launches that come after it know the places, 64-bit integers, by the name `into`; equal elements keep their order.
+    """
+
+    array: str
+    count: int
+    into: str
 
 
 def device_index(device: str) -> int:
@@ -193,6 +215,13 @@ def _shared(kind: ArrayKind, array: Any) -> Any:
     return cupy.from_dlpack(array.view(torch.int16) if array.dtype is torch.bfloat16 else array)
 
 
+def _sorted(keys: Any) -> Any:
+    """Return the places of keys in their order. CuPy's sort is stable."""
+    import cupy
+
+    return cupy.argsort(keys)
+
+
 _NULL = np.zeros((), np.uintp)
 """A null pointer as an argument of a kernel. CuPy passes host arrays of one element by value, structs as well."""
 
@@ -216,7 +245,7 @@ class CupySolver(Solver):
         """Return the tile and the other choices of a plan, which ``explain`` shows."""
         return {}
 
-    def launches(self, problem: Any, strides: Strides, config: Mapping[str, Any]) -> list[Launch]:
+    def launches(self, problem: Any, strides: Strides, config: Mapping[str, Any]) -> Sequence[Launch | Sort]:
         """Return the launches that compute `problem`, in order; one with a grid of 0 blocks is left out."""
         raise NotImplementedError
 
@@ -254,6 +283,9 @@ class CupySolver(Solver):
         }
         shared = {name: _shared(kind, array) for name, array in (given | scratch).items()}
         for launch in memo["launches"]:
+            if isinstance(launch, Sort):
+                shared[launch.into] = _sorted(shared[launch.array][: launch.count])
+                continue
             if launch.grid == 0:
                 continue
             if launch.grid > _MOST_BLOCKS:
