@@ -138,10 +138,15 @@ FORMS: dict[str, Form] = {
     },
     **{
         f"{_named(name)}, eight phases and the whole epilogue": Form(
-            name, form.loop + form.moves, kind="transposed", stride=2, epilogue=EPILOGUES[form.epilogues], **VOLUME
+            name,
+            form.loop + form.moves,
+            kind="transposed",
+            stride=2,
+            epilogue=EPILOGUES.get(form.together or form.epilogues, {}),
+            **VOLUME,
         )
         for name, form in OF_PRODUCT.items()
-        if form.kernel == "tiles" and form.epilogues in EPILOGUES
+        if form.kernel == "tiles" and form.turned
     },
     **{
         f"{_named(name)}, four phases in tf32": Form(name, form.loop, kind="dgrad", dtype="float32", stride=2)

@@ -60,6 +60,8 @@ class Form:
         the blocks of a multiprocessor that it lets in.
     epilogues
         What stands behind the sums without spilling: ``all``, ``relu`` (anything but other activations) or ``none``.
+    together
+        The same of several phases in one launch; as ``epilogues`` where it is not said.
     turned
         Whether it reads weights turned, as data gradients do, without spilling.
     moves
@@ -81,6 +83,7 @@ class Form:
     limit: int | None = None
     resident: int = 1
     epilogues: str = "all"
+    together: str = ""
     turned: bool = True
     moves: int = 0
 
@@ -104,7 +107,9 @@ FORMS: dict[str, Form] = {
     "128x64": Form("tiles", 1, 128, 64, 1, (240, 24), 57, 799, limit=128, resident=2),
     "256x32": Form("tiles", 2, 128, 32, 1, (240, 24), 56, 560),
     "2 x 128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 46, 794, shared="weights"),
-    "2 x 256x128": Form("tiles", 2, 128, 256, 1, (240, 24), 58, 758, shared="pixels", epilogues="relu"),
+    "2 x 256x128": Form(
+        "tiles", 2, 128, 256, 1, (240, 24), 58, 758, shared="pixels", epilogues="relu", together="none"
+    ),
     "strips 4x64x128": Form("strips", 2, 64, 128, 4, (224, 48), 161, 915, lines=2, epilogues="relu", moves=33),
     "strips 6x64x128": Form("strips", 2, 64, 128, 2, (232, 40), 237, 1035, lines=3, epilogues="none"),
     "strips 8x64x64": Form("strips", 2, 64, 64, 2, (216, 56), 318, 1046, lines=4, epilogues="relu"),
@@ -276,7 +281,8 @@ def configs_of(problem: ConvProblem, phases: Sequence[Dense]) -> Iterator[dict[s
     dense = phases[0]
     stand = {"none": ("none", "relu", "all"), "relu": ("relu", "all"), "all": ("all",)}[epilogue_of(problem)]
     for name, form in FORMS.items():
-        if form.epilogues not in stand or form.turned < dense.turned or not all(takes(form, phase) for phase in phases):
+        stands = form.epilogues if len(phases) == 1 else form.together or form.epilogues
+        if stands not in stand or form.turned < dense.turned or not all(takes(form, phase) for phase in phases):
             continue
         wasted = form.channels_of_cta * (form.ctas if form.shared == "pixels" else 1) >= 2 * max(dense.channels, 32)
         if wasted or (form.shared and dense.item == 4):

@@ -193,13 +193,12 @@ def of_phase(values, phase, PHASES: gl.constexpr):
 
 
 @gluon.jit
-def steps_of_phase(taps, order, phase, c, BLOCK_C: gl.constexpr, PHASES: gl.constexpr):
-    """Return the blocks of channels of a phase, and its steps: of a phase without taps, one of zeros alone."""
-    t, r, s = of_phase(taps[0], phase, PHASES), of_phase(taps[1], phase, PHASES), of_phase(taps[2], phase, PHASES)
+def chunks_of(first, c, BLOCK_C: gl.constexpr, PHASES: gl.constexpr):
+    """Return the blocks of channels of a phase whose first tap is `first`: where no tap is, one, of zeros alone."""
     chunks = gl.cdiv(c, BLOCK_C)
     if PHASES > 1:
-        chunks = gl.where(of_phase(order, phase, PHASES) < 0, 1, chunks)
-    return chunks, t * r * s * chunks
+        chunks = gl.where(first < 0, 1, chunks)
+    return chunks
 
 
 @gluon.jit

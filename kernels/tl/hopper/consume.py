@@ -10,7 +10,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .common import advance, steps_of_phase, store_tile, tile_axes
+from .common import advance, of_phase, store_tile, tile_axes
 
 
 @gluon.jit
@@ -26,9 +26,7 @@ def consume_tiles(
     landed,
     vectors,
     sizes,
-    taps,
-    order,
-    c,
+    steps,
     programs,
     CONSUMER: gl.constexpr,
     TILE: gl.constexpr,
@@ -43,7 +41,7 @@ def consume_tiles(
 ):
     """Multiply and store the pixels of one box per tile. One product stays in flight: its slot is freed a step later.
 
-    Of several phases each has as many tiles; `taps` [t, r, s] and `order` are the taps, and the first one, of each.
+    Of several phases each has as many tiles, and steps of its own.
     OPERAND, if not None, is the layout in which a box of x is read, where its own is another one.
     """
     TILE_N: gl.constexpr = TILE[0]
@@ -71,10 +69,9 @@ def consume_tiles(
             of = tile // tiles
             within = tile % tiles
         n, o, p, q, k = tile_axes(within, tiles_n, sizes[1], tiles_p, tiles_q, tiles_k, GROUP)
-        _, steps = steps_of_phase(taps, order, of, c, BLOCK_C, PHASES)
         sums = warpgroup_mma_init(gl.zeros([BLOCK_M, BLOCK_K], gl.float32, LAYOUT))
         last = slot
-        for i in range(0, steps):
+        for i in range(0, of_phase(steps, of, PHASES)):
             mbarrier.wait(full.index(slot), phase)
             pixels = x_ring.index(slot * (ROWS * COLUMNS) + CONSUMER)
             if OPERAND is None:

@@ -240,8 +240,8 @@ def _conv_pixels_kernel(
     first = (first_d, first_h, first_w)
     step = (step_d, step_h, step_w)
     order = (tap_first, tap_step_d, tap_step_h, tap_step_w)
+    steps = (t * r * s * gl.cdiv(c, BLOCK_C),)  # of the one phase
     y_maps, residual_maps = (y_map,), (residual_map,)
-    each, firsts = ((t,), (r,), (s,)), (tap_first,)  # of the one phase
     TILE: gl.constexpr = (1, 1, BLOCK_M, 1, CONSUMERS, BLOCK_K, BLOCK_C, GROUP, STAGES)
     if CONSUMERS == 1:
         gl.warp_specialize(
@@ -249,7 +249,7 @@ def _conv_pixels_kernel(
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
-                     vectors, sizes, each, firsts, c, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
+                     vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
                      ROUND_EACH, PAIR, layout, OPERAND, 1),
                 ),
                 (
@@ -268,13 +268,13 @@ def _conv_pixels_kernel(
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
-                     vectors, sizes, each, firsts, c, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
+                     vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
                      ROUND_EACH, PAIR, layout, OPERAND, 1),
                 ),
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(1), full, empty, pair, landed.index(1),
-                     vectors, sizes, each, firsts, c, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
+                     vectors, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
                      ROUND_EACH, PAIR, layout, OPERAND, 1),
                 ),
                 (

@@ -9,7 +9,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
-from .common import advance, cluster_exit, halves, of_phase, one_binary, steps_of_phase, tile_axes
+from .common import advance, chunks_of, cluster_exit, halves, of_phase, one_binary, tile_axes
 from .consume import consume_tiles
 
 
@@ -58,13 +58,12 @@ def _tiles_produce(
             of = tile // tiles
             within = tile % tiles
         n, o, p, q, k = tile_axes(within, tiles_n, sizes[1], tiles_p, tiles_q, tiles_k, GROUP)
-        chunks, _ = steps_of_phase(taps, order[0], of, c, BLOCK_C, PHASES)
         tap0 = of_phase(order[0], of, PHASES)
         n0 = n * TILE_N
         o0 = o + of_phase(first[0], of, PHASES)
         p0 = p * (ROWS * TILE_P) + of_phase(first[1], of, PHASES)
         q0 = q * (COLUMNS * TILE_Q) + of_phase(first[2], of, PHASES)
-        for chunk in range(0, chunks):
+        for chunk in range(0, chunks_of(tap0, c, BLOCK_C, PHASES)):
             for t in range(0, of_phase(taps[0], of, PHASES)):
                 for r in range(0, of_phase(taps[1], of, PHASES)):
                     for s in range(0, of_phase(taps[2], of, PHASES)):
@@ -165,6 +164,10 @@ def multiply_tiles(
             mbarrier.init(pair.index(i), count=CONSUMERS)  # of each CTA
     for i in gl.static_range(CONSUMERS):
         mbarrier.init(landed.index(i), count=1)
+    steps = ()
+    for i in gl.static_range(PHASES):
+        chunks = chunks_of(order[0][i], c, BLOCK_C, PHASES)
+        steps = steps + (taps[0][i] * taps[1][i] * taps[2][i] * chunks,)
     TILE: gl.constexpr = (TILE_N, TILE_P, TILE_Q, ROWS, COLUMNS, BLOCK_K, BLOCK_C, GROUP, STAGES)
     if CONSUMERS == 1:
         gl.warp_specialize(
@@ -172,7 +175,7 @@ def multiply_tiles(
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
-                     vectors, sizes, taps, order[0], c, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
                      PAIR, layout, None, PHASES),
                 ),
                 (
@@ -190,13 +193,13 @@ def multiply_tiles(
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
-                     vectors, sizes, taps, order[0], c, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
                      PAIR, layout, None, PHASES),
                 ),
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(1), full, empty, pair, landed.index(1),
-                     vectors, sizes, taps, order[0], c, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     vectors, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
                      PAIR, layout, None, PHASES),
                 ),
                 (
@@ -214,19 +217,19 @@ def multiply_tiles(
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
-                     vectors, sizes, taps, order[0], c, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
                      PAIR, layout, None, PHASES),
                 ),
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(1), full, empty, pair, landed.index(1),
-                     vectors, sizes, taps, order[0], c, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     vectors, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
                      PAIR, layout, None, PHASES),
                 ),
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(2), full, empty, pair, landed.index(2),
-                     vectors, sizes, taps, order[0], c, programs, 2, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     vectors, sizes, steps, programs, 2, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
                      PAIR, layout, None, PHASES),
                 ),
                 (
