@@ -83,13 +83,14 @@ def _given(arguments: Mapping[str, Any], memory: _Memory) -> dict[str, Any]:
 def _execute(
     kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], options: Mapping[str, Any], seed: int,
     edits: Sequence[Edit],
-) -> None:  # fmt: skip
+) -> Executor:  # fmt: skip
     memory, machine = _Memory(), Executor(seed, options["num_ctas"])
     given = _given(arguments, memory)
     machine.grid = (*grid, 1, 1)[:3]
     function = getattr(rebuild(machine, MODULES, edits), kernel.name)
     machine.run(lambda: function(**given), machine.grid)
     memory.write_back()
+    return machine
 
 
 def record(
@@ -112,8 +113,14 @@ def record(
     return recorder
 
 
-def run(plan: Plan, arrays: Mapping[str, torch.Tensor | None], seed: int = 0, edits: Sequence[Edit] = ()) -> Any:
-    """Return what a plan computes for tensors of the CPU, with pieces of the Hopper kernels' source replaced."""
+def run(
+    plan: Plan, arrays: Mapping[str, torch.Tensor | None], seed: int = 0, edits: Sequence[Edit] = (),
+    machines: list[Executor] | None = None,
+) -> Any:  # fmt: skip
+    """Return what a plan computes for tensors of the CPU, with pieces of the Hopper kernels' source replaced.
+
+    The machines that ran the kernels, which have counted bytes and products, are added to `machines`.
+    """
     repair_interpreter()
     problem: Any = placed(plan.problem, device="cpu", array="torch")
     ran = []
@@ -121,7 +128,9 @@ def run(plan: Plan, arrays: Mapping[str, torch.Tensor | None], seed: int = 0, ed
     def listen(_: Any, kernel: Any, grid: tuple[int, ...], arguments: Any, options: Any) -> None:
         ran.append(kernel.id)
         if kernel.module.startswith("hopper."):
-            _execute(kernel, grid, arguments, options, seed, edits)
+            machine = _execute(kernel, grid, arguments, options, seed, edits)
+            if machines is not None:
+                machines.append(machine)
         else:
             kernel.load()[grid](**for_triton(arguments), **options)
 

@@ -138,6 +138,21 @@ def test_phases_that_no_launch_has_are_launched_one_by_one() -> None:
         assert "4 phases in one launch" in str(SOLVER.others(SOLVER.bind(SMALL, _config(SMALL, "256x64"))))
 
 
+def test_bytes_are_those_of_the_description() -> None:
+    """Four phases of one tile each: nine taps of 256 positions and 64 channels, 64 of 2 bytes each."""
+    problem = _problem_of("dgrad", (1, 64, 32, 32), (64, 64, 3, 3), (2, 2), (1, 1), (0, 0))
+    config = _config(problem, "256x64")
+    machines: list[Any] = []
+    with assuming(HOPPER):
+        run(SOLVER.bind(problem, config), _arrays(problem, 0), machines=machines)
+        work = SOLVER.work(problem, [config])
+    (machine,) = machines
+    stored = 256 * 64 * 2
+    assert machine.loaded_bytes == 9 * (256 + 64) * 64 * 2
+    assert (work.programs, work.launches) == (4, 1)
+    assert work.l2_bytes == 4 * (256 + 64) * 64 * 2 + stored  # of the busiest program, which has the longest phase
+
+
 CONSUME, PRODUCE = "consume_tiles", "_tiles_produce"
 
 FAULTS: dict[str, tuple[ConvProblem, Edit]] = {

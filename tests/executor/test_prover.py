@@ -198,7 +198,7 @@ def test_products_of_what_was_written_without_a_fence_are_found():
 
 def test_what_begins_and_ends_in_one_step_is_seen_by_others():
     """Two consumers store through one staging buffer, and each waits for its store at once."""
-    stored = "        tma.async_store(y_map, at, staging)\n"
+    stored = "        store_box_of_phase(y_maps, phase, at, staging, PHASES)\n"
     source = inspect.getsource(tiles.multiply_tiles.fn)
     start = source.index("elif CONSUMERS == 2")
     second = source[start : source.index("staging.index(1)", start) + len("staging.index(1)")]

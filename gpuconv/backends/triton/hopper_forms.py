@@ -252,11 +252,16 @@ def takes(form: Form, dense: Dense) -> bool:
     return True
 
 
+def _in_one(form: Form, phases: Sequence[Dense]) -> bool:
+    """Tell whether one launch computes phases of a gradient; parts of images are none."""
+    return form.kernel == "tiles" and 1 < len(phases) <= MOST_TOGETHER and phases[0].spread != (1, 1, 1)
+
+
 def launched(form: Form, phases: Sequence[Dense], block_c: int) -> list[list[Dense]]:
     """Return the phases of each launch: all in one where a kernel does that, those of most steps first."""
-    if form.kernel != "tiles" or len(phases) > MOST_TOGETHER:
-        return [[phase] for phase in phases]
-    return [sorted(phases, key=lambda phase: -phase.steps(block_c))]
+    if _in_one(form, phases):
+        return [sorted(phases, key=lambda phase: -phase.steps(block_c))]
+    return [[phase] for phase in phases]
 
 
 def block_channels(dense: Dense) -> list[int]:
@@ -281,7 +286,7 @@ def configs_of(problem: ConvProblem, phases: Sequence[Dense]) -> Iterator[dict[s
     dense = phases[0]
     stand = {"none": ("none", "relu", "all"), "relu": ("relu", "all"), "all": ("all",)}[epilogue_of(problem)]
     for name, form in FORMS.items():
-        stands = form.epilogues if len(phases) == 1 else form.together or form.epilogues
+        stands = form.together or form.epilogues if _in_one(form, phases) else form.epilogues
         if stands not in stand or form.turned < dense.turned or not all(takes(form, phase) for phase in phases):
             continue
         wasted = form.channels_of_cta * (form.ctas if form.shared == "pixels" else 1) >= 2 * max(dense.channels, 32)
