@@ -137,13 +137,13 @@ FORMS: dict[str, Form] = {
         if form.kernel == "tiles" and form.turned
     },
     **{
-        f"{_named(name)}, eight phases and the whole epilogue": Form(
+        f"{_named(name)}, {form.phases} phases and the whole epilogue": Form(
             name,
             form.loop + form.moves,
             kind="transposed",
             stride=2,
-            epilogue=EPILOGUES.get(form.together or form.epilogues, {}),
-            **VOLUME,
+            epilogue=EPILOGUES[form.epilogues],
+            **(VOLUME if form.phases == 8 else {}),
         )
         for name, form in OF_PRODUCT.items()
         if form.kernel == "tiles" and form.turned

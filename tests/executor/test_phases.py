@@ -19,7 +19,7 @@ from test_plans import HOPPER, _arrays, _problem_of, _reference
 from gpuconv.backends.triton import conv_hopper
 from gpuconv.backends.triton.conv_hopper import SOLVERS
 from gpuconv.backends.triton.dry import launches_of_plan
-from gpuconv.backends.triton.hopper_forms import FORMS, MOST_TOGETHER
+from gpuconv.backends.triton.hopper_forms import FORMS
 from gpuconv.backends.triton.hopper_view import phases_of
 from gpuconv.costs.constants import assuming
 from gpuconv.problem import ConvProblem
@@ -59,7 +59,7 @@ def _drawn(form: str, number: int) -> tuple[ConvProblem, dict[str, Any]]:
             if min(problem.output_size) < 1 or SOLVER.why_not(problem) is not None:
                 continue
             configs = [config for config in SOLVER.variants(problem) if config["form"] == form]
-        if configs and 2 <= len(phases_of(problem)) <= MOST_TOGETHER:
+        if configs and 2 <= len(phases_of(problem)) <= FORMS[form].phases:
             return problem, rng.choice(configs)
 
 
@@ -132,7 +132,7 @@ def test_phases_that_no_launch_has_are_launched_one_by_one() -> None:
     assert [launch.kernel.name for launch in launches] == ["_conv_tiles_kernel"] * 12
     torch.testing.assert_close(*_found(problem, config, 0), rtol=0, atol=0)
     with assuming(HOPPER):
-        assert "12 phases in launches of their own, as one has at most 8" in str(
+        assert "12 phases in launches of their own, as one of this form has at most 8" in str(
             SOLVER.others(SOLVER.bind(problem, config))
         )
         assert "4 phases in one launch" in str(SOLVER.others(SOLVER.bind(SMALL, _config(SMALL, "256x64"))))

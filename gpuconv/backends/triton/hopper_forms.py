@@ -60,8 +60,8 @@ class Form:
         the blocks of a multiprocessor that it lets in.
     epilogues
         What stands behind the sums without spilling: ``all``, ``relu`` (anything but other activations) or ``none``.
-    together
-        The same of several phases in one launch; as ``epilogues`` where it is not said.
+    phases
+        Phases of one launch at most, which are chosen among without spilling.
     turned
         Whether it reads weights turned, as data gradients do, without spilling.
     moves
@@ -83,7 +83,7 @@ class Form:
     limit: int | None = None
     resident: int = 1
     epilogues: str = "all"
-    together: str = ""
+    phases: int = MOST_TOGETHER
     turned: bool = True
     moves: int = 0
 
@@ -100,16 +100,14 @@ class Form:
 
 FORMS: dict[str, Form] = {
     "256x128": Form("tiles", 2, 128, 128, 2, (240, 24), 56, 700),
-    "128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 44, 728),
+    "128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 44, 728, phases=4),
     "192x256": Form("tiles", 3, 64, 256, 4, (160, 24), 56, 666, instruction=128, epilogues="none", turned=False),
     "128x128": Form("tiles", 2, 64, 128, 2, (240, 24), 44, 608),
     "256x64": Form("tiles", 2, 128, 64, 1, (240, 24), 56, 580),
     "128x64": Form("tiles", 1, 128, 64, 1, (240, 24), 57, 799, limit=128, resident=2),
     "256x32": Form("tiles", 2, 128, 32, 1, (240, 24), 56, 560),
-    "2 x 128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 46, 794, shared="weights"),
-    "2 x 256x128": Form(
-        "tiles", 2, 128, 256, 1, (240, 24), 58, 758, shared="pixels", epilogues="relu", together="none"
-    ),
+    "2 x 128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 46, 794, shared="weights", phases=4),
+    "2 x 256x128": Form("tiles", 2, 128, 256, 1, (240, 24), 58, 758, shared="pixels", epilogues="relu", phases=4),
     "strips 4x64x128": Form("strips", 2, 64, 128, 4, (224, 48), 161, 915, lines=2, epilogues="relu", moves=33),
     "strips 6x64x128": Form("strips", 2, 64, 128, 2, (232, 40), 237, 1035, lines=3, epilogues="none"),
     "strips 8x64x64": Form("strips", 2, 64, 64, 2, (216, 56), 318, 1046, lines=4, epilogues="relu"),
@@ -254,7 +252,7 @@ def takes(form: Form, dense: Dense) -> bool:
 
 def _in_one(form: Form, phases: Sequence[Dense]) -> bool:
     """Tell whether one launch computes phases of a gradient; parts of images are none."""
-    return form.kernel == "tiles" and 1 < len(phases) <= MOST_TOGETHER and phases[0].spread != (1, 1, 1)
+    return form.kernel == "tiles" and 1 < len(phases) <= form.phases and phases[0].spread != (1, 1, 1)
 
 
 def launched(form: Form, phases: Sequence[Dense], block_c: int) -> list[list[Dense]]:
@@ -286,8 +284,7 @@ def configs_of(problem: ConvProblem, phases: Sequence[Dense]) -> Iterator[dict[s
     dense = phases[0]
     stand = {"none": ("none", "relu", "all"), "relu": ("relu", "all"), "all": ("all",)}[epilogue_of(problem)]
     for name, form in FORMS.items():
-        stands = form.together or form.epilogues if _in_one(form, phases) else form.epilogues
-        if stands not in stand or form.turned < dense.turned or not all(takes(form, phase) for phase in phases):
+        if form.epilogues not in stand or form.turned < dense.turned or not all(takes(form, phase) for phase in phases):
             continue
         wasted = form.channels_of_cta * (form.ctas if form.shared == "pixels" else 1) >= 2 * max(dense.channels, 32)
         if wasted or (form.shared and dense.item == 4):
