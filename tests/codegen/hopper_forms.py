@@ -134,7 +134,7 @@ FORMS: dict[str, Form] = {
     **{
         f"{_named(name)}, four phases": Form(name, form.loop, kind="dgrad", stride=2)
         for name, form in OF_PRODUCT.items()
-        if form.kernel == "tiles" and form.turned
+        if form.kernel == "tiles" and form.turned and form.phases > 1
     },
     **{
         f"{_named(name)}, {form.phases} phases and the whole epilogue": Form(
@@ -146,7 +146,7 @@ FORMS: dict[str, Form] = {
             **(VOLUME if form.phases == 8 else {}),
         )
         for name, form in OF_PRODUCT.items()
-        if form.kernel == "tiles" and form.turned
+        if form.kernel == "tiles" and form.turned and form.phases > 1
     },
     **{
         f"{_named(name)}, four phases in tf32": Form(name, form.loop, kind="dgrad", dtype="float32", stride=2)

@@ -25,7 +25,7 @@ from gpuconv.costs.constants import assuming
 from gpuconv.problem import ConvProblem
 
 SOLVER = SOLVERS[1]
-TOGETHER = tuple(name for name, form in FORMS.items() if form.kernel == "tiles")
+TOGETHER = tuple(name for name, form in FORMS.items() if form.phases > 1 and form.kernel == "tiles")
 CHANNELS = {"32": (1, 5), "64": (5, 8), "128": (9, 12), "256": (17, 20)}
 """Eighths of channels of the result that forms of so many channels are for."""
 

@@ -164,9 +164,7 @@ class HopperConv(HopperSolver):
         form = FORMS[plan.config["form"]]
         how = f"{len(phases)} phases in one launch"
         if len(launched(form, phases, plan.config["BLOCK_C"])) > 1:
-            why = (
-                f"one has at most {MOST_TOGETHER}" if len(phases) > MOST_TOGETHER else f"{form.kernel} have one height"
-            )
+            why = f"one of this form has at most {form.phases}" if form.kernel == "tiles" else "strips have one height"
             how = f"{len(phases)} phases in launches of their own, as {why}"
         return f"{how}; {found}" if found else how
 
