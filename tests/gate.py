@@ -71,6 +71,10 @@ PARTS: Mapping[str, int] = {
     "test_plans::test_images_in_parts": 4,
     "test_plans::test_columns_as_channels": 3,
     "test_plans::test_operands_that_lie_oddly": 6,
+    "test_phases::test_phases_of_one_launch": 7,
+    "test_phases::test_every_seed": 6,
+    "test_phases::test_fault_is_noticed": 2,
+    "test_phases::test_no_fault_is_reachable": 2,
     "test_prover::test_wrong_results_are_noticed": 2,
     "test_prover::test_fault_is_found_by_the_search": 2,
     # tests/cuda_on_cpu

@@ -13,7 +13,7 @@
 
 #define MOST_PARAMETERS 512 /* of 8 bytes: 4 KiB, what CUDA allows by default */
 #define MOST_POINTERS 64    /* that a call brings */
-#define MOST_MAPS 8         /* of one kernel */
+#define MOST_MAPS 18        /* of one kernel: x, w, and results and residuals of 8 phases */
 #define NAME "gpuconv.plan"
 
 typedef struct {

@@ -131,7 +131,28 @@ FORMS: dict[str, Form] = {
         if form.epilogues in EPILOGUES
     },
     "tiles 256x128 of 32 channels": Form("256x128", 45, channels=(32, 128), block_c=32),
-    "tiles 256x128, a phase of a gradient": Form("256x128", 56, kind="dgrad", stride=2),
+    **{
+        f"{_named(name)}, four phases": Form(name, form.loop, kind="dgrad", stride=2)
+        for name, form in OF_PRODUCT.items()
+        if form.kernel == "tiles" and form.turned and form.phases > 1
+    },
+    **{
+        f"{_named(name)}, {form.phases} phases and the whole epilogue": Form(
+            name,
+            form.loop + form.moves,
+            kind="transposed",
+            stride=2,
+            epilogue=EPILOGUES[form.epilogues],
+            **(VOLUME if form.phases == 8 else {}),
+        )
+        for name, form in OF_PRODUCT.items()
+        if form.kernel == "tiles" and form.turned and form.phases > 1
+    },
+    **{
+        f"{_named(name)}, four phases in tf32": Form(name, form.loop, kind="dgrad", dtype="float32", stride=2)
+        for name, form in OF_PRODUCT.items()
+        if form.kernel == "tiles" and not form.shared
+    },
     "pixels 256x128 of volumes": Form("pixels 256x128", 56, stride=2, **VOLUME),
     **{
         f"{_named(name)}, tf32": Form(name, form.loop, dtype="float32", stride=2 if form.kernel == "pixels" else 1)

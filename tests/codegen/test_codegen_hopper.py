@@ -27,6 +27,7 @@ FORMS = hopper_forms.FORMS
 FEW = (
     "tiles 128x256",
     "tiles 2 x 128x256",
+    "tiles 256x128, four phases",
     "strips 4x64x128, whole epilogue",
     "pixels 256x128",
     "weight gradient 64x64x3",

@@ -33,6 +33,12 @@ LAYERS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], dict[s
     "3x3x3 32 gradient": ((32, 32, 24, 24, 24), (32, 32, 3, 3, 3), {"padding": 1}, {"kind": "dgrad"}),
     "7 of 32": ((32, 32, 51200), (32, 32, 7), {"padding": 3}, {"bias": True}),
     "7 of 64 dilated": ((32, 64, 12800), (64, 64, 7), {"padding": 15, "dilation": 5}, {}),
+    "9 of 64": ((32, 64, 12800), (64, 64, 9), {"padding": 4}, {"bias": True, "activation": "relu"}),
+    "11 of 32": ((32, 32, 51200), (32, 32, 11), {"padding": 5}, {"bias": True}),
+    "11 of 32 dilated gradient": ((32, 32, 51200), (32, 32, 11), {"padding": 25, "dilation": 5}, {"kind": "dgrad"}),
+    "11 of 64 dilated": ((32, 64, 12800), (64, 64, 11), {"padding": 15, "dilation": 3}, {"bias": True}),
+    "12 of 32 epilogue": ((32, 32, 51200), (32, 32, 12), {"padding": 6}, WHOLE),
+    "14 of 32": ((32, 32, 51200), (32, 32, 14), {"padding": 7}, {}),
     "3 of 64": ((32, 64, 12800), (64, 64, 3), {"padding": 1}, {"bias": True}),
     "7 of 32 to 1": ((32, 32, 51200), (1, 32, 7), {"padding": 3}, {"bias": True}),
     "3x3 192 to 64 gradient": ((32, 192, 512, 512), (64, 192, 3, 3), {"padding": 1}, {"kind": "dgrad"}),
@@ -40,7 +46,7 @@ LAYERS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], dict[s
 }
 """Layers of the workloads, channels-last, and what is changed of their forward problems."""
 
-TAKEN = tuple(LAYERS) if FULL else ("3x3 64 gradient", "3x3x3 32", "7 of 64 dilated")
+TAKEN = tuple(LAYERS) if FULL else ("3x3 64 gradient", "3x3x3 32", "7 of 64 dilated", "14 of 32")
 
 
 def problem_of(name: str) -> ConvProblem:

@@ -12,11 +12,11 @@ from machine import Executor, Machine
 from prover import Recorder
 from tensors import Layout, Map, MapIm2col, Pointer
 
-from gpuconv.kernels.tl.hopper import common, consume, pixels, strips, tiles, wgrad
+from gpuconv.kernels.tl.hopper import common, consume, phases, pixels, strips, tiles, wgrad
 
 __all__ = ["Case", "Operands", "execute", "record"]
 
-MODULES = (common, consume, tiles, strips, pixels, wgrad)
+MODULES = (common, consume, tiles, phases, strips, pixels, wgrad)
 VECTORS = ("bias", "scale", "shift")
 WHOLE = Layout()
 

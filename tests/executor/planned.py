@@ -6,15 +6,16 @@ every constant.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from gluon_model import rebuild
+from gluon_model import Edit, rebuild
 from hopper_cases import MODULES
 from machine import Executor
+from prover import Recorder
 from tensors import Layout, Map, MapIm2col, Pointer
 
 from gpuconv.arrays import TORCH
@@ -24,7 +25,7 @@ from gpuconv.backends.triton.launch import for_triton, listening
 from gpuconv.launcher.maps import MapType, TensorMap
 from gpuconv.problem import Call, placed
 
-__all__ = ["run"]
+__all__ = ["record", "run"]
 
 
 class _Memory:
@@ -66,8 +67,8 @@ def _map(map: TensorMap, memory: _Memory) -> Map:
     return MapIm2col(array, map.type.box, strides=map.steps, lower=map.lower, upper=map.upper, **known)
 
 
-def _execute(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], options: Mapping[str, Any], seed: int):
-    memory, machine = _Memory(), Executor(seed, options["num_ctas"])
+def _given(arguments: Mapping[str, Any], memory: _Memory) -> dict[str, Any]:
+    """Return arguments as the machine has them."""
     given = {}
     for name, value in arguments.items():
         if isinstance(value, TensorMap):
@@ -76,14 +77,50 @@ def _execute(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], o
             given[name] = Pointer(memory.flat(value)[value.storage_offset() :])
         else:
             given[name] = value
+    return given
+
+
+def _execute(
+    kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], options: Mapping[str, Any], seed: int,
+    edits: Sequence[Edit],
+) -> Executor:  # fmt: skip
+    memory, machine = _Memory(), Executor(seed, options["num_ctas"])
+    given = _given(arguments, memory)
     machine.grid = (*grid, 1, 1)[:3]
-    function = getattr(rebuild(machine, MODULES), kernel.name)
+    function = getattr(rebuild(machine, MODULES, edits), kernel.name)
     machine.run(lambda: function(**given), machine.grid)
     memory.write_back()
+    return machine
 
 
-def run(plan: Plan, arrays: Mapping[str, torch.Tensor | None], seed: int = 0) -> Any:
-    """Return what a plan computes for tensors of the CPU."""
+def record(
+    plan: Plan, arrays: Mapping[str, torch.Tensor | None], edits: Sequence[Edit] = (), **changes: Any
+) -> Recorder:
+    """Record the one launch of a plan of a Hopper kernel, with all tiles in one program and changed arguments."""
+    problem: Any = placed(plan.problem, device="cpu", array="torch")
+    found: list[Recorder] = []
+
+    def listen(_: Any, kernel: Any, grid: tuple[int, ...], arguments: Any, options: Any) -> None:
+        machine = Recorder(options["num_ctas"])
+        machine.grid = (1, 1, 1)
+        function = getattr(rebuild(machine, MODULES, edits), kernel.name)
+        given = _given(arguments, _Memory()) | {"programs": 1} | changes
+        found.append(machine.record(lambda: function(**given)))
+
+    with listening(listen):
+        replace(plan, problem=problem).run(Call(problem, arrays, TORCH))
+    (recorder,) = found
+    return recorder
+
+
+def run(
+    plan: Plan, arrays: Mapping[str, torch.Tensor | None], seed: int = 0, edits: Sequence[Edit] = (),
+    machines: list[Executor] | None = None,
+) -> Any:  # fmt: skip
+    """Return what a plan computes for tensors of the CPU, with pieces of the Hopper kernels' source replaced.
+
+    The machines that ran the kernels, which have counted bytes and products, are added to `machines`.
+    """
     repair_interpreter()
     problem: Any = placed(plan.problem, device="cpu", array="torch")
     ran = []
@@ -91,7 +128,9 @@ def run(plan: Plan, arrays: Mapping[str, torch.Tensor | None], seed: int = 0) ->
     def listen(_: Any, kernel: Any, grid: tuple[int, ...], arguments: Any, options: Any) -> None:
         ran.append(kernel.id)
         if kernel.module.startswith("hopper."):
-            _execute(kernel, grid, arguments, options, seed)
+            machine = _execute(kernel, grid, arguments, options, seed, edits)
+            if machines is not None:
+                machines.append(machine)
         else:
             kernel.load()[grid](**for_triton(arguments), **options)
 

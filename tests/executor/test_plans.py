@@ -309,6 +309,26 @@ def test_columns_as_channels(name: str) -> None:
         _check(problem, DENSE[1], config, number)
 
 
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("problem", "merged"),
+    [
+        (_problem_of("transposed", (3, 16, 48), (40, 16, 8), (4,), (2,), dtype="float16"), 2),
+        (_problem_of("transposed", (2, 24, 5, 24), (40, 24, 3, 16), (2, 8), (1, 4)), 4),
+        (_problem_of("dgrad", (2, 24, 36), (40, 24, 6), (6,), (3,)), 3),
+    ],
+)
+def test_some_columns_as_channels(problem: ConvProblem, merged: int, seed: int) -> None:
+    """As many as divide stride, window, pad and size: the rest of the stride is phases, in one launch."""
+    assert columns_as_channels(problem) == merged
+    if problem.kind == "transposed":
+        problem = replace(problem, bias=True, scale=True, shift=True, residual=True, activation="relu")
+    with assuming(HOPPER):
+        configs = {config["form"]: config for config in DENSE[1].variants(problem)}
+    for number, config in enumerate(configs.values()):
+        _check(problem, DENSE[1], config, 2 * number + seed)
+
+
 @pytest.mark.parametrize(
     "other",
     [

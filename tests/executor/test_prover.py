@@ -105,7 +105,7 @@ FAULTS = {
     "sums read before the last products": (TILES, [(CONSUME, "sums = warpgroup_mma_wait(0, deps=[sums])", "pass")]),
     "one of two consumers counted": (
         TILES,
-        [("_conv_tiles_kernel", "init(empty.index(i), count=CONSUMERS)", "init(empty.index(i), count=1)")],
+        [("multiply_tiles", "init(empty.index(i), count=CONSUMERS)", "init(empty.index(i), count=1)")],
     ),
     "bytes of x alone expected": (TILES, [(TILES_PRODUCE, " + w_map.nbytes_per_cta", "")]),
     "bytes of one box of two expected": (TILES, [(TILES_PRODUCE, "ROWS * COLUMNS * x_map.nbytes", "x_map.nbytes")]),
@@ -134,7 +134,7 @@ FAULTS = {
     ),
     "pair counts one CTA": (
         replace(SHARED["tiles-weights"], rows=2),
-        [("_conv_tiles_kernel", "init(pair.index(i), count=CONSUMERS)", "init(pair.index(i), count=CONSUMERS // 2)")],
+        [("multiply_tiles", "init(pair.index(i), count=CONSUMERS)", "init(pair.index(i), count=CONSUMERS // 2)")],
     ),
     # strips
     "strips freed a tap early": (
@@ -198,12 +198,12 @@ def test_products_of_what_was_written_without_a_fence_are_found():
 
 def test_what_begins_and_ends_in_one_step_is_seen_by_others():
     """Two consumers store through one staging buffer, and each waits for its store at once."""
-    stored = "        tma.async_store(y_map, at, staging)\n"
-    source = inspect.getsource(tiles._conv_tiles_kernel.fn)
+    stored = "        store_box_of_phase(y_maps, phase, at, staging, PHASES)\n"
+    source = inspect.getsource(tiles.multiply_tiles.fn)
     start = source.index("elif CONSUMERS == 2")
     second = source[start : source.index("staging.index(1)", start) + len("staging.index(1)")]
     case = replace(TILES, taps=(1, 1, 1), padding=(0, 0, 0)).planting(
-        ("_conv_tiles_kernel", second, second.replace("staging.index(1)", "staging.index(0)")),
+        ("multiply_tiles", second, second.replace("staging.index(1)", "staging.index(0)")),
         (STORE, stored, stored + "        tma.store_wait(0)\n"),
     )
     with pytest.raises(KernelError, match="still reads"):
@@ -213,8 +213,8 @@ def test_what_begins_and_ends_in_one_step_is_seen_by_others():
 def test_a_cluster_barrier_before_the_partitions_is_none_at_the_exit():
     start = "    if CONSUMERS == 1:\n        gl.warp"
     case = replace(SHARED["tiles-weights"], taps=(1, 1, 1), padding=(0, 0, 0), rows=1, size=(1, 4, 8)).planting(
-        ("_conv_tiles_kernel", "    cluster_exit(PAIR)", "    pass"),
-        ("_conv_tiles_kernel", start, f"    cluster_exit(PAIR)\n{start}"),
+        ("multiply_tiles", "    cluster_exit(PAIR)", "    pass"),
+        ("multiply_tiles", start, f"    cluster_exit(PAIR)\n{start}"),
     )
     with pytest.raises(KernelError, match="exited"):
         prove(record(case))

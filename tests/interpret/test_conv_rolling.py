@@ -53,7 +53,10 @@ def test_cases_are_distinct_and_cover_everything():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("ndim", "branch"), ((1, "long"), (2, "two blocks of channels"), (3, "plain"), (2, "dilated")))
+@pytest.mark.parametrize(
+    ("ndim", "branch"),
+    ((1, "long"), (1, "eleven rows"), (2, "two blocks of channels"), (2, "sixteen rows"), (3, "plain"), (2, "dilated")),
+)
 def test_small_integers_are_exact(kind, ndim, branch):
     inputs = Inputs(Case(ndim, "channels_last", "float16", branch, kind), integers=True)
     expected = inputs.call("numpy", torch.Tensor.double)
@@ -102,7 +105,8 @@ def _layer(*size: int, c: int = 64, k: int = 64, taps: int = 3) -> tuple[torch.T
 
 
 @pytest.mark.parametrize(
-    ("size", "c", "taps", "dilation"), (((128, 128), 64, 3, 1), ((24, 24, 24), 32, 3, 1), ((51200,), 32, 7, 5))
+    ("size", "c", "taps", "dilation"),
+    (((128, 128), 64, 3, 1), ((24, 24, 24), 32, 3, 1), ((51200,), 32, 7, 5), ((51200,), 32, 11, 3)),
 )
 def test_dispatcher_takes_it_by_itself(size, c, taps, dilation):
     """For layers of the networks: a decoder's, one of volumes, and one of a vocoder, dilated."""
@@ -123,7 +127,7 @@ def test_refusals_name_the_reason():
     assert "takes one group, not 2" in why(x, w[:, :16], groups=2)
     assert "pads with zeros alone, not circular" in why(x, w, padding=1, padding_mode="circular")
     assert "multiplies 16 channels at a time, which 20 are no multiple of" in why(x[:, :20], w[:, :20])
-    assert "goes down an axis of stride 1 with 2 to 8 taps, which (3, 3) by (2, 2) has not" in why(x, w, stride=2)
+    assert "goes down an axis of stride 1 with 2 to 16 taps, which (3, 3) by (2, 2) has not" in why(x, w, stride=2)
     x, w = _layer(14, 14, c=512, k=512)
     assert "has no tile that keeps weights of 512 channels and (3, 3) taps in shared memory" in why(x, w)
     gradient = gpuconv.explain(gpuconv.conv_transpose2d, x, w, stride=2, backend="triton")
@@ -186,6 +190,7 @@ PROBES = (
     Case(3, "channels_last", "float16", "stride across"),
     Case(2, "gaps", "float16", "epilogue"),
     Case(1, "channels_last", "float16", "long", "dgrad"),
+    Case(1, "channels_last", "float16", "sixteen rows"),
     Case(3, "channels_last", "bfloat16", "plain", "dgrad"),
 )
 
@@ -203,6 +208,7 @@ MUTANTS = {
     "a row opens with its last tap": ("sums = sums + (products[0],)", "sums = sums + (products[R - 1],)"),
     "rows closed early": ("(i >= R - 1) & (at_p < p)", "(i >= R - 2) & (at_p < p)"),
     "rows after the last": ("(i >= R - 1) & (at_p < p)", "(i >= R - 1)"),
+    "halves of 16 rows exchanged": ("pieces(low, BM, 8, BO) + pieces(high,", "pieces(high, BM, 8, BO) + pieces(low,"),
     "rest of the rows forgotten": ("return found + pieces(rest", "return found + pieces(rest * 0"),
     "weights of the first rows again": ("r = FIRST + side // BLOCK_N", "r = side // BLOCK_N"),
     "block of channels ignored": ("(b * BLOCK_K + depth) * x_stride_c", "depth * x_stride_c"),

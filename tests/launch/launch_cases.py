@@ -32,7 +32,7 @@ UNALIGNED = unaligned(half(1, 32, 8, 8, last=False))
 COLUMNS = half(2, 36, 144)
 MANY_X, MANY_DY = half(8, 32, 12, 12), half(8, 32, 12, 12)
 WIDE_X, WIDE_W, WIDE_B = half(2, 64, 12, 12), half(256, 64, 3, 3), half(256)
-WIDE_DY = half(2, 256, 12, 12)
+WIDE_DY, WIDE_RESULT, B64 = half(2, 256, 12, 12), half(2, 64, 24, 24), half(64)
 CONTIGUOUS_X, CONTIGUOUS_W = half(2, 64, 12, 12, last=False), half(256, 64, 3, 3, last=False)
 LEAVES = [tensor.clone().requires_grad_() for tensor in (MANY_X, W, B)]
 POSITIONS = torch.arange(144).view(12, 12).expand(2, 32, 12, 12).to(memory_format=LAST)
@@ -75,6 +75,16 @@ OF_HOPPER: dict[str, tuple[int, Callable[[], Any]]] = {
     "hopper dgrad": (
         1,
         lambda: gpuconv.conv2d_input_grad(WIDE_X.shape, WIDE_W, WIDE_DY, padding=1, backend=DGRAD),
+    ),
+    "hopper dgrad of stride 2": (
+        1,
+        lambda: gpuconv.conv2d_input_grad((2, 64, 23, 24), WIDE_W, WIDE_DY, stride=2, padding=1, backend=DGRAD),
+    ),
+    "hopper transposed of stride 2, residual": (
+        1,
+        lambda: gpuconv.conv_transpose2d(
+            WIDE_DY, WIDE_W, B64, stride=2, padding=1, output_padding=1, residual=WIDE_RESULT, backend=DGRAD
+        ),
     ),
     "hopper wgrad": (2, lambda: gpuconv.conv2d_weight_grad(WIDE_X, WIDE_W.shape, WIDE_DY, padding=1, backend=WGRAD)),
 }

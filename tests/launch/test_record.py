@@ -170,7 +170,7 @@ def test_an_array_that_comes_twice_is_two_arrays(gpu: StubGpu) -> None:
         ((None, 0, 1, ((1, (1, 1, 1), 32, 0, 1, (bytes(8),) * 513),)), "at most 512 parameters"),
         ((None, 0, 1, ((1, (1, 1, 1), 32, 0, (bytes(8),)),)), "a kernel has 6 facts"),
         ((None, 0, 1, ((1, (1, 1, 1), 32, 0, 1, ((0, 0, bytes(127)),)),)), "a tensor map has 128 bytes"),
-        ((None, 0, 1, ((1, (1, 1, 1), 32, 0, 1, ((0, 0, bytes(128)),) * 9),)), "at most 8 tensor maps"),
+        ((None, 0, 1, ((1, (1, 1, 1), 32, 0, 1, ((0, 0, bytes(128)),) * 19),)), "at most 18 tensor maps"),
     ],
 )
 def test_a_bad_plan_is_refused(gpu: StubGpu, arguments: tuple[Any, ...], error: str) -> None:

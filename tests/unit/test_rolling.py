@@ -63,7 +63,12 @@ def test_it_goes_down_the_axis_of_most_taps(size: Any, taps: Any, stride: Any, o
 
 
 def test_tiles_fit_and_cover_the_filter_rows() -> None:
-    for problem in (problem_of(64, 64), problem_of(20, 20, 20, c=32, k=32), problem_of(900, taps=7)):
+    for problem in (
+        problem_of(64, 64),
+        problem_of(20, 20, 20, c=32, k=32),
+        problem_of(900, taps=7),
+        problem_of(900, taps=11),
+    ):
         configs = list(rolling_tiles(problem))
         costs, rows = RollingCosts(problem, configs), rolled(problem).rows
         assert configs and (costs.shared() <= 227 << 10).all() and (costs.registers() <= 255).all()
@@ -99,10 +104,17 @@ def test_refusals_say_why() -> None:
             (replace(usual, y_format=CONTIGUOUS), "takes channels-last tensors, not channels_last and contiguous ones"),
             (replace(usual, padding_mode="reflect"), "pads with zeros alone, not reflect"),
             (problem_of(32, 32, c=40), "multiplies 16 channels at a time, which 40 are no multiple of"),
-            (problem_of(32, 32, taps=1), "goes down an axis of stride 1 with 2 to 8 taps"),
-            (problem_of(32, 32, taps=9), "goes down an axis of stride 1 with 2 to 8 taps"),
+            (problem_of(32, 32, taps=1), "goes down an axis of stride 1 with 2 to 16 taps"),
+            (problem_of(32, 64, taps=17), "goes down an axis of stride 1 with 2 to 16 taps"),
             (problem_of(32, 32, 32, taps=6, c=16), "loads 27 taps of an input row at most, not 36"),
-            (problem_of(32, 32, c=256), "has no tile that keeps weights of 256 channels and (3, 3) taps"),
+            (
+                problem_of(32, 32, c=256),
+                "has no tile that keeps weights of 256 channels and (3, 3) taps in shared memory",
+            ),
+            (
+                problem_of(900, taps=16),
+                "has no tile that keeps weights of 64 channels and (16,) taps in shared memory and 16 open rows",
+            ),
             (replace(usual, n=0), "has nothing to compute without images"),
         )
         for problem, reason in reasons:

@@ -21,7 +21,7 @@ from ..base import Plan, Solver
 from .common import VECTORS, Memo
 from .gluon import installed_triton
 from .hopper_costs import dense_work
-from .hopper_forms import FORMS, Form, configs_of, constants_of_form, programs_of
+from .hopper_forms import FORMS, MOST_TOGETHER, Form, configs_of, constants_of_form, launched, programs_of
 from .hopper_maps import maps_of
 from .hopper_passes import (
     aligned,
@@ -35,13 +35,13 @@ from .hopper_passes import (
     with_columns_as_channels,
 )
 from .hopper_solver import HopperSolver
-from .hopper_view import Dense, columns_as_channels, dense_of, in_order, phases_of
+from .hopper_view import Dense, columns_as_channels, dense_of, in_order, phases_of, together
 from .launch import launch_kernel, multiprocessors_of
 
 __all__ = ["SOLVERS", "HopperConv"]
 
 _MOST_PHASES = 16
-"""Launches that a data gradient is at most, one after the other."""
+"""Phases that a data gradient has at most."""
 
 _OF_NEWER_TRITON = "2 x pixels 256x128"
 """The form of which Triton 3.8 writes the operands in the wrong order: im2col with multicast."""
@@ -51,6 +51,7 @@ _KERNELS = {
     "tiles": KernelReference("hopper.tiles", "_conv_tiles_kernel"),
     "strips": KernelReference("hopper.strips", "_conv_strips_kernel"),
     "pixels": KernelReference("hopper.pixels", "_conv_pixels_kernel"),
+    "phases": KernelReference("hopper.phases", "_conv_phases_kernel"),
 }
 
 
@@ -119,7 +120,7 @@ class HopperConv(HopperSolver):
     def hindrance(self, problem: ConvProblem) -> str | None:
         count = 1 if problem.kind == "fprop" else prod(problem.stride) // columns_as_channels(problem)
         if count > _MOST_PHASES:
-            return f"runs at most {_MOST_PHASES} phases one after the other, not {count}"
+            return f"has at most {_MOST_PHASES} phases, not {count}"
         phases = phases_of(problem)
         dense = phases[0]
         if next(configs_of(problem, phases), None) is None:
@@ -150,9 +151,22 @@ class HopperConv(HopperSolver):
         extra = []
         for config in configs:
             passes = ceil_div(dense.n, config["images"]) * ceil_div(dense.output[dense.outermost], config["rows"])
-            passes = passes * (len(phases) + turned) + len(_repeated(problem))
-            extra.append((moved, passes - len(phases) + (packed > 0)))
+            launches = len(launched(FORMS[config["form"]], phases, config["BLOCK_C"]))
+            passes = passes * (launches + turned) + len(_repeated(problem))
+            extra.append((moved, passes - launches + (packed > 0)))
         return dense_work(problem, phases, configs, extra)
+
+    def others(self, plan: Plan) -> str | None:
+        assert isinstance(plan.problem, ConvProblem)
+        found, phases = super().others(plan), phases_of(plan.problem)
+        if len(phases) == 1:
+            return found
+        form = FORMS[plan.config["form"]]
+        how = f"{len(phases)} phases in one launch"
+        if len(launched(form, phases, plan.config["BLOCK_C"])) > 1:
+            why = f"one of this form has at most {form.phases}" if form.kernel == "tiles" else "strips have one height"
+            how = f"{len(phases)} phases in launches of their own, as {why}"
+        return f"{how}; {found}" if found else how
 
     def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:
         problem = plan.problem
@@ -228,15 +242,15 @@ class HopperConv(HopperSolver):
             if "residual" in places:
                 turn(problem, operands["residual"], tensors["residual_turned"], first, dense.n, dense.channels, run)
                 places["residual"] = (tensors["residual_turned"], 0)
-        for phase in phases:
-            launch_dense(problem, phase, places, w, tensors, config)
+        for some in launched(FORMS[config["form"]], phases, config["BLOCK_C"]):
+            launch_dense(problem, some, places, w, tensors, config)
         if own is not None:
             turn_back(problem, own, operands["result"], first, dense.n, dense.channels, run)
 
 
 def launch_dense(
-    problem: ConvProblem, dense: Dense, places: Mapping[str, tuple[Any, int]], w: Any, tensors: Mapping[str, Any],
-    config: Mapping[str, Any],
+    problem: ConvProblem, phases: Sequence[Dense], places: Mapping[str, tuple[Any, int]], w: Any,
+    tensors: Mapping[str, Any], config: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Launch the kernel of a config.
 
@@ -244,8 +258,8 @@ def launch_dense(
     ----------
     problem
         The problem, for its epilogue and device.
-    dense
-        What is computed.
+    phases
+        What is computed: one convolution, or phases of a gradient that run in one launch.
     places
         For ``source``, ``result`` and ``residual``: a tensor, and its first image.
     w
@@ -257,28 +271,37 @@ def launch_dense(
     """
     form = FORMS[config["form"]]
     # Strips walk rows upwards, and runs of pixels every axis.
-    dense = dense.upwards({"tiles": (), "strips": (1,), "pixels": (0, 1, 2)}[form.kernel])
-    constants = constants_of_form(form, problem, dense, config)
-    maps = maps_of(form, problem, dense, places, w, constants)
-    n, o, p, q = dense.walked
-    reduced = 1 if dense.empty else dense.reduced  # one step, of zeros
-    numbers: dict[str, int] = {"n": n, "c": reduced, "k": dense.channels, "o": o, "p": p, "q": q}
-    first, step = dense.first, dense.step
-    t, r, s = dense.taps
-    numbers |= zip(("tap_first", "tap_step_d", "tap_step_h", "tap_step_w"), dense.order, strict=True)
-    numbers |= {"t": t, "s": s} if form.kernel == "strips" else {"t": t, "r": r, "s": s}
-    numbers |= zip(("first_d", "first_h", "first_w"), first, strict=True)
-    numbers |= zip(("step_d", "step_h", "step_w"), step, strict=True)
-    if form.kernel == "strips":
-        del numbers["step_h"]
-    if form.kernel == "pixels":
-        numbers |= zip("nopq", (dense.n, *dense.output), strict=True)
-        numbers |= zip(("stride_d", "stride_h", "stride_w"), dense.stride, strict=True)
+    phases = [phase.upwards({"tiles": (), "strips": (1,), "pixels": (0, 1, 2)}[form.kernel]) for phase in phases]
+    constants = constants_of_form(form, problem, phases, config)
+    maps = maps_of(form, problem, phases, places, w, constants)
     vectors = {name: None if tensors.get(name) is None else tensors[name].contiguous() for name in VECTORS}
-    programs = programs_of(form, dense, config, multiprocessors_of(problem.device))
-    kernel = _KERNELS[form.kernel]
+    programs = programs_of(form, phases, config, multiprocessors_of(problem.device))
+    kernel = _KERNELS[form.kernel if len(phases) == 1 else "phases"]
+    numbers = _numbers(form, phases)
     arguments = {**maps, **numbers, "programs": programs, **constants}
     launch_kernel(problem, kernel, (programs,), vectors, arguments, _options(form))
+
+
+def _numbers(form: Form, phases: Sequence[Dense]) -> dict[str, int]:
+    """Return the sizes, taps and steps that a kernel is launched with, by name."""
+    dense = together(phases)
+    n, o, p, q = dense.walked
+    several = len(phases) > 1
+    # One step, of zeros, where no tap meets a position; of several phases the kernel sees that by itself.
+    found = {"n": n, "c": 1 if dense.empty else dense.reduced, "k": dense.channels, "o": o, "p": p, "q": q}
+    found |= zip(("tap_step_d", "tap_step_h", "tap_step_w"), dense.order[1:], strict=True)
+    found |= zip(("step_d", "step_h", "step_w"), dense.step, strict=True)
+    for place in range(MOST_TOGETHER if several else 1):
+        phase = phases[place] if place < len(phases) else None
+        names = ("t", "r", "s", "first_d", "first_h", "first_w", "tap_first")
+        values = (0,) * len(names) if phase is None else (*phase.taps, *phase.first, phase.order[0])
+        found |= zip((f"{name}{place}" if several else name for name in names), values, strict=True)
+    if form.kernel == "strips":
+        del found["step_h"], found["r"]
+    if form.kernel == "pixels":
+        found |= zip("nopq", (dense.n, *dense.output), strict=True)
+        found |= zip(("stride_d", "stride_h", "stride_w"), dense.stride, strict=True)
+    return found
 
 
 def _options(form: Form) -> dict[str, int]:

@@ -102,7 +102,8 @@ class ForwardRolling(TritonConv):
             return reason
         if not self.default(problem):
             forward = forward_of(problem)
-            return f"has no tile that keeps weights of {forward.c} channels and {forward.kernel} taps in shared memory"
+            weights = f"weights of {forward.c} channels and {forward.kernel} taps in shared memory"
+            return f"has no tile that keeps {weights} and {rolled(problem).rows} open rows in registers"
         return None
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
@@ -155,7 +156,7 @@ def _refusal(problem: ConvProblem) -> str | None:
         return "has nothing to compute without images, channels or positions"
     found = rolled(problem)
     if not found.rows:
-        return f"goes down an axis of stride 1 with 2 to 8 taps, which {problem.kernel} by {problem.stride} has not"
+        return f"goes down an axis of stride 1 with 2 to 16 taps, which {problem.kernel} by {problem.stride} has not"
     taps = prod(forward.kernel) // found.rows
     return f"loads {MOST_TAPS} taps of an input row at most, not {taps}" if taps > MOST_TAPS else None
 

@@ -19,8 +19,8 @@ from ...costs.work import pipe_of
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan
-from .hopper_forms import FORMS, Form, epilogue_of, stages_of, step_bytes, tiles_of
-from .hopper_view import Dense
+from .hopper_forms import FORMS, Form, epilogue_of, launched, stages_of, step_bytes, tiles_of
+from .hopper_view import Dense, together
 from .hopper_wgrad_forms import GRADIENT_FORMS, gradient_steps, gradient_tiles
 from .march_costs import ROUNDED_STEP
 from .tuned import Tunable
@@ -93,19 +93,29 @@ def dense_work(
 ) -> Work:  # fmt: skip
     """Describe the launches of each of `configs`; `extra` are bytes and launches of passes before and after.
 
-    Those passes are taken to run at the bandwidth of memory, which nobody has measured. Of several phases, which run
-    one after the other, each is described as having the tiles of the first, the largest, and its own steps.
+    Those passes are taken to run at the bandwidth of memory, which nobody has measured. Of several phases in launches
+    of their own, each is described as having the tiles of the first, the largest, and its own steps. Those of one
+    launch have the tiles of all, and a tile does what the busiest program does on average: of each round of tiles, the
+    one of most steps, which is its first.
     """
-    dense, count = phases[0], len(phases)
+    dense = phases[0]
     pipe, factor = pipe_of(problem)
     forms = [FORMS[config["form"]] for config in configs]
     behind = (per_result(problem), epilogue_of(problem) == "none")
-    tiles = [_of_tile(form, dense, config["BLOCK_C"], *behind) for form, config in zip(forms, configs, strict=True)]
-    share = [sum(phase.steps(c["BLOCK_C"]) for phase in phases) / dense.steps(c["BLOCK_C"]) for c in configs]
-    products, l2_bytes, issued, chain = np.array(share) * np.array(tiles, float).reshape(-1, 4).T
-    counts = [tiles_of(form, dense, config) * form.ctas for form, config in zip(forms, configs, strict=True)]
+    multiprocessors = int(constants_of(problem.device).values["sms"])
+    rows = []
+    for form, config in zip(forms, configs, strict=True):
+        launches, block_c = launched(form, phases, config["BLOCK_C"]), config["BLOCK_C"]
+        tiles = tiles_of(form, together(launches[0]), config)
+        of_phase = [_of_tile(form, phase, block_c, *behind) for launch in launches for phase in launch]
+        tile = np.sum(of_phase, axis=0)
+        if len(launches) == 1:
+            starts = range(0, tiles * len(phases), max(multiprocessors // form.ctas, 1))
+            tile = np.mean([of_phase[start // tiles] for start in starts], axis=0)
+            tiles *= len(phases)
+        rows.append((tiles * form.ctas, len(launches), *tile))
+    counted, count, products, l2_bytes, issued, chain = np.array(rows, float).reshape(-1, 6).T
     residual = prod(problem.result_shape) * itemsize(problem.dtype) if problem.residual else 0
-    counted = np.array(counts, float)
     return Work(
         programs=counted,
         resident=np.array([form.resident for form in forms], float),
@@ -118,7 +128,7 @@ def dense_work(
         instructions=issued,
         chain=chain,
         extra_bytes=np.array([moved for moved, _ in extra], float),
-        launches=np.array([count + launches for _, launches in extra], float),
+        launches=count + np.array([launches for _, launches in extra], float),
     )
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from ...problem import ConvProblem
 from ...shapes import ceil_div
-from .hopper_view import Dense
+from .hopper_view import Dense, together
 
 __all__ = [
-    "FORMS", "Form", "axes_of", "box_of", "configs_of", "constants_of_form", "corners_of", "epilogue_of",
-    "programs_of", "reached", "split_axis", "stages_of", "step_bytes", "tiles_of",
+    "FORMS", "MOST_TOGETHER", "Form", "axes_of", "box_of", "configs_of", "constants_of_form", "corners_of",
+    "epilogue_of", "launched", "programs_of", "reached", "split_axis", "stages_of", "step_bytes", "tiles_of",
 ]  # fmt: skip
 
 _SHARED_BYTES = 232_448
@@ -27,6 +27,10 @@ _BARRIERS = 1024
 
 _MOST_STAGES = 6
 """Slots beyond which no more latency hides. Assumed."""
+
+
+MOST_TOGETHER = 8
+"""Phases of one launch at most: a kernel has so many maps of the result, each of which it names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,8 @@ class Form:
         the blocks of a multiprocessor that it lets in.
     epilogues
         What stands behind the sums without spilling: ``all``, ``relu`` (anything but other activations) or ``none``.
+    phases
+        Phases of one launch at most, which are chosen among without spilling.
     turned
         Whether it reads weights turned, as data gradients do, without spilling.
     moves
@@ -77,6 +83,7 @@ class Form:
     limit: int | None = None
     resident: int = 1
     epilogues: str = "all"
+    phases: int = MOST_TOGETHER
     turned: bool = True
     moves: int = 0
 
@@ -93,14 +100,14 @@ class Form:
 
 FORMS: dict[str, Form] = {
     "256x128": Form("tiles", 2, 128, 128, 2, (240, 24), 56, 700),
-    "128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 44, 728),
+    "128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 44, 728, phases=4),
     "192x256": Form("tiles", 3, 64, 256, 4, (160, 24), 56, 666, instruction=128, epilogues="none", turned=False),
     "128x128": Form("tiles", 2, 64, 128, 2, (240, 24), 44, 608),
     "256x64": Form("tiles", 2, 128, 64, 1, (240, 24), 56, 580),
     "128x64": Form("tiles", 1, 128, 64, 1, (240, 24), 57, 799, limit=128, resident=2),
     "256x32": Form("tiles", 2, 128, 32, 1, (240, 24), 56, 560),
-    "2 x 128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 46, 794, shared="weights"),
-    "2 x 256x128": Form("tiles", 2, 128, 256, 1, (240, 24), 58, 758, shared="pixels", epilogues="relu"),
+    "2 x 128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 46, 794, shared="weights", phases=4),
+    "2 x 256x128": Form("tiles", 2, 128, 256, 1, (240, 24), 58, 758, shared="pixels", epilogues="relu", phases=1),
     "strips 4x64x128": Form("strips", 2, 64, 128, 4, (224, 48), 161, 915, lines=2, epilogues="relu", moves=33),
     "strips 6x64x128": Form("strips", 2, 64, 128, 2, (232, 40), 237, 1035, lines=3, epilogues="none"),
     "strips 8x64x64": Form("strips", 2, 64, 64, 2, (216, 56), 318, 1046, lines=4, epilogues="relu"),
@@ -243,6 +250,18 @@ def takes(form: Form, dense: Dense) -> bool:
     return True
 
 
+def _in_one(form: Form, phases: Sequence[Dense]) -> bool:
+    """Tell whether one launch computes phases of a gradient; parts of images are none."""
+    return form.kernel == "tiles" and 1 < len(phases) <= form.phases and phases[0].spread != (1, 1, 1)
+
+
+def launched(form: Form, phases: Sequence[Dense], block_c: int) -> list[list[Dense]]:
+    """Return the phases of each launch: all in one where a kernel does that, those of most steps first."""
+    if _in_one(form, phases):
+        return [sorted(phases, key=lambda phase: -phase.steps(block_c))]
+    return [[phase] for phase in phases]
+
+
 def block_channels(dense: Dense) -> list[int]:
     """Return the channels of a step: as many as are swizzled together, or half where the last block is half empty."""
     whole = 128 // dense.item
@@ -273,18 +292,23 @@ def configs_of(problem: ConvProblem, phases: Sequence[Dense]) -> Iterator[dict[s
         for block_c in block_channels(dense):
             if min(stages_of(form, max(phase.reach for phase in phases), block_c, dense.item)) < 2:
                 continue
-            box = boxes_of(form, dense) if form.kernel != "pixels" else {}
+            largest = together(launched(form, phases, block_c)[0])
+            box = boxes_of(form, largest) if form.kernel != "pixels" else {}
             if form.kernel == "pixels" or box:
                 yield {"form": name, "BLOCK_C": block_c, **box}
 
 
-def programs_of(form: Form, dense: Dense, config: Mapping[str, Any], multiprocessors: int) -> int:
+def programs_of(form: Form, phases: Sequence[Dense], config: Mapping[str, Any], multiprocessors: int) -> int:
     """Return the programs of a launch, which take tiles in turn; one of a cluster is two CTAs."""
-    return max(min(tiles_of(form, dense, config), multiprocessors * form.resident // form.ctas), 1)
+    tiles = len(phases) * tiles_of(form, together(phases), config)
+    return max(min(tiles, multiprocessors * form.resident // form.ctas), 1)
 
 
-def constants_of_form(form: Form, problem: ConvProblem, dense: Dense, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the constants of a kernel by name."""
+def constants_of_form(
+    form: Form, problem: ConvProblem, phases: Sequence[Dense], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the constants of the kernel that launches some phases, by name."""
+    dense = together(phases)
     sets, stages = stages_of(form, dense.reach, config["BLOCK_C"], dense.item)
     chunks = form.chunks if dense.item == 2 or form.shared == "pixels" else min(2 * form.chunks, 4)
     found = {
@@ -302,7 +326,8 @@ def constants_of_form(form: Form, problem: ConvProblem, dense: Dense, config: Ma
         of_strips = {"TILE_P": lines, "CONSUMERS": form.consumers, "SETS": sets}
         return found | of_strips | {"R": dense.taps[1], "DILATION": abs(dense.step[1])}
     rows, columns = _arrangement(form, dense)
-    return found | {"ROWS": rows, "COLUMNS": columns, "WARPS": form.warps}
+    found |= {"ROWS": rows, "COLUMNS": columns, "WARPS": form.warps}
+    return found | ({"PHASES": len(phases)} if len(phases) > 1 else {})
 
 
 def box_of(form: Form, constants: Mapping[str, Any]) -> tuple[int, ...]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
 
 from ...launcher.maps import MapType, TensorMap
 from ...problem import ConvProblem
-from .hopper_forms import Form, box_of, corners_of, split_axis
+from .hopper_forms import MOST_TOGETHER, Form, box_of, corners_of, split_axis
 from .hopper_view import Dense, number_of
 
 __all__ = ["im2col_map", "image_map", "map_type", "maps_of", "phase_map", "row_map"]
@@ -35,14 +35,17 @@ def row_map(tensor: Any, type: MapType, pixels: int, channels: int, offset: int 
 
 
 def maps_of(
-    form: Form, problem: ConvProblem, dense: Dense, places: Mapping[str, tuple[Any, int]], w: Any,
+    form: Form, problem: ConvProblem, phases: Sequence[Dense], places: Mapping[str, tuple[Any, int]], w: Any,
     constants: Mapping[str, Any],
 ) -> dict[str, TensorMap | None]:  # fmt: skip
     """Return the maps of a launch by name; ``residual_map`` is None where there is no residual.
 
+    Of several phases, of one source and with one set of weights, the results of the second are ``y1_map``, and so on:
+    there are those of :data:`.MOST_TOGETHER`, None beyond the last.
+
     Parameters
     ----------
-    form, problem, dense
+    form, problem, phases
         What is computed, and how.
     places
         For ``source``, ``result`` and ``residual``: a tensor, and its first image.
@@ -51,7 +54,7 @@ def maps_of(
     constants
         The kernel's, of :func:`.constants_of_form`.
     """
-    number, box = number_of(problem), box_of(form, constants)
+    number, box, dense = number_of(problem), box_of(form, constants), phases[0]
     stored = "fp32" if number == "tf32" else number
     block_c, chunk = constants["BLOCK_C"], constants["BLOCK_K"] // constants["CHUNKS"]
     split: int | str | None = None
@@ -83,8 +86,17 @@ def maps_of(
             start = (first * prod(dense.whole) + dense.at[dense.outermost] * row) * dense.channels
             found[name] = row_map(tensor, y_type, dense.pixels, dense.channels, start)
         else:
-            found[name] = phase_map(dense, image_map(dense, y_type, tensor, first, dense.whole, dense.channels))
+            whole = image_map(dense, y_type, tensor, first, dense.whole, dense.channels)
+            found |= {_of_phase(name, place): phase_map(phase, whole) for place, phase in enumerate(phases)}
+    if len(phases) > 1:
+        names = [_of_phase(name, place) for name in ("y_map", "residual_map") for place in range(MOST_TOGETHER)]
+        found = dict.fromkeys(names) | found
     return found
+
+
+def _of_phase(name: str, place: int) -> str:
+    """Return how the map of a phase is named."""
+    return name.replace("_map", f"{place}_map") if place else name
 
 
 def map_type(number: str, box: tuple[int, ...], split: int | str | None) -> MapType:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from math import prod
+from math import gcd, prod
 
 from ...arrays import CHANNELS_LAST
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div, phase_size, tap_step
 from ..axes import three
 
-__all__ = ["Dense", "columns_as_channels", "dense_of", "in_order", "number_of", "phases_of", "refusal"]
+__all__ = ["Dense", "columns_as_channels", "dense_of", "in_order", "number_of", "phases_of", "refusal", "together"]
 
 _MOST_PIXELS = 2**31 - 2**17
 """Pixels of a result: their number, and that of a tile more, is a signed 32-bit integer."""
@@ -133,17 +134,17 @@ are two phases or more, and all of them lie in front of the source, where zeros 
 
 
 def columns_as_channels(problem: ConvProblem) -> int:
-    """Return how many neighbouring columns of a gradient are taken for more channels of one: the stride, or 1.
+    """Return how many neighbouring columns of a gradient are taken for more channels of one: 1, or more.
 
-    Where stride s divides window, low pad and size along the last axis, position ``s g + i`` meets the taps ``s j + i``
-    alone, of every i as many. With channels innermost, s positions of x and s taps of w lie in one run: a gradient of
-    stride 1 with s times the channels and 1 / s of the columns, pads and taps, which is the same in memory.
+    That is the largest m that divides stride, window, low pad and size along the last axis: of a stride m s, position
+    ``m (s g + h) + i`` meets the taps ``m (s j + f) + i`` alone, of every i as many. With channels innermost, m
+    positions of x and m taps of w lie in one run: a gradient of stride s with m times the channels and 1 / m of the
+    columns, pads and taps, which is the same in memory.
     """
-    s = problem.stride[-1]
-    sides = (problem.kernel[-1], problem.pad_lo[-1], problem.input_size[-1])
-    if problem.kind not in ("dgrad", "transposed") or s == 1 or any(side % s for side in sides):
+    most = gcd(problem.stride[-1], problem.kernel[-1], problem.pad_lo[-1], problem.input_size[-1])
+    if problem.kind not in ("dgrad", "transposed") or problem.dilation[-1] > 1:
         return 1
-    return s if problem.dilation[-1] == 1 and itemsize(problem.dtype) == 2 and in_order(problem, "x") else 1
+    return most if itemsize(problem.dtype) == 2 and in_order(problem, "x") else 1
 
 
 def dense_of(problem: ConvProblem) -> Dense:
@@ -170,7 +171,7 @@ def phases_of(problem: ConvProblem) -> list[Dense]:
         ]  # fmt: skip
     merged = columns_as_channels(problem)
     size, taps, pad = ((*sides[:2], sides[2] // merged) for sides in (size, taps, pad))
-    stride = (*stride[:2], 1 if merged > 1 else stride[2])
+    stride = (*stride[:2], stride[2] // merged)
     numbers = (taps[1] * taps[2], taps[2], 1)
     axes = [_phases(*axis, none=-prod(taps)) for axis in zip(size, taps, stride, dilation, pad, strict=True)]
     found = []
@@ -187,6 +188,12 @@ def phases_of(problem: ConvProblem) -> list[Dense]:
             )
         )  # fmt: skip
     return sorted(found, key=lambda dense: (dense.empty, -prod(dense.taps) * prod(dense.output)))
+
+
+def together(phases: Sequence[Dense]) -> Dense:
+    """Return phases as one launch has them: that which is first, with as many positions as any has along each axis."""
+    output = tuple(max(sizes) for sizes in zip(*(phase.output for phase in phases), strict=True))
+    return replace(phases[0], output=output) if len(phases) > 1 else phases[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ __all__ = ["MOST_TAPS", "Rolled", "RollingCosts", "rolled", "rolling_tiles"]
 MOST_TAPS = 27
 """Taps along the other axes: each has a bit of an integer, and loads of its own in every step."""
 
-_MOST_ROWS = 8
+_MOST_ROWS = 16
 _MOST_SHARED = 227 << 10
 _MOST_REGISTERS = 250
 """Registers of a thread, by :meth:`RollingCosts.registers`, above which no tile is proposed: there are 255."""

@@ -50,6 +50,16 @@ def _weights(
 
 
 @triton.jit
+def _rows_apart(d, BM: tl.constexpr, RP: tl.constexpr, BO: tl.constexpr):
+    """Take [BM, RP * BO] apart as :func:`.pieces` does, into up to 16 tensors [BM, BO]."""
+    if RP == 16:
+        low, high = tl.split(d.reshape(BM, 2, 8 * BO).permute(0, 2, 1))
+        return pieces(low, BM, 8, BO) + pieces(high, BM, 8, BO)
+    else:
+        return pieces(d, BM, RP, BO)
+
+
+@triton.jit
 def _products(
     x_row, in_h, bits, depth, x_stride_c, x_stride_d, x_stride_w, weights, more,
     T: tl.constexpr, S: tl.constexpr, ROWS: tl.constexpr, MORE: tl.constexpr, DILATION_D: tl.constexpr,
@@ -68,7 +78,7 @@ def _products(
             products = tl.dot(tile, weights[tap * BLOCKS + b], products, input_precision=PRECISION, out_dtype=ACC_DTYPE)
             if MORE:
                 rest = tl.dot(tile, more[tap * BLOCKS + b], rest, input_precision=PRECISION, out_dtype=ACC_DTYPE)
-    found = pieces(products, BLOCK_M, ROWS, BLOCK_N)
+    found = _rows_apart(products, BLOCK_M, ROWS, BLOCK_N)
     if MORE:
         return found + pieces(rest, BLOCK_M, MORE, BLOCK_N)
     else:

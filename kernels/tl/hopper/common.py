@@ -184,9 +184,50 @@ def column_chunks(tile, ROWS: gl.constexpr, COLUMNS: gl.constexpr, CHUNKS: gl.co
 
 
 @gluon.jit
+def of_phase(values, phase, PHASES: gl.constexpr):
+    """Return the number of a phase out of a tuple with one of each."""
+    found = values[0]
+    for i in gl.static_range(1, PHASES):
+        found = gl.where(phase == i, values[i], found)
+    return found
+
+
+@gluon.jit
+def chunks_of(first, c, BLOCK_C: gl.constexpr, PHASES: gl.constexpr):
+    """Return the blocks of channels of a phase whose first tap is `first`: where no tap is, one, of zeros alone."""
+    chunks = gl.cdiv(c, BLOCK_C)
+    if PHASES > 1:
+        chunks = gl.where(first < 0, 1, chunks)
+    return chunks
+
+
+@gluon.jit
+def load_box_of_phase(maps, phase, at, barrier, box, PHASES: gl.constexpr):
+    """Load a box from the map of a phase: which is known when it runs, while a map is named by the code."""
+    if PHASES == 1:
+        tma.async_load(maps[0], at, barrier, box)
+    else:
+        for i in gl.static_range(PHASES):
+            if phase == i:
+                tma.async_load(maps[i], at, barrier, box)
+
+
+@gluon.jit
+def store_box_of_phase(maps, phase, at, box, PHASES: gl.constexpr):
+    """Store a box to the map of a phase."""
+    if PHASES == 1:
+        tma.async_store(maps[0], at, box)
+    else:
+        for i in gl.static_range(PHASES):
+            if phase == i:
+                tma.async_store(maps[i], at, box)
+
+
+@gluon.jit
 def store_tile(
-    y_map,
-    residual_map,
+    y_maps,
+    residual_maps,
+    phase,
     staging,
     landed,
     parity,
@@ -205,13 +246,15 @@ def store_tile(
     CHUNKS: gl.constexpr,
     ACTIVATION: gl.constexpr,
     ROUND_EACH: gl.constexpr,
+    PHASES: gl.constexpr,
 ):
     """Write a tile [ROWS pixels, COLUMNS channels] of sums through `staging` [.., COLUMNS / CHUNKS], in chunks.
 
+    `y_maps`, and `residual_maps` or None each, are of PHASES phases, of which the tile belongs to one.
     A residual comes the same way in: its box lands in `staging` before the chunk is stored from there. `landed` and
     `parity` are its barrier and the phase to wait for; the next one is returned.
     """
-    dtype: gl.constexpr = y_map.dtype
+    dtype: gl.constexpr = y_maps[0].dtype
     WIDTH: gl.constexpr = COLUMNS // CHUNKS
     chunks = column_chunks(tile, ROWS, COLUMNS, CHUNKS)
     for i in gl.static_range(CHUNKS):
@@ -219,9 +262,9 @@ def store_tile(
         at = [at_n, at_o, at_p, at_q, first + i * WIDTH]
         tma.store_wait(0)  # what was stored last has been read
         residual = None
-        if residual_map is not None:
-            mbarrier.expect(landed, residual_map.nbytes_per_cta)
-            tma.async_load(residual_map, at, landed, staging)
+        if residual_maps[0] is not None:
+            mbarrier.expect(landed, residual_maps[0].nbytes_per_cta)
+            load_box_of_phase(residual_maps, phase, at, landed, staging, PHASES)
             mbarrier.wait(landed, parity)
             parity = parity ^ 1
             residual = staging.reshape([ROWS, WIDTH]).load(chunk.type.layout)
@@ -240,5 +283,5 @@ def store_tile(
         )
         staging.reshape([ROWS, WIDTH]).store(value.to(dtype))
         fence_async_shared()
-        tma.async_store(y_map, at, staging)
+        store_box_of_phase(y_maps, phase, at, staging, PHASES)
     return parity

@@ -10,13 +10,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .common import advance, store_tile, tile_axes
+from .common import advance, of_phase, store_tile, tile_axes
 
 
 @gluon.jit
 def consume_tiles(
-    y_map,
-    residual_map,
+    y_maps,
+    residual_maps,
     x_ring,
     w_ring,
     staging,
@@ -37,9 +37,11 @@ def consume_tiles(
     CLUSTER: gl.constexpr,
     LAYOUT: gl.constexpr,
     OPERAND: gl.constexpr,
+    PHASES: gl.constexpr,
 ):
     """Multiply and store the pixels of one box per tile. One product stays in flight: its slot is freed a step later.
 
+    Of several phases each has as many tiles, and steps of its own.
     OPERAND, if not None, is the layout in which a box of x is read, where its own is another one.
     """
     TILE_N: gl.constexpr = TILE[0]
@@ -59,11 +61,17 @@ def consume_tiles(
     slot = 0
     phase = 0
     parity = 0
-    for tile in range(gl.program_id(0), tiles_n * sizes[1] * tiles_p * tiles_q * tiles_k, programs):
-        n, o, p, q, k = tile_axes(tile, tiles_n, sizes[1], tiles_p, tiles_q, tiles_k, GROUP)
+    tiles = tiles_n * sizes[1] * tiles_p * tiles_q * tiles_k
+    for tile in range(gl.program_id(0), PHASES * tiles, programs):
+        of = 0
+        within = tile
+        if PHASES > 1:
+            of = tile // tiles
+            within = tile % tiles
+        n, o, p, q, k = tile_axes(within, tiles_n, sizes[1], tiles_p, tiles_q, tiles_k, GROUP)
         sums = warpgroup_mma_init(gl.zeros([BLOCK_M, BLOCK_K], gl.float32, LAYOUT))
         last = slot
-        for i in range(0, steps):
+        for i in range(0, of_phase(steps, of, PHASES)):
             mbarrier.wait(full.index(slot), phase)
             pixels = x_ring.index(slot * (ROWS * COLUMNS) + CONSUMER)
             if OPERAND is None:
@@ -86,8 +94,9 @@ def consume_tiles(
         if CLUSTER:
             mbarrier.arrive(pair.index(last), count=1)
         parity = store_tile(
-            y_map,
-            residual_map,
+            y_maps,
+            residual_maps,
+            of,
             staging,
             landed,
             parity,
@@ -106,5 +115,6 @@ def consume_tiles(
             CHUNKS,
             ACTIVATION,
             ROUND_EACH,
+            PHASES,
         )
     tma.store_wait(0)

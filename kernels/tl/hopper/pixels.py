@@ -240,16 +240,17 @@ def _conv_pixels_kernel(
     first = (first_d, first_h, first_w)
     step = (step_d, step_h, step_w)
     order = (tap_first, tap_step_d, tap_step_h, tap_step_w)
-    steps = t * r * s * gl.cdiv(c, BLOCK_C)
+    steps = (t * r * s * gl.cdiv(c, BLOCK_C),)  # of the one phase
+    y_maps, residual_maps = (y_map,), (residual_map,)
     TILE: gl.constexpr = (1, 1, BLOCK_M, 1, CONSUMERS, BLOCK_K, BLOCK_C, GROUP, STAGES)
     if CONSUMERS == 1:
         gl.warp_specialize(
             [
                 (
                     consume_tiles,
-                    (y_map, residual_map, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
+                    (y_maps, residual_maps, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
                      vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
-                     ROUND_EACH, PAIR, layout, OPERAND),
+                     ROUND_EACH, PAIR, layout, OPERAND, 1),
                 ),
                 (
                     _pixels_produce,
@@ -266,15 +267,15 @@ def _conv_pixels_kernel(
             [
                 (
                     consume_tiles,
-                    (y_map, residual_map, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
+                    (y_maps, residual_maps, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
                      vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
-                     ROUND_EACH, PAIR, layout, OPERAND),
+                     ROUND_EACH, PAIR, layout, OPERAND, 1),
                 ),
                 (
                     consume_tiles,
-                    (y_map, residual_map, x_ring, w_ring, staging.index(1), full, empty, pair, landed.index(1),
+                    (y_maps, residual_maps, x_ring, w_ring, staging.index(1), full, empty, pair, landed.index(1),
                      vectors, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
-                     ROUND_EACH, PAIR, layout, OPERAND),
+                     ROUND_EACH, PAIR, layout, OPERAND, 1),
                 ),
                 (
                     _pixels_produce,

@@ -176,8 +176,9 @@ def _strips_consume(
         mbarrier.arrive(x_empty.index(last_set), count=1)
         for line in gl.static_range(LINES):
             parity = store_tile(
-                y_map,
-                residual_map,
+                (y_map,),
+                (residual_map,),
+                0,
                 staging,
                 landed,
                 parity,
@@ -196,6 +197,7 @@ def _strips_consume(
                 CHUNKS,
                 ACTIVATION,
                 ROUND_EACH,
+                1,
             )
     tma.store_wait(0)
 
