@@ -18,7 +18,7 @@ from gpuconv.backends.triton.pool_adaptive import adaptive_arguments
 from gpuconv.costs import constants
 from gpuconv.costs.work import roofline
 from gpuconv.dispatch import backends, candidates, solver_of
-from gpuconv.problem import ConvProblem, PoolProblem, Problem, ScaledProblem
+from gpuconv.problem import ConvProblem, DeformProblem, PoolProblem, Problem, ScaledProblem
 
 COUNT = 4000 if os.environ.get("GPUCONV_TEST_FULL") == "1" else 160
 H200 = constants.shipped()["h200"][1]
@@ -78,18 +78,28 @@ def drawn_pool(rng: np.random.Generator, device: str) -> PoolProblem:
 
 
 def problems(device: str) -> list[Problem]:
-    """Draw the problems: as many convolutions as pools, and of the forward ones as many of 8 bits."""
+    """Draw the problems: as many convolutions as pools, of forward ones as many of 8 bits, of small ones deformed.
+
+    Deformed are those of up to 2**26 samples, as each of them is gathered.
+    """
     rng = np.random.default_rng(22)
     found: list[Problem] = []
     for number in range(COUNT):
         found.append(drawn_conv(rng, device) if number % 2 else drawn_pool(rng, device))
     forward = [each for each in found if isinstance(each, ConvProblem) and each.kind == "fprop"]
     types = {"float16": ("int8", "int8"), "float32": ("float8_e4m3fn", "float16")}
-    return [*found, *(_of_8_bits(each, *types[each.dtype]) for each in forward)]
+    convs = [each for each in found if isinstance(each, ConvProblem) and each.kind != "transposed"]
+    small = [each for each in convs if each.n * each.c * prod(each.kernel) * prod(each.output_size) <= 2**26]
+    return [*found, *(_of_8_bits(each, *types[each.dtype]) for each in forward), *map(_deformed, small)]
 
 
 def _of_8_bits(conv: ConvProblem, dtype: str, out_dtype: str) -> ScaledProblem:
     return ScaledProblem(f"scaled_{conv.op}", replace(conv, dtype=dtype), out_dtype)
+
+
+def _deformed(conv: ConvProblem) -> DeformProblem:
+    conv = replace(conv, bias=False, scale=False, shift=False, residual=False, activation=None)
+    return DeformProblem(f"deform_{conv.op}", conv, 1, True, ("x", "offset", "mask") if conv.kind == "dgrad" else ())
 
 
 def solvers(backend: str, problem: Problem) -> list[Solver]:
@@ -101,9 +111,18 @@ def cpu_bounds(problem: Problem) -> tuple[float, float]:
 
     The least: caches give 100 GB/s and a core 200 GFLOP/s. The most: memory gives 0.5 GB/s to badly ordered reads, an
     operation that is scattered through an array of places takes 20 ns and a power 60, and NumPy is called once a group,
-    image and tap (and channel of y in a group that has one of x), and some hundred times a call, at 10 us each.
+    image and tap (and channel of y in a group that has one of x), and some hundred times a call, at 10 us each. Scales
+    are four calls more for each group and image, a deformed convolution gathers every corner of a sample, twice for
+    gradients, and calls for each of them.
     """
-    problem = problem.conv if isinstance(problem, ScaledProblem) else problem
+    more = 0.0
+    if isinstance(problem, ScaledProblem):
+        problem = problem.conv
+        more = 40.0 * problem.n * problem.groups
+    if isinstance(problem, DeformProblem):
+        corners, problem = 2**problem.ndim, problem.conv
+        samples = problem.n * problem.c * prod(problem.kernel) * prod(problem.output_size)
+        more = 2 * corners * (samples / 50 + 40.0 * problem.n * problem.groups)
     least = max(problem.min_bytes / 100e3, (problem.flops / 200e3) * isinstance(problem, ConvProblem))
     taps, pieces = prod(problem.kernel), 1 + problem.flops / 1e6
     if isinstance(problem, ConvProblem):
@@ -111,7 +130,7 @@ def cpu_bounds(problem: Problem) -> tuple[float, float]:
     else:
         calls = taps + sum(problem.output_size)
     powers = prod(problem.x_shape) / 1e3 * 60 if isinstance(problem, PoolProblem) and problem.pool == "lp" else 0.0
-    return least, powers + 10 * (300 + calls + pieces) + problem.min_bytes / 500 + problem.flops / 50
+    return least, more + powers + 10 * (300 + calls + pieces) + problem.min_bytes / 500 + problem.flops / 50
 
 
 def test_numpys_estimates_lie_between_the_bounds_of_a_core() -> None:
@@ -145,8 +164,9 @@ def test_estimates_of_kernels_lie_around_the_roofline(
         for problem in problems("cuda:0"):
             bound = roofline(problem, H200)[0]
             must = bound
-            if isinstance(problem, ConvProblem | ScaledProblem):
-                conv, least = (problem.conv, 32) if isinstance(problem, ScaledProblem) else (problem, 16)
+            if not isinstance(problem, PoolProblem):
+                least = 32 if isinstance(problem, ScaledProblem) else 16
+                conv = problem if isinstance(problem, ConvProblem) else problem.conv
                 padded = replace(conv, c=conv.groups * max(least, conv.c // conv.groups),
                                  k=conv.groups * max(16, conv.k // conv.groups))  # fmt: skip
                 must = roofline(padded, H200)[0]
@@ -154,7 +174,8 @@ def test_estimates_of_kernels_lie_around_the_roofline(
                     must = max(must, padded.flops / (H200.values["fma32_tflops"] * 1e6))
             for solver in solvers(backend, problem):
                 found = solver.rank(problem)
-                assert 0.5 * bound <= found <= 50 * (must + 5) + serial_reads(problem), (
+                most = 150 if isinstance(problem, DeformProblem) else 50  # corners of a position for one channel alone
+                assert 0.5 * bound <= found <= most * (must + 5) + serial_reads(problem), (
                     solver.id,
                     bound,
                     found,
