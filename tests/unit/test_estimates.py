@@ -170,12 +170,14 @@ def test_estimates_of_kernels_lie_around_the_roofline(
                 padded = replace(conv, c=conv.groups * max(least, conv.c // conv.groups),
                                  k=conv.groups * max(16, conv.k // conv.groups))  # fmt: skip
                 must = roofline(padded, H200)[0]
+                if isinstance(problem, DeformProblem):  # 20 instructions a corner, of 16 channels at least
+                    samples = conv.n * padded.c * problem.taps * prod(conv.output_size)
+                    must += 20 * 2**conv.ndim * samples / 32 / (132 * 4 * 1830)
                 if backend == "cupy":
                     must = max(must, padded.flops / (H200.values["fma32_tflops"] * 1e6))
             for solver in solvers(backend, problem):
                 found = solver.rank(problem)
-                most = 150 if isinstance(problem, DeformProblem) else 50  # corners of a position for one channel alone
-                assert 0.5 * bound <= found <= most * (must + 5) + serial_reads(problem), (
+                assert 0.5 * bound <= found <= 50 * (must + 5) + serial_reads(problem), (
                     solver.id,
                     bound,
                     found,
