@@ -54,9 +54,13 @@ def recorded_launches() -> Iterator[Launches]:
         yield launches
 
 
-BEYOND_TORCH = {"_conv_separable_kernel", "_conv_scaled_kernel", "_conv_turn_kernel", "_conv_column_sums_kernel"}
-"""Kernels of functions that torch does not have, and OpInfo no samples of; ``test_conv_separable.py`` and
-``test_conv_scaled.py`` launch them. And those that stand around the Hopper kernels, which ``tests/executor``
+BEYOND_TORCH = {
+    "_conv_separable_kernel", "_conv_scaled_kernel", "_conv_turn_kernel", "_conv_column_sums_kernel",
+    "_conv_deform_fprop_kernel", "_conv_deform_offset_kernel", "_conv_deform_columns_kernel",
+    "_conv_deform_cells_kernel", "_conv_deform_gather_kernel", "_conv_deform_wgrad_kernel",
+}  # fmt: skip
+"""Kernels of functions that torch does not have, and OpInfo no samples of; ``test_conv_separable.py``,
+``test_conv_scaled.py`` and ``test_conv_deform.py`` launch them. And those that stand around the Hopper kernels, which ``tests/executor``
 interprets."""
 
 
