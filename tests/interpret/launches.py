@@ -60,8 +60,8 @@ BEYOND_TORCH = {
     "_conv_deform_cells_kernel", "_conv_deform_gather_kernel", "_conv_deform_wgrad_kernel",
 }  # fmt: skip
 """Kernels of functions that torch does not have, and OpInfo no samples of; ``test_conv_separable.py``,
-``test_conv_scaled.py`` and ``test_conv_deform.py`` launch them. And those that stand around the Hopper kernels, which ``tests/executor``
-interprets."""
+``test_conv_scaled.py`` and ``test_conv_deform.py`` launch them. And those that stand around the Hopper kernels, which
+``tests/executor`` interprets."""
 
 
 def unlaunched(launches: Iterable[tuple[str, str]]) -> set[str]:
