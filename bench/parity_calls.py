@@ -23,9 +23,9 @@ from gpuconv.dispatch.separable import separable_problem
 from gpuconv.normalize.conv import Extras
 from gpuconv.ops.pool_fake import AS_INPUT, Form
 from gpuconv.ops.pool_library import launch
-from gpuconv.problem import Problem, ScaledProblem, placed
+from gpuconv.problem import DeformProblem, Problem, ScaledProblem, placed
 
-from . import scaled
+from . import deform, scaled
 from .calls import in_format
 from .contenders import settings
 from .parity import thrice
@@ -326,7 +326,31 @@ def _scaled_call(key: str, geometry: tuple[int, int, int], filters: int, groups:
     )
 
 
-FAMILIES = (_max_offsets, _lp, _fractional, _unpool, _columns, _scaled)
+def _deform() -> Iterator[tuple[str, Build]]:
+    for case in deform.CASES:
+        (stride, padding, dilation), filters, groups, offset_groups = case
+        key = (
+            f"deform_conv2d s{stride} p{padding} d{dilation} k{filters} g{groups} of {offset_groups} groups of offsets"
+        )
+        for which in deform.PASSES:
+            name = key if which == "y" else f"{key}, gradient of {which}"
+            yield name, partial(_deform_call, name, case, which)
+
+
+def _deform_call(key: str, case: tuple[Any, ...], which: str, draw: Draw) -> PlainCall:
+    geometry, filters, *parts = case
+    x = draw(12, 13)
+    groups, offset_groups = (part if x.shape[1] % part == 0 else 1 for part in parts)
+    tensors = deform.tensors_of(x, filters, groups, offset_groups, geometry)
+    given: dict[str, Any] = {"which": which, "form": (geometry, groups, offset_groups)}
+    linear = () if which == "offset" else ("x", "dy", "w")
+    return PlainCall(
+        "deform_conv2d", key, tensors, partial(deform.ours, **given), partial(deform.theirs, **given), False,
+        deform.sums_of(tensors, which), linear,
+    )  # fmt: skip
+
+
+FAMILIES = (_max_offsets, _lp, _fractional, _unpool, _columns, _scaled, _deform)
 
 _ROUNDS = [
     (number, layout)
@@ -382,7 +406,7 @@ def judge_call(call: PlainCall, solver: str) -> dict[str, Any]:
 def problem_of(call: PlainCall, device: str, batch: int) -> Problem:
     """Return the problem that a call on tensors of the CPU would be on `device` and with `batch` images."""
     problem = placed(gpuconv.explain(call.ours, call.tensors, None).problem, device=device)
-    if isinstance(problem, ScaledProblem):
+    if isinstance(problem, ScaledProblem | DeformProblem):
         return replace(problem, conv=replace(problem.conv, n=batch))
     return replace(problem, n=batch)
 
