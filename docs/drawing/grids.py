@@ -42,7 +42,7 @@ def numbers(arrays: Mapping[str, Array], marked: Mapping[str, Sequence[tuple[int
     shown = {name: np.atleast_2d(array) for name, array in arrays.items()}
     sizes = [array.shape for array in shown.values()]
     widths = [width + 0.8 for _, width in sizes]
-    figure = Figure(figsize=(CELL * sum(widths) + 0.2, CELL * max(height for height, _ in sizes) + 0.5))
+    figure = Figure(figsize=(CELL * sum(widths) + 0.2, CELL * max(height for height, _ in sizes) + 0.7))
     grid = figure.subplots(1, len(shown), squeeze=False, width_ratios=widths)[0]
     for axes, (name, array) in zip(grid, shown.items()):
         for place in np.ndindex(*array.shape):
