@@ -80,6 +80,10 @@ PARTS: Mapping[str, int] = {
     # tests/cuda_on_cpu
     "test_pool_windows::test_matches_reference": 3,
     "test_conv_dgrad::test_dgrad": 2,
+    "test_conv_deform_cuda::test_matches_reference": 3,
+    "test_conv_deform_cuda::test_several_tiles": 2,
+    "test_conv_deform_cuda::test_mutant_is_noticed": 5,
+    "test_conv_deform_cuda::test_address_sanitizer": 3,
     "test_conv_mutations::test_mutants_are_noticed": 2,
     "test_conv_mutations::test_address_sanitizer": 3,
     "test_conv_mutations::test_thread_sanitizer": 3,

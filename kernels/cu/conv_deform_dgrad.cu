@@ -191,7 +191,7 @@ conv_deform_starts(const Key* __restrict__ keys, const Key* __restrict__ order, 
 // cells around it the element is a corner of their samples.
 // Grid: cdiv(N D H W channels, 128) blocks.
 template <class T, bool WIDE>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 4)
 conv_deform_gather(const T* __restrict__ offset, const T* __restrict__ mask,
                    const compute_t<T>* __restrict__ columns_grad, const long long* __restrict__ order,
                    const long long* __restrict__ starts, T* __restrict__ x_grad, DeformParams params) {
