@@ -29,6 +29,22 @@ needs_versions = pytest.mark.skipif(
 )
 
 BUDGETS = {
+    "conv_deform_cells": Budget(loop=0, warps=48),
+    "conv_deform_columns Plain<32, 32, 4, 4>": Budget(loop=789, warps=12),
+    "conv_deform_columns Plain<64, 64, 4, 4>": Budget(loop=583, warps=16),
+    "conv_deform_columns Plain<64, 64, 4, 4> 64-bit": Budget(loop=578, warps=8),
+    "conv_deform_fprop Plain<32, 32, 4, 4>": Budget(loop=1355, warps=12),
+    "conv_deform_fprop Plain<64, 64, 4, 4>": Budget(loop=828, warps=8),
+    "conv_deform_fprop Plain<64, 64, 4, 4> 64-bit": Budget(loop=945, warps=8),
+    "conv_deform_gather": Budget(loop=350, warps=28),
+    "conv_deform_gather 64-bit": Budget(loop=566, warps=20),
+    "conv_deform_offsets Plain<32, 32, 4, 4>": Budget(loop=1277, warps=8),
+    "conv_deform_offsets Plain<64, 64, 4, 4>": Budget(loop=887, warps=8),
+    "conv_deform_offsets Plain<64, 64, 4, 4> 64-bit": Budget(loop=1033, warps=8),
+    "conv_deform_starts": Budget(loop=23, warps=64),
+    "conv_deform_wgrad Plain<32, 32, 4, 4>": Budget(loop=1428, warps=12),
+    "conv_deform_wgrad Plain<64, 64, 4, 4>": Budget(loop=887, warps=8),
+    "conv_deform_wgrad Plain<64, 64, 4, 4> 64-bit": Budget(loop=985, warps=8),
     "conv_depthwise": Budget(loop=241, warps=16),
     "conv_depthwise 64-bit": Budget(loop=385, warps=16),
     "conv_dgrad Plain<128, 128, 8, 8>": Budget(loop=2190, warps=8),
