@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from gpuconv.ops.deform_library import operator
+from gpuconv.ops.deform_composed import Form
+from gpuconv.ops.deform_library import launch_dgrad, launch_fprop, launch_wgrad
 
 __all__ = ["CASES", "PASSES", "ours", "sums_of", "tensors_of", "theirs"]
 
@@ -58,16 +59,16 @@ def sums_of(tensors: Tensors, which: str) -> int:
 
 
 def ours(tensors: Tensors, backend: str | None, which: str, form: tuple[Any, ...]) -> Any:
-    """Run an operator of gpuconv: the forward pass or one gradient."""
+    """Run gpuconv: the forward pass or one gradient."""
     geometry, groups, offset_groups = form
     stride, padding, dilation = ([side] * 2 for side in geometry)
-    rest = (stride, padding, padding, dilation, groups, offset_groups, "ieee", backend)
+    rest = Form(stride, padding, padding, dilation, groups, offset_groups, "ieee", backend)
     x, offset, mask, w, dy = (tensors[name] for name in ("x", "offset", "mask", "w", "dy"))
     if which == "y":
-        return operator("deform_fprop", x, offset, mask, w, None, *rest)
+        return launch_fprop(x, offset, mask, w, None, rest)
     if which == "w":
-        return operator("deform_wgrad", dy, x, offset, mask, [3, 3], *rest)
-    return operator("deform_dgrad", dy, x, offset, mask, w, [which], *rest)[0]
+        return launch_wgrad(dy, x, offset, mask, [3, 3], rest)
+    return launch_dgrad(dy, x, offset, mask, w, [which], rest)
 
 
 def _forward(tensors: Tensors, form: tuple[Any, ...]) -> torch.Tensor:

@@ -279,5 +279,5 @@ def test_plain_calls_agree_with_torch(number, layout):
     assert names == {
         "max_pool2d_backward", "lp_pool2d", "lp_pool2d_backward", "fractional_max_pool2d",
         "fractional_max_pool2d_backward", "max_unpool2d", "max_unpool2d_backward", "unfold", "fold",
-        "scaled_conv2d",
+        "scaled_conv2d", "deform_conv2d",
     } and kinds == {True, False}  # fmt: skip
