@@ -211,6 +211,7 @@ PROBES = (
     "2d-c=6-k=9-groups=3-offset_groups=2",
     "2d-groups=2-offset_groups=2-layout=strided",
     "3d-offsets=edges",
+    "2d-offset_groups=2-offsets=edges-values=special",
 )
 
 MUTANTS = {

@@ -61,7 +61,7 @@ def _tile(conv: ConvProblem, sizes: tuple[int, int, int]) -> dict[str, int]:
     m, n, k = (min(side, max(16, power_of_two(size))) for side, size in zip(most, sizes, strict=True))
     if conv.x_format != CHANNELS_LAST:
         k = min(k, 16)
-    far = conv.ndim == 3 and conv.x_format != CHANNELS_LAST
+    far = conv.ndim == 3 and (conv.x_format != CHANNELS_LAST or conv.dtype == "float64")
     warps = 8 if m * n >= 64 * 64 or (far and m * n >= 32 * 32) else 4
     return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": 2, "maxnreg": 255}
 
