@@ -52,7 +52,11 @@ class _DeformConvolution(torch.nn.Module):
         super().__init__()
         op, ndim = type(self).__name__, self._ndim
         check_extras(op, {"backend": backend})
+        if groups < 1:
+            raise invalid(op, "groups", groups, "a positive integer", ValueError)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels < 0:
+                raise invalid(op, name, channels, "an integer of at least 0", ValueError)
             if channels % groups:
                 raise invalid(op, name, channels, f"a multiple of groups={groups}", ValueError)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
@@ -79,8 +83,9 @@ class _DeformConvolution(torch.nn.Module):
         torch.nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
             fan_in, _ = torch.nn.init._calculate_fan_in_and_fan_out(self.weight)
-            bound = 1 / math.sqrt(fan_in)
-            torch.nn.init.uniform_(self.bias, -bound, bound)
+            if fan_in:  # else there are no channels
+                bound = 1 / math.sqrt(fan_in)
+                torch.nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the convolution of `input` at the positions that `offset` moves, times `mask`."""
@@ -102,6 +107,12 @@ class _DeformConvolution(torch.nn.Module):
         parts += ["bias=False"] if self.bias is None else []
         parts += [f"backend={self.backend!r}"] if self.backend is not None else []
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+# ``torch.fx`` imports what annotations are, to pickle what it records: not strings.
+_DeformConvolution.forward.__annotations__ = {
+    "input": torch.Tensor, "offset": torch.Tensor, "mask": torch.Tensor | None, "return": torch.Tensor
+}  # fmt: skip
 
 
 class DeformConv1d(_DeformConvolution):

@@ -45,8 +45,10 @@ def offset_groups_of(op: str, offset: Shape, kernel: Shape) -> Any:
     Raises
     ------
     RuntimeError
-        If the number of channels is no positive multiple of those.
+        If the number of channels is no positive multiple of those, or the filter has no taps.
     """
+    if any(isinstance(size, int) and size < 1 for size in kernel):
+        raise invalid(op, "weight", f"one of {tuple(kernel)}", "of a kernel size of at least 1 along every axis")
     step = len(kernel) * prod(kernel)
     if offset[1] % step or offset[1] // step < 1:
         required = f"of a multiple of {step} channels ({len(kernel)} axes x {prod(kernel)} taps)"

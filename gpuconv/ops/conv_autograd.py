@@ -32,6 +32,7 @@ from ..problem import Call, ConvProblem
 from .conv_library import geometry_of, reached, run_problem
 from .conv_vmap import fold
 from .epilogue import per_channel
+from .tangents import primals, tangent_rule
 
 __all__ = ["OPERANDS", "PLAIN", "apply", "bilinear", "functionalizes", "needs_operator"]
 
@@ -197,8 +198,9 @@ class _Bilinear(torch.autograd.Function):
         return by_first, by_second, by_bias, None, None
 
     @staticmethod
+    @tangent_rule
     def jvp(ctx: Any, of_first: Tensor | None, of_second: Tensor | None, of_bias: Tensor | None, *_: None) -> Tensor:
-        first, second = ctx.saved_tensors
+        first, second = primals(ctx)
         problem: ConvProblem = ctx.problem
         result = None
         if of_first is not None:

@@ -33,6 +33,7 @@ from ..problem import ConvProblem
 from .conv_fake import fake_dgrad, fake_fprop, fake_wgrad, is_zero
 from .conv_vmap import fold
 from .epilogue import compose, per_channel, steps
+from .tangents import primals, tangent_rule
 
 __all__ = [
     "LIBRARY",
@@ -305,8 +306,9 @@ class _Derivatives(_SingleLevelFunction):
         return by_first, by_second, by_bias, None
 
     @staticmethod
+    @tangent_rule
     def jvp(ctx: Any, of_first: Tensor | None, of_second: Tensor | None, of_bias: Tensor | None, *_: None) -> Tensor:
-        first, second = ctx.saved_tensors
+        first, second = primals(ctx)
         result = None
         if of_first is not None:
             result = ctx.form(of_first, second, of_bias)

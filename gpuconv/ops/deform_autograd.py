@@ -22,6 +22,7 @@ from .conv_library import LIBRARY, autocast, no_autocast, records
 from .deform_composed import Form, composed_dgrad, composed_wgrad, moved
 from .deform_library import OPERATORS, TENSORS, launch_dgrad, launch_fprop, launch_wgrad, operator
 from .epilogue import per_channel
+from .tangents import primals, tangent_rule
 
 __all__ = ["apply"]
 
@@ -80,10 +81,11 @@ class _Rule:
         return *(found.get(name) for name in _GRADS), by_weight, by_bias, None, None
 
     @staticmethod
+    @tangent_rule
     def jvp(
         ctx: Any, of_x: Tensor, of_offset: Tensor, of_mask: Tensor, of_w: Tensor, of_bias: Tensor, *_: None
     ) -> Tensor:
-        x, offset, mask, w = ctx.saved_tensors
+        x, offset, mask, w = primals(ctx)
         fprop, form, terms = ctx.tier.fprop, ctx.given, []
         if of_x is not None:
             terms.append(fprop(of_x, offset, mask, w, None, form))

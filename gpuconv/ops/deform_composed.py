@@ -192,9 +192,13 @@ def _of_input(x: Tensor, columns: Tensor, samples: _Samples, mask: Tensor | None
     zeros = torch.zeros_like(_image_rows(x, form))
     places, values = [], []
     for corner, rows in samples.rows.items():
-        weight = samples.weight(corner) if mask is None else samples.weight(corner) * _of_samples(mask, samples)
+        share = samples.weight(corner)
+        weight = share if mask is None else share * _of_samples(mask, samples)
+        shares = columns * weight[..., None]
+        # A corner without weight gets 0, not NaN of an infinite gradient; a finite one keeps its derivatives.
+        nothing = (share == 0)[..., None] & shares.isnan()
         inside = samples.inside[corner] & samples.there
-        shares = torch.where(inside[..., None], columns * weight[..., None], 0.0)
+        shares = torch.where(inside[..., None] & ~nothing, shares, 0.0)
         places.append(rows.reshape(-1))
         values.append(shares.reshape(-1, shares.shape[-1]))
     # On the CPU too this adds in a fixed order only under ``use_deterministic_algorithms``.
@@ -218,7 +222,11 @@ def composed_dgrad(
     if "x" in grads:
         found["x"] = _of_input(x, columns, samples, mask, form)
     if "offset" in grads or "mask" in grads:
-        met = {corner: (_values(rows, samples, corner) * columns).sum(-1) for corner in samples.rows}
+        met = {}
+        for corner, inside in samples.inside.items():
+            # An element outside adds nothing, whatever the gradient.
+            shares = torch.where(inside[..., None], _values(rows, samples, corner) * columns, 0.0)
+            met[corner] = shares.sum(-1)
     if "offset" in grads:
         along = []
         for axis in range(len(kernel)):

@@ -36,6 +36,7 @@ from .conv_library import LIBRARY, autocast, no_autocast, records
 from .pool_fake import AS_INPUT, Form
 from .pool_library import OPERATORS, TENSORS, launch, operator
 from .pool_vmap import folded
+from .tangents import primals, tangent_rule
 
 __all__ = ["apply", "autocasts_to_float32"]
 
@@ -129,8 +130,9 @@ class _Linear:
             return ctx.tier.call(name, _with(name, grad, indices, samples), form), *(None,) * 5
 
     @staticmethod
+    @tangent_rule
     def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> Tensor | None:
-        indices, samples = ctx.saved_tensors
+        indices, samples = primals(ctx)
         if tangent is None:
             return None
         return ctx.tier.call(ctx.name, _with(ctx.name, tangent, indices, samples), ctx.form)
@@ -167,10 +169,11 @@ class _Maximum:
             return ctx.tier.call("max_pool_backward", (grad, *ctx.saved_tensors), form), None, None, None
 
     @staticmethod
+    @tangent_rule
     def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> tuple[Tensor | None, None]:
         if tangent is None:
             return None, None
-        return ctx.tier.call("max_pool_gather", (tangent, *ctx.saved_tensors), ctx.form), None
+        return ctx.tier.call("max_pool_gather", (tangent, *primals(ctx)), ctx.form), None
 
 
 class _Powers:
@@ -232,8 +235,9 @@ class _Power:
             return ctx.tier.call("lp_pool_backward", (grad, *ctx.saved_tensors), ctx.form), None, None
 
     @staticmethod
+    @tangent_rule
     def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> Tensor | None:
-        (x,) = ctx.saved_tensors
+        (x,) = primals(ctx)
         if tangent is None:
             return None
         powers = _Powers(x, ctx.form, ctx.tier)
@@ -273,8 +277,9 @@ class _PowerBackward:
         return by_dy, by_x, None, None
 
     @staticmethod
+    @tangent_rule
     def jvp(ctx: Any, of_dy: Tensor | None, of_x: Tensor | None, *_: None) -> Tensor | None:
-        dy, x = ctx.saved_tensors
+        dy, x = primals(ctx)
         powers = _Powers(x, ctx.form, ctx.tier)
         slope, root = powers.slope(), powers.root(1)
         result = None

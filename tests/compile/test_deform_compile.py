@@ -101,6 +101,8 @@ def test_without_values() -> None:
     assert (found.shape, found.stride()) == (expected.shape, expected.stride())
     with pytest.raises(RuntimeError, match="offset must be of the output's size"):
         gpuconv.deform_conv2d(given[0], given[1][..., 1:], given[2], **OPTIONS)
+    with pytest.raises(RuntimeError, match="weight must be of a kernel size of at least 1 along every axis"):
+        gpuconv.deform_conv2d(given[0], given[1], given[2][..., :0], **OPTIONS)
 
 
 @pytest.mark.parametrize("device_type", ["bfloat16", "float32"])
@@ -118,6 +120,30 @@ def test_autocast_computes_in_float32(device_type: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")()
     assert compiled.dtype == half.dtype and torch.equal(compiled, expected)
+
+
+@pytest.mark.parametrize("chosen", [(1,), (0, 1), (1, 2), (1, 3), (0, 1, 2, 3, 4)])
+def test_tangents_have_tangents(chosen: tuple[int, ...]) -> None:
+    """The second derivative along offsets and what they meet: nested forward mode against two gradients."""
+    given = list(operands(dtype=torch.float64)[:5])
+    given[1] = given[1].round() + 0.3
+    args = tuple(given[place] for place in chosen)
+    first, then = (tuple(torch.randn_like(tensor) for tensor in args) for _ in range(2))
+
+    def function(*some: Tensor) -> Tensor:
+        x, offset, mask, w, bias = [dict(zip(chosen, some)).get(place, tensor) for place, tensor in enumerate(given)]
+        return gpuconv.deform_conv2d(x, offset, w, bias, mask=mask, **OPTIONS)
+
+    _, found = torch.func.jvp(lambda *a: torch.func.jvp(function, a, first)[1], args, then)
+    seed = torch.randn_like(found)
+
+    def slope(*some: Tensor) -> Tensor:
+        grads = torch.func.grad(lambda *a: (function(*a) * seed).sum(), tuple(range(len(some))))(*some)
+        return sum((one * other).sum() for one, other in zip(grads, first))
+
+    curved = torch.func.grad(slope, tuple(range(len(args))))(*args)
+    expected = sum((one * other).sum() for one, other in zip(curved, then))
+    torch.testing.assert_close((found * seed).sum(), expected)
 
 
 def test_transforms() -> None:

@@ -55,6 +55,41 @@ def test_transforms(name: str, torch_rng: torch.Generator) -> None:
     close((y, pull(y)), (y2, pull2(y2)))
 
 
+def second(f: Function, args: Any, first: Any, then: Any) -> torch.Tensor:
+    """Return the second derivative along two directions, forward over forward."""
+    return jvp(lambda *a: jvp(f, a, first)[1], args, then)[1]
+
+
+POOLS = {
+    "avg_pool2d": (2,),
+    "max_pool2d": (2,),
+    "lp_pool2d": (3.0, 2),
+    "adaptive_avg_pool2d": (2,),
+    "unfold": (2,),
+}
+
+
+@pytest.mark.parametrize("name", [*NAMES, *POOLS])
+def test_tangents_have_tangents(name: str, torch_rng: torch.Generator) -> None:
+    """Nested forward mode, of which torch turns the outer levels off in the rules of functions like ours."""
+    if name in POOLS:
+        args = (tensor(torch_rng, 2, 3, 4, 5),)
+        directions = [(tensor(torch_rng, 2, 3, 4, 5),) for _ in range(2)]
+        ours, theirs = (lambda x, m=m: getattr(m, name)(x.sin() + 2, *POOLS[name]) for m in (gpuconv, F))
+    else:
+        ours, theirs = pair(name)
+        args, *directions = (operands(name, torch_rng) for _ in range(3))
+    expected = second(theirs, args, *directions)
+    assert expected.abs().max() > 0.1
+    close(second(ours, args, *directions), expected)
+    traced = make_fx(lambda *a: second(ours, a, *directions))(*args)
+    close(traced(*args), expected)
+    thirds = [jvp(lambda *a, f=f: second(f, a, *directions), args, directions[0])[1] for f in (ours, theirs)]
+    close(*thirds)
+    loss = [jacfwd(jacfwd(lambda x, f=f: f(x, *args[1:]).pow(2).sum()))(args[0]) for f in (ours, theirs)]
+    close(*loss)
+
+
 def curvature(f: Function, *args: torch.Tensor) -> torch.Tensor:
     by_w = grad(lambda *a: f(*a).pow(3).sum(), argnums=1)
     return grad(lambda *a: by_w(*a).pow(2).sum(), argnums=0)(*args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tracemalloc
 from dataclasses import replace
 from typing import Any
@@ -233,6 +234,13 @@ def test_modules() -> None:
     assert list(layer.state_dict()) == ["weight"]
     traced = torch.fx.symbolic_trace(layer)
     assert torch.equal(traced(x, offset), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(traced))(x, offset), expected)
+    assert gpuconv.nn.DeformConv2d(0, 4, 3).weight.shape == (4, 0, 3, 3)
+    for groups in (0, -1):
+        with pytest.raises(ValueError, match=f"DeformConv2d: groups must be a positive integer, but got {groups}"):
+            gpuconv.nn.DeformConv2d(4, 4, 3, groups=groups)
+    with pytest.raises(ValueError, match="DeformConv1d: out_channels must be an integer of at least 0, but got -2"):
+        gpuconv.nn.DeformConv1d(4, -2, 3)
     with pytest.raises(ValueError, match="DeformConv1d: in_channels must be a multiple of groups=2, but got 3"):
         gpuconv.nn.DeformConv1d(3, 4, 3, groups=2)
     with pytest.raises(ValueError, match="DeformConv2d: padding must be a size or one of"):
@@ -247,3 +255,21 @@ def test_an_infinite_gradient_stays_with_the_corners_that_have_weight() -> None:
     dy[0, 0, 1, 1] = float("inf")
     y.backward(dy)
     assert torch.equal(x.grad, dy)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("special", ["dy", "mask", "w"])
+def test_gradients_that_are_recorded_are_those_that_are_not(special: str, ndim: int, rng: np.random.Generator) -> None:
+    """On elements and between them: what has no weight or is outside adds nothing, however the gradient is computed."""
+    for offsets in ("whole", "edges", "near"):
+        case = replace(plain_case(ndim), offsets=offsets, offset_groups=2)
+        arrays = draw(case, rng)
+        # Of an infinite mask it is NaN or infinity by what is summed first.
+        for value in (np.nan,) if special == "mask" else (np.inf, np.nan, -np.inf):
+            arrays[special].flat[rng.integers(arrays[special].size)] = value
+            tensors = as_torch(case, arrays)
+            inputs = [tensors[name] for name in NAMES]
+            plain = torch.autograd.grad(called(case, tensors), inputs, tensors["dy"])
+            recorded = torch.autograd.grad(called(case, tensors), inputs, tensors["dy"], create_graph=True)
+            for one, other in zip(plain, recorded):
+                torch.testing.assert_close(one, other, equal_nan=True)
