@@ -33,7 +33,10 @@ __all__ = ["watch"]
 
 Tensor = Any
 
-_OPERATORS = ("fprop", "dgrad", "wgrad", "scaled_fprop", *TENSORS)
+_DEFORMABLE = {"deform_fprop": "", "deform_dgrad": "_input_grad", "deform_wgrad": "_weight_grad"}
+"""Operators of deformable convolution, and the ends of the names that messages have for them."""
+
+_OPERATORS = ("fprop", "dgrad", "wgrad", "scaled_fprop", *_DEFORMABLE, *TENSORS)
 
 _USERS = {"x": "input", "w": "weight", "dy": "grad_output", "columns": "input", "samples": "_random_samples"}
 """What users call the operands of operators, where it is something else."""
@@ -72,7 +75,7 @@ class _Call:
         self.parts = [self.mesh.size(dim) for dim in range(self.mesh.ndim)]
         without_values = {key: _without_values(tensor) for key, tensor in self.tensors.items()}
         results = func(*(self.arguments | without_values).values())
-        self.results: tuple[Tensor, ...] = results if isinstance(results, tuple) else (results,)
+        self.results: tuple[Tensor, ...] = tuple(results) if isinstance(results, tuple | list) else (results,)
         self.axes = axes_of(self.name, self.arguments, names, len(self.results))
         self._refuse_spatial()
 
@@ -133,6 +136,8 @@ class _Call:
             )
             for number, (value, result) in enumerate(zip(values, self.results))
         )  # fmt: skip
+        if self.name == "deform_dgrad":  # returns a list, of one gradient too
+            return list(results)
         return results if len(results) > 1 else results[0]
 
     def _choose(self) -> list[Sharding]:
@@ -211,7 +216,7 @@ class _Call:
                 torch.zeros(shape, dtype=result.dtype, device=device) for shape, result in zip(shapes, self.results)
             ]
         results = self.func(*arguments.values())
-        values = list(results) if isinstance(results, tuple) else [results]
+        values = list(results) if isinstance(results, tuple | list) else [results]
         assert [list(value.shape) for value in values] == shapes
         return values
 
@@ -222,6 +227,8 @@ def _called(name: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, str
         form = Form(*(arguments[field] for field in Form._fields))
         return op_name(form, name.endswith("_backward")), _USERS
     ndim = arguments["w" if "w" in arguments else "x"].dim() - 2
+    if name in _DEFORMABLE:
+        return f"deform_conv{ndim}d{_DEFORMABLE[name]}", _USERS
     if name == "dgrad" and arguments["transposed"]:
         return f"conv_transpose{ndim}d", _USERS | {"dy": "input"}
     label = {"fprop": "conv{}d", "dgrad": "conv{}d_input_grad", "wgrad": "conv{}d_weight_grad"}

@@ -10,10 +10,17 @@ operator         operands                  result sum over
 ``fprop``        x NC, w KC                NK     C
 ``dgrad``        dy NK, w KC               NC     K
 ``wgrad``        x NC, dy NK               KC     N
+``deform_fprop`` x NC, offset N, mask N,   NK     C
+                 w KC
+``deform_dgrad`` dy NK, x NC, offset N,    NC, N  K; the gradients of offset and mask, N, over C as well
+                 mask N, w KC
+``deform_wgrad`` x NC, offset N, mask N,   KC     N
+                 dy NK
 a pool           NC, each of them          NC     none, but a linear one of a sum is the sum of the pools
 ================ ========================= ====== ======================================================
 
-With groups, channels are sharded by G alone, and so at the boundaries of groups. Axes without a letter are spatial, or
+With groups, channels are sharded by G alone, and so at the boundaries of groups. With several groups of offsets, which
+are of channels of the input, neither C nor G is sharded. Axes without a letter are spatial, or
 those of a filter: they are not sharded. Nothing here knows ``torch.distributed``; :mod:`.dtensor` does what is said.
 """
 
@@ -47,6 +54,13 @@ _CONVOLUTIONS = {
     ),
 }
 """Axes of the operands of a convolution, and of its result."""
+
+_DEFORMABLE = {
+    "deform_fprop": ({"x": "NC", "offset": "N-", "mask": "N-", "w": "KC", "bias": "K"}, ("NK",)),
+    "deform_dgrad": ({"dy": "NK", "x": "NC", "offset": "N-", "mask": "N-", "w": "KC"}, ()),
+    "deform_wgrad": ({"dy": "NK", "x": "NC", "offset": "N-", "mask": "N-"}, ("KC",)),
+}
+"""Axes of the operands of a deformable convolution, and of its results; ``deform_dgrad`` has gradients of operands."""
 
 _LINEAR = {
     "avg_pool",
@@ -102,6 +116,8 @@ def axes_of(name: str, arguments: Mapping[str, Any], tensors: Sequence[str], res
     results
         Number of results.
     """
+    if name in _DEFORMABLE:
+        return _deformable(name, arguments, tensors)
     if name not in _CONVOLUTIONS:
         first = arguments[tensors[0]]
         channels = arguments["x"].shape[1] if name == "unfold" else first.shape[1]
@@ -122,6 +138,30 @@ def axes_of(name: str, arguments: Mapping[str, Any], tensors: Sequence[str], res
         operands, result = {key: _grouped(word) for key, word in operands.items()}, _grouped(result)
         units = {"N": units["N"], "G": groups}
     return Axes(operands, (result,), units, _adds_up(name, arguments), False)
+
+
+def _deformable(name: str, arguments: Mapping[str, Any], tensors: Sequence[str]) -> Axes:
+    letters, results = _DEFORMABLE[name]
+    if name == "deform_dgrad":
+        results = tuple(letters[key] for key in arguments["grads"])
+    words = {key: letters[key] for key in tensors}
+    units = {
+        letter: arguments[key].shape[axis]
+        for key, word in words.items()
+        for axis, letter in enumerate(word)
+        if letter != "-"
+    }
+    groups, whole = arguments["groups"], ""
+    if groups > 1:
+        words, results = {key: _grouped(word) for key, word in words.items()}, tuple(map(_grouped, results))
+        units = {"N": units["N"], "G": groups}
+    if arguments["offset_groups"] > 1:
+        whole = "CG"
+    units = {letter: count for letter, count in units.items() if letter not in whole}
+    for letter in whole:
+        words = {key: word.replace(letter, "-") for key, word in words.items()}
+        results = tuple(word.replace(letter, "-") for word in results)
+    return Axes(words, results, units, True, False)
 
 
 def _grouped(word: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 import distributed_convs as convs
+import distributed_deform as deform
 import distributed_pools as pools
 import distributed_training as training
 
 __all__ = ["WORLDS"]
 
-_ANYWHERE = {**dict(convs.cases()), **dict(pools.cases()), **dict(training.cases())}
+_ANYWHERE = {**dict(convs.cases()), **dict(deform.cases()), **dict(pools.cases()), **dict(training.cases())}
 _ARGUMENTS = ("x", "w", "y", "vector", "shape", "groups")
 _SQUARES = {
     f"square: {name}": partial(convs.on_squares, **dict(zip(_ARGUMENTS, case))) for name, case in convs.SQUARES.items()

@@ -45,6 +45,18 @@ def test_groups_are_sharded_whole() -> None:
     assert set(found) == {"N", "G", ""}
 
 
+def test_a_deformable_convolution() -> None:
+    x, offset, w, dy = torch.empty(2, 4, 5), torch.empty(2, 3, 5), torch.empty(6, 4, 3), torch.empty(2, 6, 5)
+    arguments = {"dy": dy, "x": x, "offset": offset, "w": w, "grads": ["x", "offset"], "groups": 1, "offset_groups": 1}
+    found = ways("deform_dgrad", arguments, 2)
+    assert found["N"] == ({"dy": 0, "x": 0, "offset": 0, "w": WHOLE}, [0, 0])
+    assert found["C"] == ({"dy": WHOLE, "x": 1, "offset": WHOLE, "w": 1}, [1, SUM])
+    assert found["K"] == ({"dy": 1, "x": WHOLE, "offset": WHOLE, "w": 0}, [SUM, SUM])
+    several = arguments | {"offset": torch.empty(2, 6, 5), "offset_groups": 2}
+    assert set(ways("deform_dgrad", several, 2)) == {"N", "K", ""}
+    assert set(ways("deform_dgrad", several | {"w": torch.empty(6, 2, 3), "groups": 2}, 2)) == {"N", ""}
+
+
 def test_a_sum_of_integers_is_not_averaged_by_terms() -> None:
     kernel = {"kernel": [2]}
     linear = ({"x": SUM}, [SUM])
