@@ -56,6 +56,6 @@ def test_steps_round_as_torchs(solver: str, dtype: torch.dtype, torch_rng: torch
 
 
 def test_every_solver_with_an_epilogue_is_here() -> None:
-    others = ("wgrad", "collect", "separable", "scaled", "hopper")
+    others = ("wgrad", "collect", "separable", "scaled", "deform", "hopper")
     ids = {solver.id for solver in triton_backend.BACKEND.solvers() if solver.id.startswith("triton.conv.")}
     assert {one for one in ids if not any(word in one for word in others)} == set(LAYERS)
