@@ -17,9 +17,9 @@ from gpuconv import shapes
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS, TORCH
 from gpuconv.backends.triton import backend as triton_backend
 from gpuconv.backends.triton.columns import columns_shape
-from gpuconv.backends.triton.dry import _scaled_arrays, launches_of_plan
+from gpuconv.backends.triton.dry import _deform_arrays, _scaled_arrays, launches_of_plan
 from gpuconv.backends.triton.launch import for_triton
-from gpuconv.problem import Call, ConvProblem, PoolProblem, Problem, ScaledProblem, SeparableProblem
+from gpuconv.problem import Call, ConvProblem, DeformProblem, PoolProblem, Problem, ScaledProblem, SeparableProblem
 
 __all__ = ["launches", "problems", "solvers", "takes"]
 
@@ -135,12 +135,28 @@ def problems() -> Iterator[Problem]:
     for ndim, layout, dtype in product((1, 2, 3), LAYOUTS, ("float16", "bfloat16", "float32", "float64")):
         yield from convolutions(ndim, dtype, layout)
         yield from pools(ndim, dtype, layout)
+        yield from deformed(ndim, dtype, layout)
         if ndim == 2:
             yield from separables(dtype, layout)
     for ndim, layout, dtype in product((1, 2, 3), LAYOUTS, ("int8", "float8_e4m3fn")):
         yield from scaled(ndim, dtype, layout)
     for ndim, layout, dtype in product((1, 2, 3), LAYOUTS, ("uint8", "int64")):
         yield from pools(ndim, dtype, layout)
+
+
+def deformed(ndim: int, dtype: str, layout: str) -> Iterator[Problem]:
+    """Yield deformable convolutions; of so many images that they go in pieces, not the gradient of the input."""
+    for n, c, k, groups, offset_groups, mask in (
+        (2, 16, 24, 1, 1, True), (2, 12, 8, 2, 3, False), (2, 64, 64, 1, 1, True), (WIDE, 16, 16, 1, 1, True),
+    ):  # fmt: skip
+        shape = (k, c // groups, *(3,) * ndim)
+        for kind in ("fprop", "dgrad", "wgrad"):
+            conv = conv_problem(
+                (n, c, *SIZES[ndim]), shape, kind, dtype, layout, device="meta", padding=1, groups=groups
+            )
+            conv = replace(conv, bias=mask and kind != "dgrad")
+            grads = (*(("x",) if n < WIDE else ()), "offset", *(("mask",) if mask else ()))
+            yield DeformProblem(f"deform_conv{ndim}d", conv, offset_groups, mask, grads if kind == "dgrad" else ())
 
 
 def scaled(ndim: int, dtype: str, layout: str) -> Iterator[Problem]:
@@ -184,6 +200,8 @@ def arrays(problem: Problem) -> dict[str, Any]:
         return {name: first[name] for name in ("x", "w", "bias")} | named
     if isinstance(problem, ScaledProblem):
         return _scaled_arrays(problem)
+    if isinstance(problem, DeformProblem):
+        return _deform_arrays(problem)
     if isinstance(problem, ConvProblem):
         channels = (problem.k if problem.kind == "fprop" else problem.c,)
         known = {name: (getattr(problem, f"{name}_shape"), getattr(problem, f"{name}_format")) for name in "xwy"}
