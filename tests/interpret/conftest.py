@@ -49,8 +49,8 @@ PARTS = {
     "test_depthwise_mutations::test_probes_pass_on_the_real_kernels": 17,
     "test_conv_scaled::test_matches_reference": 8,
     "test_conv_scaled::test_mutant_is_noticed": 6,
-    "test_conv_deform::test_matches_reference": 12,
-    "test_conv_deform::test_mutant_is_noticed": 10,
+    "test_conv_deform::test_matches_reference": 40,
+    "test_conv_deform::test_mutant_is_noticed": 29,
 }
 """Into how many parts a list of cases is cut, of which either Triton runs a half in the gate; of one file where it is
 named."""
