@@ -3,8 +3,8 @@
 The functions have the names, arguments and results of ``torch.nn.functional``. ``gpuconv.explain`` says which kernel
 a call runs and why, ``gpuconv.summarize`` describes a whole model; both know GPUs that are not here by name.
 ``gpuconv.replace_modules`` has a model of PyTorch's computed by gpuconv, and with ``gpuconv.onnx_translations`` torch
-exports one. ``gpuconv.nn`` has the modules, ``gpuconv.shapes`` the arithmetic of sizes, ``gpuconv.tuning`` times configs
-on a GPU, ``gpuconv.solvers`` takes solvers of others: each is imported when it is first asked for.
+exports one. ``gpuconv.nn`` has the modules, ``gpuconv.shapes`` the arithmetic of sizes, ``gpuconv.tuning`` times
+configs on a GPU, ``gpuconv.solvers`` takes solvers of others: each is imported when it is first asked for.
 """
 
 from __future__ import annotations
