@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 
 from .composed import OfConvolutions
 from .conv import ConvProblem
@@ -41,6 +41,12 @@ class DeformProblem(OfConvolutions):
     def taps(self) -> int:
         """Taps of the filter."""
         return prod(self.conv.kernel)
+
+    @property
+    def segment(self) -> int:
+        """Channels of ``x`` side by side that share a group and a group of offsets, wherever they begin; 1 of none."""
+        conv = self.conv
+        return max(gcd(conv.c // conv.groups, conv.c // self.offset_groups), 1)
 
     @property
     def offset_shape(self) -> tuple[int, ...]:

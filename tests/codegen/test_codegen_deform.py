@@ -15,7 +15,7 @@ from sample import FULL, OLDEST
 
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
 from gpuconv.backends.triton import deform_costs
-from gpuconv.backends.triton.conv_deform import SOLVERS, _segment
+from gpuconv.backends.triton.conv_deform import SOLVERS
 from gpuconv.backends.triton.dry import launches_of_plan
 from gpuconv.backends.triton.launch import for_triton
 from gpuconv.costs.constants import Gpu, assuming
@@ -108,7 +108,7 @@ def test_the_model_counts_what_loops_have(kind, name, dtype, layout):
     kernel = {"fprop": "_conv_deform_fprop_kernel", "dgrad": "_conv_deform_columns_kernel"}
     _, sass = compiled_launches(problem, 90)[kernel.get(kind, "_conv_deform_wgrad_kernel")]
     found = hot_loop(sass, products=PRODUCTS)
-    (modelled,) = deform_costs.steps(problem, [config], _segment(problem))
+    (modelled,) = deform_costs.steps(problem, [config], problem.segment)
     assert 0.8 * found <= modelled, (found, modelled)
     assert OLDEST or modelled <= 1.2 * found, (found, modelled)
 

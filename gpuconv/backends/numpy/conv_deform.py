@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import gcd, prod
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -54,12 +54,6 @@ class _Chunk:
     positions: int
 
 
-def _segment(problem: DeformProblem) -> int:
-    """Return how many channels side by side share a group and an offset group, wherever they begin."""
-    conv = problem.conv
-    return max(gcd(conv.c // conv.groups, conv.c // problem.offset_groups), 1)
-
-
 def _bytes(problem: DeformProblem, chunk: _Chunk) -> int:
     """Return a bound for what a pass allocates beside operands and results.
 
@@ -86,7 +80,7 @@ def _bytes(problem: DeformProblem, chunk: _Chunk) -> int:
 
 @lru_cache(maxsize=1024)
 def _chunk(problem: DeformProblem, limit: int) -> _Chunk:
-    conv, channels = problem.conv, _segment(problem)
+    conv, channels = problem.conv, problem.segment
     size = compute_dtype(conv.dtype).itemsize
     positions = max(1, min(_COLUMN_BYTES // (channels * problem.taps * size), max(prod(conv.output_size), 1)))
     chunk = _Chunk(channels, positions)
@@ -113,7 +107,7 @@ class _Part:
 
 def _parts(problem: DeformProblem, chunk: _Chunk) -> Iterator[_Part]:
     """Yield all channels of x in their order, a part of a segment at a time."""
-    conv, segment = problem.conv, _segment(problem)
+    conv, segment = problem.conv, problem.segment
     per_group, per_offset, k = conv.c // conv.groups, conv.c // problem.offset_groups, conv.k // conv.groups
     for start in range(0, conv.c, segment):
         group = start // per_group

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import gcd, prod
+from math import prod
 from typing import Any
 
 from ...arrays import CHANNELS_LAST, CONTIGUOUS
@@ -41,12 +41,6 @@ _BYTES_PER_SAMPLE = 40
 _OFFSETS = ("n", "c", "o", "p", "q")
 
 
-def _segment(problem: DeformProblem) -> int:
-    """Return how many channels side by side share a group and an offset group, wherever they begin."""
-    conv = problem.conv
-    return max(gcd(conv.c // conv.groups, conv.c // problem.offset_groups), 1)
-
-
 def _accumulator_bytes(problem: DeformProblem) -> int:
     return 8 if problem.conv.dtype == "float64" else 4
 
@@ -77,6 +71,11 @@ def _gradient_tile(conv: ConvProblem, sizes: tuple[int, int, int]) -> dict[str, 
     m, n = (min(tile[f"BLOCK_{side}"], size) for side, size in zip("MN", most, strict=True))
     warps = 8 if m == 64 or (wide and volume and not near) else 4
     return tile | {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps}
+
+
+def _cells(conv: ConvProblem) -> int:
+    """Return the cells between the elements of an image, the outermost of which reach out of it."""
+    return prod(size + 1 for size in conv.input_size)
 
 
 def _five_strides(name: str, strides: Sequence[int] | None) -> dict[str, int]:
@@ -115,7 +114,7 @@ def deform_arguments(problem: DeformProblem, strides: Strides, config: Mapping[s
         | _five_strides("mask", strides.get("mask"))
         | {
             "c_per_offset_group": conv.c // problem.offset_groups,
-            "c_per_segment": _segment(problem),
+            "c_per_segment": problem.segment,
             "offset_groups": problem.offset_groups,
             "NDIM": conv.ndim,
             "ACC_DTYPE": accumulator_type(conv),
@@ -187,11 +186,11 @@ class DeformFprop(_Deform):
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, DeformProblem)
         conv = problem.conv
-        yield _tile(conv, (conv.n * prod(conv.output_size), conv.k // conv.groups, _segment(problem))) | {"GROUP_M": 8}
+        yield _tile(conv, (conv.n * prod(conv.output_size), conv.k // conv.groups, problem.segment)) | {"GROUP_M": 8}
 
     def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
         assert isinstance(problem, DeformProblem)
-        return fprop_work(problem, configs, _segment(problem))
+        return fprop_work(problem, configs, problem.segment)
 
     def launch(
         self, problem: DeformProblem, call: Call, tensors: dict[str, Any], strides: dict[str, Any],
@@ -226,7 +225,7 @@ class DeformDgrad(_Deform):
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, DeformProblem)
         conv = problem.conv
-        sizes = conv.n * prod(conv.output_size), _segment(problem), conv.k // conv.groups
+        sizes = conv.n * prod(conv.output_size), problem.segment, conv.k // conv.groups
         tile = _gradient_tile(conv, sizes)
         yield tile | self._pieces(problem)
 
@@ -235,7 +234,7 @@ class DeformDgrad(_Deform):
         """Return the workspace of one image for the gradient of so many channels of the input."""
         conv = problem.conv
         samples = problem.taps * prod(conv.output_size)
-        lists = prod(size + 1 for size in conv.input_size)
+        lists = _cells(conv)
         of_lists = problem.offset_groups * (samples * _BYTES_PER_SAMPLE + 8 * lists)
         return samples * channels * _accumulator_bytes(problem) + of_lists
 
@@ -244,14 +243,14 @@ class DeformDgrad(_Deform):
 
         One of each at least, whatever the limit: the lists of one image's samples may take more.
         """
-        conv, channels = problem.conv, _segment(problem)
+        conv, channels = problem.conv, problem.segment
         images, segments = max(conv.n, 1), max(conv.c // channels, 1)
         if "x" in problem.grads:
             room = workspace_limit()
             while segments > 1 and self._image_bytes(problem, segments * channels) > room:
                 segments = ceil_div(segments, 2)
             while channels > 1 and self._image_bytes(problem, channels) > room:
-                channels = max(part for part in range(1, channels) if _segment(problem) % part == 0)
+                channels = max(part for part in range(1, channels) if problem.segment % part == 0)
             images = min(max(room // self._image_bytes(problem, segments * channels), 1), images)
         return {"images": images, "segments": segments, "channels": channels}
 
@@ -262,7 +261,7 @@ class DeformDgrad(_Deform):
 
     def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
         assert isinstance(problem, DeformProblem)
-        return dgrad_work(problem, configs, _segment(problem))
+        return dgrad_work(problem, configs, problem.segment)
 
     def launch(
         self, problem: DeformProblem, call: Call, tensors: dict[str, Any], strides: dict[str, Any],
@@ -332,7 +331,7 @@ class DeformDgrad(_Deform):
         import torch
 
         conv = problem.conv
-        cells = prod(size + 1 for size in conv.input_size)
+        cells = _cells(conv)
         lists = images * problem.offset_groups * cells
         keys = torch.empty(samples, dtype=torch.int64, device=offset.device)
         shared = _without(
@@ -386,7 +385,7 @@ class DeformDgrad(_Deform):
         arguments = _without(arguments, "w_", "y_", "bias_", "c_per_group", "k_per", "PRECISION")
         del arguments["groups"]
         arguments["tiles_n"] = ceil_div(segment, tile["BLOCK_N"])
-        arguments["cells"] = prod(size + 1 for size in conv.input_size)
+        arguments["cells"] = _cells(conv)
         grid = (ceil_div(rows, tile["BLOCK_M"]) * piece["segments"] * arguments["tiles_n"],)
         pointers = {"offset": some["offset"], "mask": some.get("mask"), "columns": columns}
         pointers |= {"order": order, "starts": starts, "x": into}
@@ -402,7 +401,7 @@ class DeformWgrad(_Deform):
 
     @staticmethod
     def _tiles(problem: DeformProblem, config: Mapping[str, Any]) -> tuple[int, int]:
-        conv, segment = problem.conv, _segment(problem)
+        conv, segment = problem.conv, problem.segment
         c, k = conv.c // conv.groups, conv.k // conv.groups
         return ceil_div(k, config["BLOCK_M"]), c // segment * ceil_div(segment, config["BLOCK_N"])
 
@@ -414,7 +413,7 @@ class DeformWgrad(_Deform):
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, DeformProblem)
         conv = problem.conv
-        tile = _tile(conv, (conv.k // conv.groups, _segment(problem), conv.n * prod(conv.output_size)))
+        tile = _tile(conv, (conv.k // conv.groups, problem.segment, conv.n * prod(conv.output_size)))
         tile["BLOCK_N"] = min(tile["BLOCK_N"], 64)
         steps = ceil_div(conv.n * prod(conv.output_size), tile["BLOCK_K"])
         tiles = conv.groups * prod(conv.kernel) * prod(self._tiles(problem, tile))
@@ -429,7 +428,7 @@ class DeformWgrad(_Deform):
 
     def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
         assert isinstance(problem, DeformProblem)
-        return wgrad_work(problem, configs, _segment(problem))
+        return wgrad_work(problem, configs, problem.segment)
 
     def launch(
         self, problem: DeformProblem, call: Call, tensors: dict[str, Any], strides: dict[str, Any],
