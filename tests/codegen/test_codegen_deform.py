@@ -45,6 +45,13 @@ JOBS = [
 TAKEN = JOBS if FULL else JOBS[::23]
 
 PRODUCTS = ("HMMA", "HGMMA", "DMMA", "UTCHMMA")
+WITHOUT_PRODUCTS = ("_conv_deform_cells_kernel", "_conv_deform_gather_kernel")
+"""Kernels that sort and gather."""
+
+
+def forms_no_products(dtype: str, arch: int) -> bool:
+    """Return whether this Triton multiplies without tensor cores there: 3.6 sums float64 on sm_100 with DFMA."""
+    return OLDEST and dtype == "float64" and arch == 100
 
 
 def problem_of(name: str, dtype: str, layout: str, kind: str) -> DeformProblem:
@@ -86,9 +93,10 @@ def test_plans_by_default_compile_without_spills_to_tensor_cores(name, dtype, la
     assert len(launches) == (4 if kind == "dgrad" else 1)
     for kernel, (compiled, sass) in launches.items():
         found = report(compiled, sass)
-        assert found.stack <= 24 and not found.counts.keys() & {"LDL", "STL"}, (kernel, found)
+        most = 4 if OLDEST and (dtype == "float64" or name == "64-bit") else 0  # words that Triton 3.6 may spill
+        assert found.stack <= 24 and max(found.counts.get(op, 0) for op in ("LDL", "STL")) <= most, (kernel, found)
         multiplies = any(op.partition(".")[0] in PRODUCTS for op in operations(sass))
-        assert multiplies == (kernel not in ("_conv_deform_cells_kernel", "_conv_deform_gather_kernel")), kernel
+        assert multiplies == (kernel not in WITHOUT_PRODUCTS and not forms_no_products(dtype, arch)), kernel
         atomics = Counter(op.partition(".")[0] for op in operations(sass)).keys() & {"ATOMG", "RED", "REDG", "ATOM"}
         assert not atomics, kernel
 

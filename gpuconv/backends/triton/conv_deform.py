@@ -55,8 +55,8 @@ def _tile(conv: ConvProblem, sizes: tuple[int, int, int]) -> dict[str, int]:
     m, n, k = (min(side, max(16, power_of_two(size))) for side, size in zip(most, sizes, strict=True))
     if conv.x_format != CHANNELS_LAST:
         k = min(k, 16)
-    far = conv.ndim == 3 and (conv.x_format != CHANNELS_LAST or conv.dtype == "float64")
-    warps = 8 if m * n >= 64 * 64 or (far and m * n >= 32 * 32) else 4
+    far = conv.ndim == 3 and conv.x_format != CHANNELS_LAST
+    warps = 8 if m * n >= 64 * 64 or (far and m * n >= 32 * 32) or conv.dtype == "float64" else 4
     return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": 2, "maxnreg": 255}
 
 
@@ -69,7 +69,7 @@ def _gradient_tile(conv: ConvProblem, sizes: tuple[int, int, int]) -> dict[str, 
     else:
         most = (64 if not wide and not volume else 32 if near and not volume else 16, 16)
     m, n = (min(tile[f"BLOCK_{side}"], size) for side, size in zip("MN", most, strict=True))
-    warps = 8 if m == 64 or (wide and volume and not near) else 4
+    warps = 8 if m == 64 or wide else 4
     return tile | {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps}
 
 
