@@ -68,6 +68,7 @@ def pytest_lane(
     marks: str = NO_GPU,
     env: dict[str, str] | None = None,
     options: tuple[str, ...] = (),
+    share: str = "worksteal",
 ) -> Result:
     """Run the tests under `folders` that match `marks`; the outcome comes from pytest's exit status and its report."""
     present = [folder for folder in folders if (REPO / folder).exists()]
@@ -77,7 +78,7 @@ def pytest_lane(
     report = BUILD / f"{lane}.xml"
     report.unlink(missing_ok=True)
     command = [str(venv / "bin" / "python"), "-m", "pytest", f"--junitxml={report}", "-m", marks, *options]
-    command += ["-n", str(workers), "--dist", "worksteal"] if workers > 1 else []
+    command += ["-n", str(workers), "--dist", share] if workers > 1 else []
     status = run([*command, *present], env={**TEST_ENV, **(env or {})})
     if status == NO_TESTS_COLLECTED:
         print("not run (no tests)")
@@ -247,7 +248,7 @@ LANES: dict[str, tuple[str, Callable[[str], Result]]] = {
     ),
     "packaging": (
         "wheel, editable install and bare checkout",
-        lambda lane: pytest_lane(lane, ["tests/packaging"], workers=1),
+        lambda lane: pytest_lane(lane, ["tests/packaging"], share="loadfile"),  # wheels are built by one file alone
     ),
     "interpret": (
         "Triton kernels interpreted on CPU, latest triton",

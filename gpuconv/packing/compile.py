@@ -14,7 +14,10 @@ from ..packs.identity import ALIGNMENT, CONSTANT
 from ..packs.index import Entry, arch_number
 from .plans import Launch
 
-__all__ = ["compile_entries", "compiler_versions", "prepare"]
+__all__ = ["MOST_TENSOR_MEMORY", "compile_entries", "compiler_versions", "prepare"]
+
+MOST_TENSOR_MEMORY = 512
+"""Columns of tensor memory that a multiprocessor of sm_100 has (PTX ISA, "Tensor Memory")."""
 
 
 def prepare() -> None:
@@ -108,6 +111,12 @@ def compile_entries(launch: Launch, arch: str) -> tuple[list[Entry], bytes]:
     scratch = getattr(metadata, "global_scratch_size", 0) or getattr(metadata, "profile_scratch_size", 0)
     if scratch:
         raise RuntimeError(f"{launch.kernel.id} of {launch.solver} needs scratch memory, which packs do not describe")
+    columns = getattr(metadata, "tmem_size", None) or 0
+    if columns > MOST_TENSOR_MEMORY:  # the assembler makes an empty kernel of it, without a word
+        raise RuntimeError(
+            f"{launch.kernel.id} of {launch.solver} for {arch} needs {columns} columns of tensor memory, "
+            f"there are {MOST_TENSOR_MEMORY}"
+        )
     target = re.search(r"^\.target (sm_\w+)", ptx, re.MULTILINE)
     registers, stack = _resources(cubin)
     parameters = tuple(

@@ -18,6 +18,7 @@ from triton.compiler import ASTSource
 from gpuconv.backends.triton.common import format_strides, launch_options
 from gpuconv.backends.triton.conv_fprop import fprop_arguments, fprop_pack_arguments, fprop_sum_arguments
 from gpuconv.backends.triton.conv_grad import dgrad_arguments, wgrad_arguments, wgrad_sum_arguments
+from gpuconv.packing.compile import MOST_TENSOR_MEMORY
 from gpuconv.problem import ConvProblem
 
 POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32", "float64": "*fp64"}
@@ -79,9 +80,19 @@ def signature_of(source: ASTSource, config: Mapping[str, int]) -> str:
     return hashlib.sha256(repr((seen, *options)).encode()).hexdigest()[:12]
 
 
-def compile_source(source: ASTSource, capability: int, config: Mapping[str, int]) -> Any:
-    """Compile for one compute capability, such as 90."""
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch_options(config))
+def compile_source(source: ASTSource, capability: int, config: Mapping[str, int], launched: bool = True) -> Any:
+    """Compile for one compute capability, such as 90; what is `launched` there must have enough tensor memory.
+
+    Triton asks for that at a launch alone, and what the assembler makes of more is an empty kernel.
+    """
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch_options(config))
+    assert not launched or excess_of_tensor_memory(compiled) == 0, (source.name, dict(config))
+    return compiled
+
+
+def excess_of_tensor_memory(compiled: Any) -> int:
+    """Return the columns of tensor memory that a kernel needs beyond those of a multiprocessor of sm_100."""
+    return max((getattr(compiled.metadata, "tmem_size", None) or 0) - MOST_TENSOR_MEMORY, 0)
 
 
 def compile_for(source: ASTSource, capability: int, config: Mapping[str, int]) -> dict[str, Any]:

@@ -212,6 +212,8 @@ def stems() -> Iterator[tuple[str, ConvProblem]]:
     for name, (x, w, options) in STEMS.items():
         for layout in (LAST, ROWS):
             yield f"{name} {layout}", conv_problem(x, w, dtype="bfloat16", formats=layout, bias=True, **options)
+            if name.startswith("patches") or (name, layout) == ("volume 1 to 16", ROWS):
+                yield f"{name} without bias {layout}", conv_problem(x, w, dtype="bfloat16", formats=layout, **options)
     for name, (x, w) in VOLUMES.items():
         problem = conv_problem(x, w, dtype="bfloat16", formats=LAST, padding=1)
         yield f"{name} fprop", replace(problem, bias=True)

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import triton
-from aot import compile_source, report, signature_of, specialise
+from aot import compile_source, excess_of_tensor_memory, report, signature_of, specialise
 from disassembly import sass_of
 from loops import accesses, conversions, loading_loop, occupancy, operations, round_trips
 from pool_launches import Launch
@@ -120,11 +120,14 @@ class PoolTable:
     def measure(self, name: str, capability: int) -> dict[str, Any]:
         """Compile a launch for an architecture and return its row."""
         launch = self.launches[name]
-        compiled = compile_source(specialise(launch.kernel, launch.arguments), capability, launch.config)
+        source = specialise(launch.kernel, launch.arguments)
+        compiled = compile_source(source, capability, launch.config, launched=False)
         sass, ttgir = sass_of(compiled.asm["cubin"]), compiled.asm["ttgir"]
         row = planned(launch) | report(compiled, sass).row()
         del row["wide_async"]
         row["instructions"] -= operations(sass).count("NOP")
+        if excess := excess_of_tensor_memory(compiled):
+            row["excess_of_tensor_memory"] = excess
         loop = self.loop(sass)
         row |= {"accesses": accesses(sass), "hot_loop": loop[0]}
         row |= {"conversions": conversions(ttgir), "round_trips": round_trips(ttgir)}

@@ -37,14 +37,18 @@ TABLE_OF_FORMS = {
     "causal 4 fprop channels_last": 11.9,
     "stem 3x3/2 channels_last": 9.1,
     "stem 3x3/2 contiguous": 8.2,
+    "stem 7x7/2 channels_last": 9.2,
+    "stem 7x7/2 contiguous": 10.2,
+    "patches of 4 without bias channels_last": 3.6,
+    "patches of 4 without bias contiguous": 3.6,
     "volume 1 to 16 channels_last": 10.4,
+    "volume 1 to 16 without bias contiguous": 10.4,
     "volume 16 fprop": 35.0,
 }
 """Instructions of the hot loop per result that a search over tiles found for these windows, on sm_90."""
 
 BEYOND = {"3x3 56 fprop channels_last", "7x7 56 fprop contiguous"}
-"""Of those, up to 25 % over it: planned are two columns a lane in place of four, and four in place of eight. Stems of
-7x7/2, patches and volumes of one channel in rows are 33 to 46 % over the search's, of other tiles, and not compared."""
+"""Of those, up to 25 % over it: planned are two columns a lane in place of four, and four in place of eight."""
 
 STEPS_OF_FORMS = {
     "groups of 4": 12.4, "groups of 8": 12.4, "groups of 16": 12.4, "groups of 16 /2": 20.6, "groups of 32": 13.4,
@@ -58,6 +62,13 @@ def _rows():
     for arch, rows in PART["rows"].items():
         for name, row in rows.items():
             yield int(arch), name, row
+
+
+def _run():
+    """Yield the rows of what would run there."""
+    for arch, name, row in _rows():
+        if (arch, name) not in PLANNED_OTHERWISE:
+            yield arch, name, row
 
 
 def test_every_problem_is_launched():
@@ -80,11 +91,13 @@ PLANNED_OTHERWISE = {
     (80, "stem 7x7/2 channels_last"), (80, "stem 7x7/2 contiguous"), (80, "volume 16 fprop"), (80, "volume 16 dgrad"),
     (80, "volume 16 to 16 weights"), (80, "volume 2 to 2 weights"), (80, "stem 7x7/2 weights"),
     (80, "3 filters weights"), (100, "3 filters"), (80, "volume 16 /2 gradient"), (100, "volume 16 /2 gradient"),
-    (80, "volume 2 /2 gradient"), (80, "volume 16 from 64 /2 gradient"),
+    (80, "volume 2 /2 gradient"), (80, "volume 16 from 64 /2 gradient"), (80, "patches of 4 without bias contiguous"),
+    (100, "stem 7x7/2 channels_last"), (100, "stem 7x7/2 contiguous"),
 }  # fmt: skip
 """Plans of the table are those of sm_90. On sm_80 the library plans fewer filters, filter rows or columns for these
 layers, whose tiles spill, bounds the registers of gradients with phases, or leaves them to others; on sm_100 it bounds
-the registers of "3 filters", of which ptxas of Triton 3.9 spills two, and does not merge the rows of the gradient."""
+the registers of "3 filters", of which ptxas of Triton 3.9 spills two, does not merge the rows of the gradient, and does
+not unroll the stems of 7x7, which Triton 3.6 gives more tensor memory than there is."""
 
 LEFT_TO_OTHERS = {(80, "volume 16 from 64 /2 gradient")}
 """Of those, what no tile holds there: every warp reads all weights into registers."""
@@ -95,6 +108,14 @@ def test_no_kernel_spills():
     """No kernel reads or writes local memory."""
     spilled = {(arch, name) for arch, name, row in _rows() if row["stack"] > 0 or row["counts"].keys() & {"LDL", "STL"}}
     assert spilled <= PLANNED_OTHERWISE
+
+
+@needs_table
+def test_tensor_memory_suffices():
+    """Of what does not fit the assembler makes an empty kernel, which no launch may get."""
+    beyond = {(arch, name) for arch, name, row in _rows() if "excess_of_tensor_memory" in row}
+    assert beyond <= PLANNED_OTHERWISE and {arch for arch, _ in beyond} <= {100}
+    assert all(row["instructions"] > 40 for arch, name, row in _rows() if (arch, name) not in beyond)
 
 
 @pytest.mark.parametrize(("arch", "name"), sorted(PLANNED_OTHERWISE))
@@ -227,8 +248,8 @@ def test_three_by_three_leaves_room_for_the_memory():
 BUDGETS = {
     "1-D dgrad rows": Budget(loop=123, warps=16),
     "1-D fprop last": Budget(loop=122, warps=12),
-    "3 filters": Budget(loop=590, warps=8),
-    "3 filters weights": Budget(loop=620, warps=8),
+    "3 filters": Budget(loop=501, warps=8),
+    "3 filters weights": Budget(loop=395, warps=8),
     "3 filters weights, _conv_runs_fold_kernel": Budget(loop=169, warps=32),
     "3x3 dgrad last": Budget(loop=169, warps=16),
     "3x3 dgrad last dilated": Budget(loop=282, warps=12),
@@ -293,6 +314,12 @@ BUDGETS = {
     "groups of 8 weights, _conv_rows_fold_kernel": Budget(loop=54, warps=48),
     "multiplier dgrad rows": Budget(loop=221, warps=20),
     "multiplier fprop last": Budget(loop=437, warps=12),
+    "volume 1 to 16 without bias contiguous": Budget(loop=532, warps=20),
+    "volume 1 to 16 without bias contiguous, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
+    "patches of 4 without bias channels_last": Budget(loop=353, warps=12),
+    "patches of 4 without bias channels_last, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
+    "patches of 4 without bias contiguous": Budget(loop=354, warps=12),
+    "patches of 4 without bias contiguous, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "patches of 4 channels_last": Budget(loop=390, warps=8),
     "patches of 4 channels_last, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "patches of 4 contiguous": Budget(loop=445, warps=8),
@@ -304,25 +331,25 @@ BUDGETS = {
     "separable 96 to 24": Budget(loop=1091, warps=8),
     "stem 3x3/2 channels_last": Budget(loop=283, warps=8),
     "stem 3x3/2 channels_last, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
-    "stem 3x3/2 contiguous": Budget(loop=345, warps=12),
+    "stem 3x3/2 contiguous": Budget(loop=563, warps=12),
     "stem 3x3/2 contiguous, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "stem 3x3/2 weights": Budget(loop=476, warps=8),
     "stem 3x3/2 weights, _conv_runs_fold_kernel": Budget(loop=91, warps=64),
-    "stem 7x7/2 channels_last": Budget(loop=493, warps=8),
+    "stem 7x7/2 channels_last": Budget(loop=1238, warps=8),
     "stem 7x7/2 channels_last, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
-    "stem 7x7/2 contiguous": Budget(loop=535, warps=8),
+    "stem 7x7/2 contiguous": Budget(loop=1153, warps=8),
     "stem 7x7/2 contiguous, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
-    "stem 7x7/2 weights": Budget(loop=400, warps=8),
+    "stem 7x7/2 weights": Budget(loop=247, warps=8),
     "stem 7x7/2 weights, _conv_runs_fold_kernel": Budget(loop=168, warps=16),
-    "volume 1 to 16 channels_last": Budget(loop=348, warps=8),
+    "volume 1 to 16 channels_last": Budget(loop=353, warps=8),
     "volume 1 to 16 channels_last, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
-    "volume 1 to 16 contiguous": Budget(loop=204, warps=20),
+    "volume 1 to 16 contiguous": Budget(loop=578, warps=20),
     "volume 1 to 16 contiguous, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
-    "volume 16 /2 gradient": Budget(loop=602, warps=8),
+    "volume 16 /2 gradient": Budget(loop=277, warps=8),
     "volume 16 /2 gradient, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "volume 16 dgrad": Budget(loop=560, warps=8),
     "volume 16 dgrad, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
-    "volume 16 from 64 /2 gradient": Budget(loop=671, warps=4),
+    "volume 16 from 64 /2 gradient": Budget(loop=505, warps=8),
     "volume 16 from 64 /2 gradient, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "volume 16 fprop": Budget(loop=573, warps=8),
     "volume 16 fprop, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
@@ -330,9 +357,9 @@ BUDGETS = {
     "volume 16 to 16 weights, _conv_runs_fold_kernel": Budget(loop=165, warps=32),
     "volume 2 /2 gradient": Budget(loop=356, warps=12),
     "volume 2 /2 gradient, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
-    "volume 2 to 2 dgrad": Budget(loop=603, warps=8),
+    "volume 2 to 2 dgrad": Budget(loop=605, warps=8),
     "volume 2 to 2 dgrad, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
-    "volume 2 to 2 fprop": Budget(loop=624, warps=8),
+    "volume 2 to 2 fprop": Budget(loop=626, warps=8),
     "volume 2 to 2 fprop, _conv_runs_spread_kernel": Budget(loop=0, warps=64),
     "volume 2 to 2 weights": Budget(loop=312, warps=8),
     "volume 2 to 2 weights, _conv_runs_fold_kernel": Budget(loop=182, warps=40),
@@ -357,7 +384,7 @@ def _family(name):
 
 @needs_table
 def test_every_row_is_within_the_budget_of_its_family():
-    assert list(broken(_rows(), BUDGETS, _family)) == []
+    assert list(broken(_run(), BUDGETS, _family)) == []
 
 
 @needs_table
@@ -368,6 +395,8 @@ def test_a_longer_loop_is_noticed():
         for arch, rows in part["rows"].items():
             for name, row in rows.items():
                 known = longest.get(_family(name))
+                if (int(arch), name) in PLANNED_OTHERWISE:
+                    continue
                 if row["hot_loop"] and (known is None or row["hot_loop"] > known[2]["hot_loop"]):
                     longest[_family(name)] = (int(arch), name, row)
     assert len(longest) >= 40

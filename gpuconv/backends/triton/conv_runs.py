@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from ...arrays import CHANNELS_LAST
 from ...config import workspace_limit
 from ...costs.model import Work
@@ -35,6 +37,9 @@ _MOST_IN_PHASES = 64
 """Channels of y at most in a data gradient of another stride than 1: it has more filters, one of each phase."""
 
 _MOST_PHASES = 16
+
+_AS_GOOD = 1.02
+"""Times of the best modelled one that are as good: an unrolled loop walks a few rows more, each with fewer moves."""
 
 _SPREAD_PASS = {"num_warps": 4, "num_stages": 1}
 
@@ -82,8 +87,20 @@ class ForwardRuns(TritonConv):
         return None
 
     def default(self, problem: Problem) -> dict[str, Any]:
+        """Return the config that the model likes best, unrolled by as much as makes its loop execute the least."""
         assert isinstance(problem, ConvProblem)
-        return self.cheapest(problem, run_tiles(forward_of(problem), serial=False, **_costs_of(problem)))
+        configs = list(run_tiles(forward_of(problem), serial=False, **_costs_of(problem)))
+        if not configs:
+            return {}
+        times = self.modelled(problem, configs)
+        best = configs[int(np.argmin(times))]
+        near = [
+            config
+            for config, time in zip(configs, times, strict=True)
+            if time <= _AS_GOOD * np.min(times) and {**config, "UNROLL": best["UNROLL"]} == best
+        ]
+        work = self.work(problem, near)
+        return dict(near[int(np.argmin(work.programs * work.instructions))])
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)

@@ -33,6 +33,9 @@ _MOST_DEPTH_OF_MANY = 128
 
 _MANY_CHANNELS = 16
 _MOST_UNROLLED = 4
+_MOST_SUMS = 256
+"""Columns of sums of an unrolled loop on sm_100 at most: each step of it has sums of its own in tensor memory, which
+has 512, and what is more compiles to an empty kernel. Read off compiled kernels."""
 
 _FEED = {8: 0.2, 16: 0.35, 32: 0.6, 64: 0.92}
 """Fraction of the tensor cores' rate that products of that many columns are fed; more get all. Assumed."""
@@ -200,9 +203,16 @@ def run_tiles(
     cost model does not see what they wait. `exact` and `phases` are those of :class:`RunCosts`.
     """
     gpu = gpu_of(problem.device)
-    # There ptxas, left to itself, spills masks of phases to fit one more block.
-    crowded = phases > 1 and gpu is not None and gpu.capability < (9, 0)
+    # There ptxas, left to itself, spills a few registers to fit one more block.
+    crowded = gpu is not None and gpu.capability < (9, 0)
     shapes = list(_shapes(problem, {"maxnreg": 255} if crowded else {}))
+    if gpu is not None and gpu.capability >= (10, 0):
+        rows_open = runs_of(problem).open
+        shapes = [
+            shape
+            for shape in shapes
+            if shape["UNROLL"] == 1 or rows_open * shape["UNROLL"] * shape["BLOCK_N"] <= _MOST_SUMS
+        ]
     if not shapes:
         return
     found = RunCosts(problem, [{**shape, "steps": 1} for shape in shapes], exact, phases).registers()
