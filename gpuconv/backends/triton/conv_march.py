@@ -26,6 +26,9 @@ from .march_lanes import march_arguments, march_of
 
 __all__ = ["SOLVERS", "MarchDepthwise"]
 
+_AS_GOOD = 1.005
+"""Times of the best modelled one that are as good: of tiles that memory bounds, that which computes least is taken."""
+
 _MOST_TAPS = 128
 """Weights that a lane keeps in registers at most."""
 
@@ -61,6 +64,9 @@ class MarchDepthwise(TritonConv):
         if not _fitting(problem):
             return f"has no tile that keeps {march.taps} weights and {march.rows.open} open rows in registers"
         return None
+
+    def default(self, problem: Problem) -> dict[str, Any]:
+        return self.leanest(problem, self.variants(problem), _AS_GOOD)
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
-import numpy as np
-
 from ...arrays import CHANNELS_LAST
 from ...config import workspace_limit
 from ...costs.model import Work
@@ -90,17 +88,9 @@ class ForwardRuns(TritonConv):
         """Return the config that the model likes best, unrolled by as much as makes its loop execute the least."""
         assert isinstance(problem, ConvProblem)
         configs = list(run_tiles(forward_of(problem), serial=False, **_costs_of(problem)))
-        if not configs:
-            return {}
-        times = self.modelled(problem, configs)
-        best = configs[int(np.argmin(times))]
-        near = [
-            config
-            for config, time in zip(configs, times, strict=True)
-            if time <= _AS_GOOD * np.min(times) and {**config, "UNROLL": best["UNROLL"]} == best
-        ]
-        work = self.work(problem, near)
-        return dict(near[int(np.argmin(work.programs * work.instructions))])
+        best = self.cheapest(problem, configs)
+        alike = [config for config in configs if {**config, "UNROLL": best["UNROLL"]} == best]
+        return self.leanest(problem, alike, _AS_GOOD)
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)

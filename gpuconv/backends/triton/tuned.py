@@ -41,6 +41,17 @@ class Tunable(Solver):
         listed = list(configs)
         return dict(listed[int(np.argmin(self.modelled(problem, listed)))]) if listed else {}
 
+    def leanest(self, problem: Problem, configs: Iterable[Mapping[str, Any]], as_good: float) -> dict[str, Any]:
+        """Return the config that executes the fewest instructions, of those within `as_good` times the least modelled
+        time: the model sees them wait for nothing, and nothing wait for them. Nothing where there is no config."""
+        listed = list(configs)
+        if not listed:
+            return {}
+        times = self.modelled(problem, listed)
+        near = [config for config, time in zip(listed, times, strict=True) if time <= as_good * np.min(times)]
+        work = self.work(problem, near)
+        return dict(near[int(np.argmin(np.broadcast_to(work.programs * work.instructions, len(near))))])
+
     @abstractmethod
     def variants(self, problem: Problem) -> Iterable[dict[str, Any]]:
         """Return other configs that run the problem (the default may be among them), as many as there are."""
