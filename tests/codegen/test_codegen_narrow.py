@@ -12,7 +12,7 @@ from disassembly import sass_of
 from narrow_table import TABLE, grouped, launches, problems, solver_of, stems, weights
 from pool_rows import ARCHITECTURES, VERSION
 from problems import conv_problem
-from sample import chosen
+from sample import OLDEST, chosen
 
 from gpuconv.arrays import CHANNELS_LAST
 from gpuconv.backends.triton import rows_costs, rows_wgrad_costs, runs_costs, runs_wgrad_costs
@@ -47,8 +47,8 @@ TABLE_OF_FORMS = {
 }
 """Instructions of the hot loop per result that a search over tiles found for these windows, on sm_90."""
 
-BEYOND = {"3x3 56 fprop channels_last", "7x7 56 fprop contiguous"}
-"""Of those, up to 25 % over it: planned are two columns a lane in place of four, and four in place of eight."""
+OF_OLDEST = {"7x7 56 fprop contiguous": 61.1}
+"""The same of Triton 3.6, where that needs more."""
 
 STEPS_OF_FORMS = {
     "groups of 4": 12.4, "groups of 8": 12.4, "groups of 16": 12.4, "groups of 16 /2": 20.6, "groups of 32": 13.4,
@@ -226,7 +226,8 @@ def test_instructions_per_result_are_those_of_the_best_known_tiles():
     """Within 15 %: for the sake of its height or its halo the cost model may choose a tile that is not the shortest."""
     for name, known in TABLE_OF_FORMS.items():
         found = PART["rows"]["90"][name]["per_result"]
-        assert found <= (1.25 if name in BEYOND else 1.15) * known, (name, found, known)
+        known = OF_OLDEST.get(name, known) if OLDEST else known
+        assert found <= 1.15 * known, (name, found, known)
     for name, known in STEPS_OF_FORMS.items():
         launch = TABLE.launches[name]
         costs = rows_costs.RowCosts(launch.problem, [launch.config])
