@@ -192,7 +192,7 @@ class Page:
         self.figures += 1
         file = self.docs / "_generated" / f"{self.name.replace('/', '-')}-{self.figures}.svg"
         file.parent.mkdir(exist_ok=True)
-        drawn.savefig(file, facecolor="white", metadata={"Date": None})
+        drawn.savefig(file, facecolor="white", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
         alt = marks.get("alt") or marks.get("figure", "")
         image = nodes.image(uri=f"/_generated/{file.name}", alt=alt)
         caption = [nodes.caption("", "", *with_code(marks.get("figure", "")))] if captioned else []

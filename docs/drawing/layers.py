@@ -91,7 +91,8 @@ def bars(values: Mapping[str, float], unit: str, log: bool = False) -> Figure:
     names = [*values]
     axes.barh(names, [values[name] for name in names], color=[COLOURS[i % len(COLOURS)] for i in range(len(names))])
     for place, name in enumerate(names):
-        axes.text(values[name], place, f" {values[name]:,.4g}", va="center", fontsize=8)
+        value = values[name]
+        axes.text(value, place, f" {value:,.0f}" if value >= 1000 else f" {value:.4g}", va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(unit, fontsize=8)
     axes.tick_params(labelsize=8)
