@@ -160,6 +160,8 @@ class _NumpyKind(ArrayKind):
         return np.empty(tuple(shape), dtype)
 
     def to_numpy(self, array: np.ndarray) -> np.ndarray:
+        if array.dtype.name == "bfloat16":  # of ml_dtypes, as JAX has it
+            return array.view(np.uint16)
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 

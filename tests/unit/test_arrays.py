@@ -138,6 +138,16 @@ def test_bfloat16_is_shown_as_bits() -> None:
     assert t[0] == 2
 
 
+def test_bfloat16_of_ml_dtypes_is_shown_as_bits() -> None:
+    bfloat16 = pytest.importorskip("ml_dtypes", reason="not run: ml_dtypes is not installed").bfloat16
+    x = np.array([1.0, 5.0, -2.0], bfloat16)[::2]
+    shown = NUMPY.to_numpy(x)
+    assert (NUMPY.dtype(x), shown.dtype, shown.tolist()) == ("bfloat16", np.uint16, [0x3F80, 0xC000])
+    shown[0] = 0x4000
+    assert x[0] == 2, "to_numpy must not copy"
+    assert NUMPY.empty((2, 3, 4, 5), "bfloat16", "cpu", arrays.CHANNELS_LAST).dtype == bfloat16
+
+
 def test_foreign_byte_order_is_turned() -> None:
     x = np.arange(3, dtype=">f4")
     assert NUMPY.dtype(x) == "float32"
