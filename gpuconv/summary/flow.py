@@ -64,9 +64,31 @@ def propagate(
         bound = _bound(func, args, kwargs)
         found = rule(bound, outputs, field_of)
         return found if isinstance(found, list) else [found] * len(outputs)
-    if torch.Tag.pointwise in func.tags:
+    if _elementwise(func):
         return [_union(seeing, output.shape, field_of) for output in outputs]
     return [_unknown(seeing, output, field_of) for output in outputs]
+
+
+_UNTAGGED = {
+    "_prelu_kernel", "floor_divide", "hardswish", "log_sigmoid_forward", "masked_fill", "rrelu_with_noise", "rsub",
+    "tril", "triu",
+}  # fmt: skip
+"""Operators that take each element alone, and that torch does not mark so."""
+
+
+def _elementwise(func: Any) -> bool:
+    """Tell whether each element of the result takes that of the operands alone.
+
+    Of many operators in place (``gelu_``, ``mish_``, ``abs_``) only the others of the name are marked by torch.
+    """
+    namespace, _, name = func._schema.name.partition("::")
+    plain = name.removesuffix("_")
+    if torch.Tag.pointwise in func.tags or plain in _UNTAGGED:
+        return True
+    if namespace != "aten" or plain == name:
+        return False
+    packet = getattr(torch.ops.aten, plain, None)
+    return packet is not None and any(torch.Tag.pointwise in getattr(packet, one).tags for one in packet.overloads())
 
 
 class _Bound(dict[str, Any]):
@@ -201,6 +223,19 @@ def _linear(bound: _Bound, outputs: list[Tensor], field_of: Fields) -> Any:
     return _resized(bound, outputs[0], field_of, taps)
 
 
+@_rule("upsample_bicubic2d")
+def _cubic(bound: _Bound, outputs: list[Tensor], field_of: Fields) -> Any:
+    if bound["align_corners"]:
+        return _unknown([bound["self"]], outputs[0], field_of)
+
+    def taps(i: int, size: int, output: int) -> list[int]:
+        place = Fraction((2 * i + 1) * size, 2 * output) - Fraction(1, 2)
+        first = floor(place)
+        return [first] if place.denominator == 1 else list(range(first - 1, first + 3))
+
+    return _resized(bound, outputs[0], field_of, taps)
+
+
 def _resized(bound: _Bound, output: Tensor, field_of: Fields, taps: Callable[[int, int, int], list[int]]) -> Field:
     """Return what an interpolation sees whose places follow from the sizes alone."""
     field, x = bound.field("self", field_of), bound["self"]
@@ -316,8 +351,8 @@ def _softmax(bound: _Bound, outputs: list[Tensor], field_of: Fields) -> Any:
 
 
 @_rule(
-    "mean", "sum", "amax", "amin", "max", "min", "var", "var_mean", "std", "linalg_vector_norm", "norm", "logsumexp",
-    "prod", "all", "any", "argmax", "argmin",
+    "mean", "sum", "amax", "amin", "max", "min", "var", "var_mean", "std", "std_mean", "linalg_vector_norm", "norm",
+    "logsumexp", "prod", "all", "any", "argmax", "argmin",
 )  # fmt: skip
 def _reduced(bound: _Bound, outputs: list[Tensor], field_of: Fields) -> Any:
     x = bound["self"]
@@ -473,6 +508,61 @@ def _cat(bound: _Bound, outputs: list[Tensor], field_of: Fields) -> Any:
         return joined.with_dim(dim, ((int(output.shape[dim]), None),))
     first, *others = axes  # which still run there, whatever is summed over them later
     return joined.with_dim(dim, (*((1, axis) for axis in others), (int(output.shape[dim]), first)))
+
+
+@_rule("stack")
+def _stack(bound: _Bound, outputs: list[Tensor], field_of: Fields) -> Any:
+    """The union of all, with a dimension more."""
+    output = outputs[0]
+    dim = int(bound["dim"]) % output.dim()
+    found = _union(bound["tensors"], (*output.shape[:dim], *output.shape[dim + 1 :]), field_of)
+    assert found is not None
+    return Field(found.seen, (*found.dims[:dim], ((int(output.shape[dim]), None),), *found.dims[dim:]))
+
+
+@_rule("unbind")
+def _unbind(bound: _Bound, outputs: list[Tensor], field_of: Fields) -> Any:
+    return [_select(_Bound(bound, index=index), outputs, field_of) for index in range(len(outputs))]
+
+
+@_rule("glu")
+def _glu(bound: _Bound, outputs: list[Tensor], field_of: Fields) -> Any:
+    """One half of a dimension times the gate that the other is."""
+    field, shape = bound.field("self", field_of), tuple(outputs[0].shape)
+    assert field is not None
+    dim = int(bound["dim"]) % len(shape)
+    return union_of([_cut(field, dim, shape[dim], start) for start in (0, shape[dim])], [shape] * 2, shape)
+
+
+@_rule("repeat")
+def _repeated(bound: _Bound, outputs: list[Tensor], field_of: Fields) -> Any:
+    """Of what is repeated along positions of the input nothing is known."""
+    field, repeats, shape = bound.field("self", field_of), list(bound["repeats"]), outputs[0].shape
+    assert field is not None
+    more = len(repeats) - len(field.dims)
+    dims = [((int(size), None),) for size in shape[:more]]
+    found = Field(field.seen, (*dims, *field.dims))
+    for dim in range(len(repeats)):
+        if repeats[dim] != 1:
+            found = found.along(dim, int(shape[dim]), lambda grid: Seen.UNKNOWN)
+    return found
+
+
+@_rule("channel_shuffle", "native_channel_shuffle")
+def _channels_shuffled(bound: _Bound, outputs: list[Tensor], field_of: Fields) -> Any:
+    field = bound.field("self", field_of)
+    assert field is not None
+    return field.with_seen(field.axes_in([1]), Seen.UNKNOWN)
+
+
+@_rule(
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like",
+    "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "zero", "fill",
+)  # fmt: skip
+def _overwritten(bound: _Bound, outputs: list[Tensor], field_of: Fields) -> Any:
+    """Of an operand the shape alone counts; what it is filled with may be a tensor."""
+    value = bound.get("value")
+    return _union([value], outputs[0].shape, field_of) if isinstance(value, torch.Tensor) else None
 
 
 @_rule("roll", "flip")

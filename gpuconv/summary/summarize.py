@@ -35,7 +35,7 @@ def summarize(model: Any, input: Any, gpu: str | None = None, *, dtype: Any = No
         A ``torch.nn.Module``, of any modules, the library's own (:mod:`gpuconv.nn`) included.
     input
         The size of its input, ``(1, 3, 224, 224)``; or a tensor, of which shape, type and strides count; or a list of
-        these, or a mapping by the names of arguments.
+        these, or a mapping by the names of arguments, where numbers, strings and None are passed on.
     gpu
         Name of a GPU that need not be here, as in :func:`gpuconv.explain`: each convolution and pool then has the
         solver of this library that would run there, forward, its estimated time and the share of the roofline.

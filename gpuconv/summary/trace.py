@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Number
 from typing import Any
 
 import torch
@@ -111,7 +111,8 @@ def _is_size(value: Any) -> bool:
 def meta_inputs(given: Any, dtype: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword arguments as meta tensors, of a size, a tensor, or several of them.
 
-    A size becomes a tensor of `dtype`, a tensor keeps its type (floating ones become `dtype`) and its strides.
+    A size becomes a tensor of `dtype`, a tensor keeps its type (floating ones become `dtype`) and its strides. Numbers,
+    strings and None that have a name stay what they are.
 
     Raises
     ------
@@ -130,7 +131,8 @@ def meta_inputs(given: Any, dtype: Any) -> tuple[tuple[Any, ...], dict[str, Any]
         )
 
     if isinstance(given, Mapping):
-        return (), {name: one(value) for name, value in given.items()}
+        plain = (Number, str, type(None))
+        return (), {name: value if isinstance(value, plain) else one(value) for name, value in given.items()}
     if isinstance(given, list | tuple) and not any(map(_is_size, given)):
         return tuple(map(one, given)), {}
     return (one(given),), {}
@@ -250,8 +252,9 @@ class Trace(TorchDispatchMode):
         for output, found in zip(outputs, fields, strict=True):
             setattr(output, _FIELD, found)
             base = output._base if func._schema.is_mutable else None
-            if base is not None and found is not None:  # a part was written: of the rest nothing is said
-                setattr(base, _FIELD, found.unknown(base.shape))
+            written = found or (base is not None and self.field_of(base))
+            if base is not None and written:  # a part was written: of the rest nothing is said
+                setattr(base, _FIELD, written.unknown(base.shape))
 
     def _innermost(self) -> _Record:
         """Return the row of the module that runs; one that is none by itself gets one for what it computes."""

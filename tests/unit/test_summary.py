@@ -386,6 +386,25 @@ def test_odd_modules() -> None:
     assert summary.totals["parameters"] == 172 and "not called" in str(summary)
 
 
+class Frames(nn.Module):
+    """A model of videos that is told how many frames there are, as those of ``diffusers``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor, frames: int, scale: float = 1.0, kind: str | None = "split") -> torch.Tensor:
+        y: torch.Tensor = self.inner(F.avg_pool2d(x, 2) * scale)
+        return y if kind is None else y.unflatten(0, (-1, frames)).mean(1)
+
+
+def test_numbers_by_name_are_passed_on() -> None:
+    (row,) = summarize(Frames(), {"x": (4, 3, 8, 8), "frames": 2, "scale": 0.5, "kind": None}).layers
+    assert row.output == (4, 4, 2, 2) and row.receptive_field == (6, 6)
+    with pytest.raises(RuntimeError, match=r"sizes|divi|shape"):
+        summarize(Frames(), {"x": (4, 3, 8, 8), "frames": 3})
+
+
 def test_attention_is_one_row() -> None:
     layer = nn.MultiheadAttention(16, 2, batch_first=True)
     summary = summarize(layer, [(2, 7, 16)] * 3)

@@ -146,6 +146,27 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "permuted": lambda: nn.Sequential(nn.Conv2d(4, 4, 3, 2), Does(as_rows), nn.Conv2d(4, 4, 2)),
     "split": lambda: Does(lambda x: torch.cat(x.split([1, 3], 1)[::-1], 1) * x.chunk(4, 1)[0]),
     "in place": lambda: nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)),
+    "hard swish": lambda: nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1), nn.Hardswish(inplace=True), nn.Hardswish()),
+    "activations in place": lambda: nn.Sequential(
+        nn.Conv2d(4, 4, 3), nn.Mish(inplace=True), nn.Threshold(0.1, 0.0, inplace=True), Does(lambda x: x.abs_())
+    ),
+    "activations": lambda: nn.Sequential(
+        nn.Conv2d(4, 4, 3), nn.PReLU(4), nn.PReLU(), nn.RReLU(), nn.ELU(), nn.SELU(), nn.CELU(), nn.GELU(), nn.SiLU(),
+        nn.LeakyReLU(), nn.Softplus(), nn.Tanhshrink(), nn.Softshrink(), nn.Hardshrink(), nn.Softsign(),
+    ),
+    "log sigmoid": lambda: nn.Sequential(Does(lambda x: x - 3), nn.LogSigmoid(), nn.Conv2d(4, 4, 3)),
+    "masked": lambda: Does(lambda x: (1 - x.masked_fill(x < 0, 0.0)) + torch.zeros_like(x) + x.new_ones(1, 4, 1, 1)),
+    "gated": lambda: nn.Sequential(nn.Conv2d(4, 8, 3, 2), nn.GLU(1), nn.Conv2d(4, 4, 3)),
+    "gated by positions": lambda: nn.GLU(2),
+    "stacked": lambda: Does(lambda x: torch.stack([F.avg_pool2d(x, 3, 1, 1), x], 2).sum(2)),
+    "unbound": lambda: nn.Sequential(
+        nn.Conv2d(4, 4, 3, 2), Does(lambda x: torch.stack(x.unbind(1)[::-1], 1)), nn.Conv2d(4, 4, 2)
+    ),
+    "repeated channels": lambda: nn.Sequential(Does(lambda x: x[:, :2].repeat(1, 2, 1, 1)), nn.Conv2d(4, 4, 3)),
+    "shuffled channels": lambda: nn.Sequential(nn.Conv2d(4, 4, 3, 2), nn.ChannelShuffle(2), nn.Conv2d(4, 4, 2)),
+    "bicubic": lambda: nn.Sequential(
+        nn.Conv2d(4, 4, 2, 2), nn.Upsample(scale_factor=2, mode="bicubic"), nn.Conv2d(4, 4, 2)
+    ),
     "power pool": lambda: nn.LPPool2d(2, 3, 2),
     "ours": lambda: gpuconv.nn.Conv2d(4, 4, 3, 2, padding="same_upper", activation="relu"),
     "ours, pairs": lambda: gpuconv.nn.Conv2d(4, 4, 4, 2, padding=((0, 2), (3, 1))),
@@ -260,6 +281,8 @@ UNKNOWN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sort": lambda x: x.sort(2)[0],
     "windows": lambda x: x.view(1, 4, 6, 8, 6, 8).permute(0, 2, 4, 1, 3, 5).reshape(36, 4, 8, 8),
     "transposed": lambda x: x + x.transpose(2, 3),
+    "repeated": lambda x: x.repeat(1, 1, 2, 2),
+    "bicubic at the corners": lambda x: F.interpolate(x, scale_factor=2, mode="bicubic", align_corners=True),
     "cumulated": lambda x: x.cumsum(2).cumsum(3),
     "joined along positions": lambda x: torch.cat([x, x], 2).transpose(2, 3).contiguous()[:, :, :, :SIZE].flip(2),
 }
@@ -272,13 +295,22 @@ def test_unknown_is_said(name: str) -> None:
     assert row.receptive_field == ("unknown", "unknown") and row.jump == (None, None)
 
 
-def test_writing_to_a_part_makes_the_rest_unknown() -> None:
-    def write(x: torch.Tensor) -> torch.Tensor:
-        y = x.clone()
-        y[:, :, :4] += 1
-        return y
+WRITES: dict[str, Callable[[torch.Tensor], Any]] = {
+    "adding": lambda x: x.clone()[:, :, :4].add_(1)._base,
+    "filling": lambda x: x.clone()[:, :, :4].fill_(1)._base,
+    "filling zeros": lambda x: torch.zeros_like(x)[:, :, :4].copy_(x[:, :, 4:8])._base,
+}
 
-    assert last(nn.Sequential(Does(write), nn.Conv2d(4, 4, 1)), (1, 4, SIZE, SIZE)).receptive_field == ("unknown",) * 2
+
+@pytest.mark.parametrize("name", WRITES)
+def test_writing_to_a_part_makes_the_rest_unknown(name: str) -> None:
+    model = nn.Sequential(Does(WRITES[name]), nn.Conv2d(4, 4, 1))
+    assert last(model, (1, 4, SIZE, SIZE)).receptive_field == ("unknown",) * 2
+
+
+def test_what_is_overwritten_sees_nothing() -> None:
+    model = nn.Sequential(Does(lambda x: torch.zeros_like(x) + x.clone().fill_(1)), nn.Conv2d(4, 4, 1))
+    assert last(model, (1, 4, SIZE, SIZE)).receptive_field is None
 
 
 def test_one_and_three_dimensions() -> None:
