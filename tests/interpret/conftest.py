@@ -47,7 +47,7 @@ PARTS = {
     "test_conv_depthwise::test_matches_reference": 64,
     "test_conv_depthwise::test_what_is_not_finite_stays_where_it_is": 96,
     "test_depthwise_mutations::test_probes_pass_on_the_real_kernels": 17,
-    "test_conv_scaled::test_matches_reference": 8,
+    "test_conv_scaled::test_matches_reference": 16,
     "test_conv_scaled::test_mutant_is_noticed": 6,
     "test_steps_round_as_torchs": 4,
     "test_flat_steps_match_the_reference": 4,
@@ -73,6 +73,7 @@ IN_FULL_ALONE = {
     "test_offsets_beyond_32_bits",
     "test_sums_beyond_int32_wrap_around",
     "test_conv_deform::test_probes_pass_on_the_real_kernels",
+    "test_conv_deform::test_mutant_is_noticed",
 }
 """What takes the gate too long, three reports one after the other, or asks too much: files of 24 GB, if of holes."""
 
