@@ -205,6 +205,18 @@ def test_a_cluster_is_launched_as_triton_launches_it(
         assert {(launched.cluster, launched.scheduling) for launched in gpu.launches()} == {((2, 1, 1), 1)}
 
 
+def test_what_needs_more_tensor_memory_than_there_is_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the assembler makes of it is an empty kernel, which would leave results as they were."""
+    (told,) = [told for plan in _plans(CALLS["max_pool"][1]) for told in launches_of_plan(plan)]
+    key, arguments = key_of(told.kernel, told.arguments, told.options, aligned=True)
+    launch = Launch(key, told.kernel, "triton.pool.max", arguments, told.options)
+    for columns, message in ((513, "needs 513 columns of tensor memory, there are 512"), (512, "cuobjdump|REG")):
+        compiled = SimpleNamespace(metadata=SimpleNamespace(tmem_size=columns), asm={"cubin": b"", "ptx": ""})
+        monkeypatch.setattr("triton.compile", lambda *_, compiled=compiled, **__: compiled)
+        with pytest.raises((RuntimeError, subprocess.CalledProcessError), match=message):
+            compile_entries(launch, "sm_100")
+
+
 def _plans(call: Callable[[], Any]) -> list[Any]:
     with dispatch.record_plans() as plans:
         call()
