@@ -1,4 +1,4 @@
-"""Calls of causal, separable and scaled convolutions, drawn from a seed: tests put every function through the same."""
+"""Calls of causal, separable, scaled and deformable convolutions, drawn from a seed: tests put every function through the same."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["composed"]
+__all__ = ["COMPOSED", "composed"]
+
+COMPOSED = ("causal", "separable", "scaled", "deform")
+"""Words that are in the names of functions which torch does not have."""
 
 Random = np.random.Generator
 
@@ -17,6 +20,8 @@ Values = Callable[..., np.ndarray]
 
 def composed(rng: Random, function: str, values: Values) -> dict[str, Any]:
     """Return arguments of a function by name."""
+    if "deform" in function:
+        return _deform(rng, int(function[-2]), values)
     if "scaled" in function:
         return _scaled(rng, int(function[-2]))
     return _causal(rng, values) if "causal" in function else _separable(rng, function, values)
@@ -52,6 +57,26 @@ def _scaled(rng: Random, ndim: int) -> dict[str, Any]:
     options["bias"] = rng.standard_normal(k).astype(np.float32) if rng.random() < 0.6 else None
     options |= {"input_scale": scale(1), "weight_scale": scale(int(rng.choice([1, k])))}
     options |= {"output_scale": scale(1), "out_dtype": "int8"} if rng.random() < 0.4 else {"out_dtype": "float32"}
+    return options
+
+
+def _deform(rng: Random, ndim: int, values: Values) -> dict[str, Any]:
+    groups, offset_groups, n = (int(v) for v in rng.integers(1, 3, 3))
+    c, k = 2 * int(rng.integers(1, 3)), groups * int(rng.integers(1, 4))
+    n = n if ndim < 3 else 1
+    bounds = ((4, 7), (1, 4)) if ndim < 3 else ((2, 5), (1, 3))  # eight taps: each is sampled by itself
+    size, kernel = (tuple(int(v) for v in rng.integers(*bound, ndim)) for bound in bounds)
+    stride, dilation, padding = int(rng.integers(1, 3)), int(rng.integers(1, 3)), int(rng.integers(0, 5 - ndim))
+    spans = [(taps - 1) * dilation + 1 for taps in kernel]
+    size = tuple(max(length, span - 2 * padding) for length, span in zip(size, spans))
+    output = tuple((length + 2 * padding - span) // stride + 1 for length, span in zip(size, spans))
+    batch, taps = (n,) if rng.random() < 0.7 else (), offset_groups * int(np.prod(kernel))
+    options: dict[str, Any] = {"input": values(rng, *batch, c, *size), "weight": values(rng, k, c // groups, *kernel)}
+    options["offset"] = values(rng, *batch, ndim * taps, *output)
+    options["mask"] = values(rng, *batch, taps, *output) if rng.random() < 0.6 else None
+    options["bias"] = values(rng, k) if rng.random() < 0.6 else None
+    for name, value in (("stride", stride), ("padding", padding), ("dilation", dilation)):
+        options[name] = value if rng.random() < 0.5 else (value,) * ndim
     return options
 
 

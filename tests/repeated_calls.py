@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from composed_calls import composed
+from composed_calls import COMPOSED, composed
 
 import gpuconv
 from gpuconv import dispatch
@@ -278,7 +278,7 @@ def functions() -> list[str]:
 
 def drawn(rng: Random, function: str) -> Drawn:
     """Draw a call of `function`."""
-    if any(word in function for word in ("causal", "separable", "scaled")):
+    if any(word in function for word in COMPOSED):
         return Drawn(function, composed(rng, function, _values))
     ndim = next((int(d) for d in "123" if f"{d}d" in function), 2)
     draw = _conv if function.startswith("conv") else _pool

@@ -209,6 +209,8 @@ def _strips(case: Case, operands: Operands) -> tuple[str, dict]:
         **_order(case, downwards=(1,) if case.transposed else ()),
         "R": case.taps[1],
         "DILATION": case.dilation[1],
+        "FOLDED": False,
+        "loads": case.tile[1] + case.taps[1] - 1,
         **_named("TILE_N TILE_P TILE_Q", case.tile),
         "CONSUMERS": case.rows,
         "SETS": case.sets,

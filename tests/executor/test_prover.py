@@ -267,7 +267,7 @@ WRONG = {
     ),
     "a strip off by one": (
         Case("strips", tile=(1, 4, 8)),
-        [(STRIPS_CONSUME, "line + j * DILATION", "line + j")],
+        [(STRIPS_CONSUME, "LINES + line + j)", "LINES + line)")],
         {"dilation": (1, 2, 1)},
     ),
     "offset without dilation": (

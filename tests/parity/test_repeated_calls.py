@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from composed_calls import COMPOSED
 
 torch = pytest.importorskip("torch")
 
@@ -49,7 +50,7 @@ def _torch_s(call: Drawn) -> Any:
         grad = getattr(torch.nn.grad, name.replace("_grad", ""))
         return (lambda *tensors, **options: grad(*rest, *tensors, **options)), given
     if not name.endswith("_backward"):
-        ours = any(word in name for word in ("causal", "separable", "scaled"))
+        ours = any(word in name for word in COMPOSED)
         return None if ours else (getattr(F, name), given)
     if "indices" in given and ("fractional" in name or "unpool" in name):
         return None
@@ -119,14 +120,15 @@ KINDS = {
 @pytest.mark.parametrize(("kind", "function"), list(product(KINDS, functions())))
 def test_every_call_answers_as_the_first_did(kind: str, function: str) -> None:
     build, layouts, settings = KINDS[kind]
-    agreed = 0
+    agreed = answered = 0
     for draw in DRAWS:
         rng = np.random.default_rng([draw, *map(ord, function + kind)])
-        call = drawn(rng, function)
-        for each, found in check(rng, call, build, layouts, 6, *([settings] if settings else [])):
-            agreed += _agrees(each, found)
+        answers = check(rng, drawn(rng, function), build, layouts, 6, *([settings] if settings else []))
+        answered += answers[0][1].held is not None
+        agreed += sum(_agrees(each, found) for each, found in answers)
+    assert 2 * answered > len(DRAWS), "most calls that were drawn are refused"
     unanswered = "backward" in function and ("fractional" in function or "unpool" in function)
-    unanswered = unanswered or any(word in function for word in ("causal", "separable", "scaled"))  # torch has none
+    unanswered = unanswered or any(word in function for word in COMPOSED)  # torch has none
     assert agreed or len(DRAWS) == 1 or unanswered
 
 

@@ -21,7 +21,7 @@ from ..base import Plan, Solver
 from .common import VECTORS, Memo
 from .gluon import installed_triton
 from .hopper_costs import dense_work
-from .hopper_forms import FORMS, MOST_TOGETHER, Form, configs_of, constants_of_form, launched, programs_of
+from .hopper_forms import FORMS, MOST_TOGETHER, Form, configs_of, constants_of_form, laid, launched, programs_of
 from .hopper_maps import maps_of
 from .hopper_passes import (
     aligned,
@@ -271,7 +271,8 @@ def launch_dense(
     """
     form = FORMS[config["form"]]
     # Strips walk rows upwards, and runs of pixels every axis.
-    phases = [phase.upwards({"tiles": (), "strips": (1,), "pixels": (0, 1, 2)}[form.kernel]) for phase in phases]
+    upwards = {"tiles": (), "strips": (1,), "pixels": (0, 1, 2)}[form.kernel]
+    phases = [phase.upwards(upwards) for phase in laid(phases, config)]
     constants = constants_of_form(form, problem, phases, config)
     maps = maps_of(form, problem, phases, places, w, constants)
     vectors = {name: None if tensors.get(name) is None else tensors[name].contiguous() for name in VECTORS}
@@ -298,6 +299,7 @@ def _numbers(form: Form, phases: Sequence[Dense]) -> dict[str, int]:
         found |= zip((f"{name}{place}" if several else name for name in names), values, strict=True)
     if form.kernel == "strips":
         del found["step_h"], found["r"]
+        found["loads"] = form.consumers * form.lines + dense.taps[1] - 1
     if form.kernel == "pixels":
         found |= zip("nopq", (dense.n, *dense.output), strict=True)
         found |= zip(("stride_d", "stride_h", "stride_w"), dense.stride, strict=True)

@@ -19,7 +19,7 @@ from ...costs.work import pipe_of
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan
-from .hopper_forms import FORMS, Form, epilogue_of, launched, stages_of, step_bytes, tiles_of
+from .hopper_forms import FORMS, Form, epilogue_of, laid, launched, stages_of, step_bytes, tiles_of
 from .hopper_view import Dense, together
 from .hopper_wgrad_forms import GRADIENT_FORMS, gradient_steps, gradient_tiles
 from .march_costs import ROUNDED_STEP
@@ -34,6 +34,9 @@ m64n64k16 reads 4 KiB in 32 clocks, which are 128 bytes a clock, and m64n32k16 r
 
 _PRODUCER = 16.0
 """Instructions of the producer for each slot that it fills, and for each box in it. Assumed: read off no loop."""
+
+_STRIP_TAPS = 3
+"""Taps above each other of the loops of strips that were read."""
 
 _PER_VECTOR = 2.5
 _PER_RESIDUAL = 4.0
@@ -70,8 +73,8 @@ def _of_tile(
     form: Form, dense: Dense, block_c: int, per_element: float, plain: bool
 ) -> tuple[float, float, float, float]:
     """Return products, bytes through L2, instructions and round trips of a CTA for one tile."""
-    x, w, _ = step_bytes(form, dense.reach, block_c, dense.item)
-    stages = stages_of(form, dense.reach, block_c, dense.item)[1]
+    x, w, _ = step_bytes(form, dense.taps[1], block_c, dense.item)
+    stages = stages_of(form, dense.taps[1], block_c, dense.item)[1]
     steps = dense.steps(block_c)
     sets = steps // dense.taps[1] if form.kernel == "strips" else steps  # slots of x
     pixels = form.consumers * form.pixels * form.lines
@@ -79,8 +82,11 @@ def _of_tile(
     bytes_x = x * sets * reduced * (0.5 if form.shared == "pixels" else 1.0)
     bytes_w = w * steps * reduced * channels * (0.5 if form.shared == "weights" else 1.0)
     stored = pixels * form.channels_of_cta * channels * dense.item
-    boxes = steps + sets * (form.consumers * (form.lines if form.kernel == "strips" else 1))
-    loop = form.loop + (0 if plain else form.moves)
+    strips = form.consumers * form.lines + dense.taps[1] - 1
+    boxes = steps + sets * (strips if form.kernel == "strips" else form.consumers)
+    loop = float(form.loop + (0 if plain else form.moves))
+    if form.kernel == "strips":  # its taps are unrolled
+        loop *= dense.taps[1] / _STRIP_TAPS
     issued = form.consumers * form.warps * (loop * sets + form.epilogue) + _PRODUCER * boxes
     issued += per_element * pixels * form.channels_of_cta / 32
     products = pixels * form.channels_of_cta * steps * block_c
@@ -98,21 +104,21 @@ def dense_work(
     launch have the tiles of all, and a tile does what the busiest program does on average: of each round of tiles, the
     one of most steps, which is its first.
     """
-    dense = phases[0]
     pipe, factor = pipe_of(problem)
     forms = [FORMS[config["form"]] for config in configs]
     behind = (per_result(problem), epilogue_of(problem) == "none")
     multiprocessors = int(constants_of(problem.device).values["sms"])
     rows = []
     for form, config in zip(forms, configs, strict=True):
-        launches, block_c = launched(form, phases, config["BLOCK_C"]), config["BLOCK_C"]
+        views, block_c = laid(phases, config), config["BLOCK_C"]
+        launches = launched(form, views, block_c)
         tiles = tiles_of(form, together(launches[0]), config)
         of_phase = [_of_tile(form, phase, block_c, *behind) for launch in launches for phase in launch]
         tile = np.sum(of_phase, axis=0)
         if len(launches) == 1:
             starts = range(0, tiles * len(phases), max(multiprocessors // form.ctas, 1))
             tile = np.mean([of_phase[start // tiles] for start in starts], axis=0)
-            tiles *= len(phases)
+            tiles *= len(views)
         rows.append((tiles * form.ctas, len(launches), *tile))
     counted, count, products, l2_bytes, issued, chain = np.array(rows, float).reshape(-1, 6).T
     residual = prod(problem.result_shape) * itemsize(problem.dtype) if problem.residual else 0
@@ -120,7 +126,7 @@ def dense_work(
         programs=counted,
         resident=np.array([form.resident for form in forms], float),
         pipe=np.full(len(configs), pipe),
-        path=np.array([PATHS.index(_path(form, dense)) for form in forms]),
+        path=np.array([PATHS.index(_path(form, phases[0])) for form in forms]),
         flops=2 * products * factor,
         feed=np.array([_FEED[form.instruction or form.channels_of_cta] for form in forms]),
         l2_bytes=l2_bytes + residual / counted,

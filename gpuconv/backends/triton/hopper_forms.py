@@ -16,7 +16,7 @@ from .hopper_view import Dense, together
 
 __all__ = [
     "FORMS", "MOST_TOGETHER", "Form", "axes_of", "box_of", "configs_of", "constants_of_form", "corners_of",
-    "epilogue_of", "launched", "programs_of", "reached", "split_axis", "stages_of", "step_bytes", "tiles_of",
+    "epilogue_of", "laid", "launched", "programs_of", "reached", "split_axis", "stages_of", "step_bytes", "tiles_of",
 ]  # fmt: skip
 
 _SHARED_BYTES = 232_448
@@ -52,7 +52,7 @@ class Form:
     registers
         Of each consumer but the first, and of the producer.
     loop
-        Instructions of a consumer between two waits for x, in the machine code.
+        Instructions of a consumer between two waits for x, in the machine code; of strips with three taps above.
     epilogue
         Instructions of a consumer for a tile beside that loop, at most: those of the whole kernel over the consumers.
     lines, shared, instruction, limit, resident
@@ -126,28 +126,28 @@ FORMS: dict[str, Form] = {
 """Forms by name: pixels x channels of a CTA; of strips rows x columns x channels."""
 
 
-def step_bytes(form: Form, reach: int, block_c: int, item: int) -> tuple[int, int, int]:
-    """Return the bytes of a CTA's slots of x and of weights, and of what is stored at once."""
+def step_bytes(form: Form, above: int, block_c: int, item: int) -> tuple[int, int, int]:
+    """Return the bytes of a CTA's slots of x and of weights, and of what is stored at once; see :func:`stages_of`."""
     x = form.consumers * form.pixels * block_c * item
     if form.kernel == "strips":
-        x = (form.consumers * form.lines + reach) * form.pixels * block_c * item
+        x = (form.consumers * form.lines + above - 1) * form.pixels * block_c * item
     staging = form.consumers * form.pixels * form.channels_of_cta // form.chunks * item
     return x, form.channels_of_cta * block_c * item, staging
 
 
-def stages_of(form: Form, reach: int, block_c: int, item: int) -> tuple[int, int]:
+def stages_of(form: Form, above: int, block_c: int, item: int) -> tuple[int, int]:
     """Return how many slots of x and of weights fit in shared memory; of strips there are 2 sets of x.
 
     Parameters
     ----------
     form
         The form.
-    reach
-        Rows from the first tap to the last.
+    above
+        Taps above each other.
     block_c, item
         Channels of a step, and bytes of an element.
     """
-    x, w, staging = step_bytes(form, reach, block_c, item)
+    x, w, staging = step_bytes(form, above, block_c, item)
     room = (_SHARED_BYTES - 1024 * (form.resident - 1)) // form.resident - _BARRIERS - staging
     if form.kernel == "strips":
         return 2, min((room - 2 * x) // w, _MOST_STAGES)
@@ -184,12 +184,13 @@ def tiles_of(form: Form, dense: Dense, config: Mapping[str, Any]) -> int:
             ceil_div(dense.pixels, form.pixels * form.consumers * (2 if form.shared == "weights" else 1)) * of_channels
         )
     images, height, width = cluster_tile(form, config)
-    if form.kernel == "strips":
-        height = form.consumers * form.lines
+    if form.kernel == "strips":  # rows as far apart as taps are, and then those between them
+        apart = abs(dense.step[1])
+        of_rows = ceil_div(p, form.consumers * form.lines * apart) * apart
     else:
         rows, columns = _arrangement(form, dense)
-        height, width = height * rows, width * columns
-    return ceil_div(n, images) * o * ceil_div(p, height) * ceil_div(q, width) * of_channels
+        of_rows, width = ceil_div(p, height * rows), width * columns
+    return ceil_div(n, images) * o * of_rows * ceil_div(q, width) * of_channels
 
 
 def boxes_of(form: Form, dense: Dense) -> dict[str, int]:
@@ -271,6 +272,31 @@ def block_channels(dense: Dense) -> list[int]:
     return [whole]
 
 
+def _blocks(form: Form, above: int, dense: Dense) -> list[int]:
+    """Return the channels of a step of which two stages fit; half of them for strips, if no more do."""
+    whole = block_channels(dense)
+    halves = [whole[0] // 2] if form.kernel == "strips" else []
+    fit = [[size for size in sizes if min(stages_of(form, above, size, dense.item)) > 1] for sizes in (whole, halves)]
+    return fit[0] or fit[1]
+
+
+def _views(form: Form, phases: Sequence[Dense]) -> Iterator[tuple[Sequence[Dense], dict[str, int]]]:
+    """Yield a convolution as a form may take it, and what a config says of that: as it is, or a signal in segments."""
+    if all(takes(form, phase) for phase in phases):
+        yield phases, {}
+    if form.kernel == "strips" and len(phases) == 1:
+        folds = [phases[0].folded(segments) for segments in phases[0].foldable]
+        counted = [(tiles_of(form, fold, boxes_of(form, fold)), fold.segments, fold) for fold in folds]
+        if counted:
+            _, segments, fold = min(counted, key=lambda entry: entry[:2])
+            yield [fold], {"segments": segments}
+
+
+def laid(phases: Sequence[Dense], config: Mapping[str, Any]) -> Sequence[Dense]:
+    """Return phases as a config has them: a signal in segments, or as they are."""
+    return [phases[0].folded(config["segments"])] if "segments" in config else phases
+
+
 def epilogue_of(problem: ConvProblem) -> str:
     """Return the least kind of epilogue that a form must stand: ``none``, ``relu`` or ``all``."""
     if problem.activation not in (None, "relu", "relu6"):
@@ -284,18 +310,18 @@ def configs_of(problem: ConvProblem, phases: Sequence[Dense]) -> Iterator[dict[s
     dense = phases[0]
     stand = {"none": ("none", "relu", "all"), "relu": ("relu", "all"), "all": ("all",)}[epilogue_of(problem)]
     for name, form in FORMS.items():
-        if form.epilogues not in stand or form.turned < dense.turned or not all(takes(form, phase) for phase in phases):
+        if form.epilogues not in stand or form.turned < dense.turned:
             continue
         wasted = form.channels_of_cta * (form.ctas if form.shared == "pixels" else 1) >= 2 * max(dense.channels, 32)
         if wasted or (form.shared and dense.item == 4):
             continue
-        for block_c in block_channels(dense):
-            if min(stages_of(form, max(phase.reach for phase in phases), block_c, dense.item)) < 2:
-                continue
-            largest = together(launched(form, phases, block_c)[0])
-            box = boxes_of(form, largest) if form.kernel != "pixels" else {}
-            if form.kernel == "pixels" or box:
-                yield {"form": name, "BLOCK_C": block_c, **box}
+        for views, segments in _views(form, phases):
+            above = max(view.taps[1] for view in views)
+            for block_c in _blocks(form, above, dense):
+                largest = together(launched(form, views, block_c)[0])
+                box = boxes_of(form, largest) if form.kernel != "pixels" else {}
+                if form.kernel == "pixels" or box:
+                    yield {"form": name, "BLOCK_C": block_c, **box, **segments}
 
 
 def programs_of(form: Form, phases: Sequence[Dense], config: Mapping[str, Any], multiprocessors: int) -> int:
@@ -309,7 +335,7 @@ def constants_of_form(
 ) -> dict[str, Any]:
     """Return the constants of the kernel that launches some phases, by name."""
     dense = together(phases)
-    sets, stages = stages_of(form, dense.reach, config["BLOCK_C"], dense.item)
+    sets, stages = stages_of(form, dense.taps[1], config["BLOCK_C"], dense.item)
     chunks = form.chunks if dense.item == 2 or form.shared == "pixels" else min(2 * form.chunks, 4)
     found = {
         "BLOCK_K": form.channels, "BLOCK_C": config["BLOCK_C"], "GROUP": 8, "STAGES": stages, "CHUNKS": chunks,
@@ -323,7 +349,7 @@ def constants_of_form(
     found |= zip(("TILE_N", "TILE_P", "TILE_Q"), cluster_tile(form, config), strict=True)
     if form.kernel == "strips":
         lines = form.consumers * form.lines
-        of_strips = {"TILE_P": lines, "CONSUMERS": form.consumers, "SETS": sets}
+        of_strips = {"TILE_P": lines, "CONSUMERS": form.consumers, "SETS": sets, "FOLDED": dense.segments > 0}
         return found | of_strips | {"R": dense.taps[1], "DILATION": abs(dense.step[1])}
     rows, columns = _arrangement(form, dense)
     found |= {"ROWS": rows, "COLUMNS": columns, "WARPS": form.warps}

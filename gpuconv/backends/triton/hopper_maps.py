@@ -15,13 +15,18 @@ from .hopper_view import Dense, number_of
 __all__ = ["im2col_map", "image_map", "map_type", "maps_of", "phase_map", "row_map"]
 
 
-def _strides(tensor: Any, shape: tuple[int, ...], dense_memory: bool) -> tuple[int, ...]:
-    """Return the strides of a tensor as [N, D, H, W, C]; one of the workspace is dense."""
+def _strides(tensor: Any, shape: tuple[int, ...], segments: int = 0) -> tuple[int, ...]:
+    """Return the strides of a tensor as [N, D, H, W, C]; one of a single axis is of the workspace, and dense.
+
+    Of a signal in segments these are W, and H the positions of one.
+    """
     _, d, h, w, c = shape
-    found = [d * h * w * c, h * w * c, w * c, c, 1]
-    if not dense_memory:
+    found = [d * h * w * c, h * w * c, w * c, c, 1] if not segments else [h * w * c, h * w * c, c, h * c, 1]
+    if tensor.dim() > 1:
         own = tensor.stride()
         spatial = [0] * (5 - len(own)) + list(own[2:])
+        if segments:
+            spatial = [0, own[-1], h * own[-1]]
         given = [own[0], *spatial]
         # The stride of an axis of size 1 is never used; TMA wants a multiple of 16 bytes all the same.
         found = [step if size > 1 else dense for step, size, dense in zip(given, shape, found)] + [1]
@@ -110,7 +115,7 @@ def image_map(dense: Dense, type: MapType, tensor: Any, first: int, size: tuple[
     if dense.flat:
         return row_map(tensor, type, dense.n * prod(size), channels, first * prod(size) * channels)
     shape = (dense.n, *size, channels)
-    strides = _strides(tensor, shape, tensor.dim() == 1)
+    strides = _strides(tensor, shape, dense.segments)
     return TensorMap(tensor, type, shape, strides, first * strides[0])
 
 
@@ -128,7 +133,7 @@ def im2col_map(dense: Dense, type: MapType, tensor: Any, first: int) -> TensorMa
     axes = type.axes - 2
     lower, upper = corners_of(dense)
     shape = (dense.n, *dense.size, dense.reduced)
-    strides = _strides(tensor, shape, tensor.dim() == 1)
+    strides = _strides(tensor, shape)
     kept = (0, *range(4 - axes, 5))
     sizes = tuple(shape[axis] for axis in kept), tuple(strides[axis] for axis in kept)
     return TensorMap(tensor, type, *sizes, first * strides[0], lower, upper, dense.stride[-axes:])

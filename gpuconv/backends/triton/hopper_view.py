@@ -14,6 +14,9 @@ from ..axes import three
 
 __all__ = ["Dense", "columns_as_channels", "dense_of", "in_order", "number_of", "phases_of", "refusal", "together"]
 
+_MOST_SEGMENTS = 64
+"""Segments of a signal at most: pixels of a strip, which a tile of one image has of as many segments."""
+
 _MOST_PIXELS = 2**31 - 2**17
 """Pixels of a result: their number, and that of a tile more, is a signed 32-bit integer."""
 
@@ -33,7 +36,8 @@ class Dense:
     ``order[0] + t order[1] + r order[2] + s order[3]`` of the weights. `turned` says that weights are read as [tap,
     reduced, channels]. `source` and `result` are the letters of the tensors. Position o is position ``at + o spread``
     of the result, which has `whole` of them: one phase of a gradient of larger stride. A convolution of one tap that
-    leaves every position where it is has one row of pixels.
+    leaves every position where it is has one row of pixels. A signal in `segments`, if not 0, has one in each
+    column, whose positions go along rows.
     """
 
     source: str
@@ -53,6 +57,7 @@ class Dense:
     whole: tuple[int, ...]
     spread: tuple[int, ...] = (1, 1, 1)
     at: tuple[int, ...] = (0, 0, 0)
+    segments: int = 0
 
     @property
     def flat(self) -> bool:
@@ -72,9 +77,23 @@ class Dense:
         return (1, 1, 1, self.pixels) if self.flat else (self.n, o, p, q)
 
     @property
-    def reach(self) -> int:
-        """Rows from the first tap to the last."""
-        return (self.taps[1] - 1) * abs(self.step[1])
+    def foldable(self) -> list[int]:
+        """In how many segments a signal may be cut: each as long as taps reach, and as many of x as of the result."""
+        length, first, step = self.output[2], self.first[2], self.step[2]
+        alone = self.size == self.output == self.whole == (1, 1, length) and self.taps[:2] == (1, 1)
+        if not alone or self.taps[2] == 1 or self.first[:2] != (0, 0) or (self.stride[2], self.spread[2]) != (1, 1):
+            return []
+        reach = max(abs(first), abs(first + (self.taps[2] - 1) * step))
+        return [count for count in range(1, _MOST_SEGMENTS + 1) if length % count == 0 and length // count >= reach]
+
+    def folded(self, segments: int) -> Dense:
+        """Return a signal in segments, one of :attr:`foldable`: columns, along whose rows the taps go."""
+        sides = (1, self.output[2] // segments, segments)
+        begin, _, _, by = self.order
+        return replace(
+            self, size=sides, output=sides, whole=sides, taps=(1, self.taps[2], 1), first=(0, self.first[2], 0),
+            step=(0, self.step[2], 0), order=(begin, 0, by, 0), segments=segments,
+        )  # fmt: skip
 
     @property
     def empty(self) -> bool:

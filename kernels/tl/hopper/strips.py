@@ -1,9 +1,13 @@
 """Convolution of stride 1 along rows that are loaded once for all taps above each other: fewer bytes from L2.
 
-A strip is one row of x as wide as a tile: TILE_N images of TILE_Q pixels, 64 together, the rows of one wgmma. For each
-block of channels and each column of the window, TILE_P + (R - 1) DILATION strips are loaded; tap r of output row h is
-strip h + r DILATION. Each output row has sums of its own in registers, and the weights have a ring of their own. A 3x3
-window at 6 rows of 64 pixels and 128 channels asks L2 for 0.39 of the bytes that tiles of 128 x 128 do.
+A strip is one row of x as wide as a tile: TILE_N images of TILE_Q pixels, 64 together, the rows of one wgmma. The TILE_P
+output rows of a tile are DILATION apart, as the taps above each other are. For each block of channels and each column
+of the window, TILE_P + R - 1 strips are loaded; tap r of output row i is strip i + r. Each output row has sums of its
+own in registers, and the weights have a ring of their own. A 3x3 window at 6 rows of 64 pixels and 128 channels asks L2
+for 0.39 of the bytes that tiles of 128 x 128 do.
+
+A signal has taps along its one axis alone. FOLDED cuts it into segments of P positions, one for each column: row i of
+column q is position q P + i, the taps go along rows, and what lies behind the last row of a column is the next one's.
 """
 
 from triton.experimental import gluon
@@ -20,6 +24,23 @@ from .common import advance, cluster_exit, halves, one_binary, store_tile, tile_
 
 
 @gluon.jit
+def _first_row(at_p, TILE_P: gl.constexpr, DILATION: gl.constexpr):
+    """Return the uppermost output row of a tile; those between its rows belong to the DILATION - 1 tiles after it."""
+    return at_p // DILATION * (TILE_P * DILATION) + at_p % DILATION
+
+
+@gluon.jit
+def _folded(row, column, rows, FOLDED: gl.constexpr):
+    """Return row and column of a position that is up to `rows` rows above or below its column."""
+    if FOLDED:
+        above = row < 0
+        below = row >= rows
+        column = gl.where(above, column - 1, gl.where(below, column + 1, column))
+        row = gl.where(above, row + rows, gl.where(below, row - rows, row))
+    return row, column
+
+
+@gluon.jit
 def _strips_produce(
     x_map,
     w_map,
@@ -32,17 +53,20 @@ def _strips_produce(
     step,
     order,
     c,
+    loads,
     programs,
     FORM: gl.constexpr,
     R: gl.constexpr,
     TRANSPOSED: gl.constexpr,
     PAIR: gl.constexpr,
+    FOLDED: gl.constexpr,
 ):
     """Fill both rings: a set of strips, then the weights of its R taps, from the uppermost row on."""
     TILE_N: gl.constexpr = FORM[0]
     TILE_P: gl.constexpr = FORM[1]
     TILE_Q: gl.constexpr = FORM[2]
     STRIPS: gl.constexpr = FORM[3]
+    DILATION: gl.constexpr = FORM[4]
     BLOCK_K: gl.constexpr = FORM[5]
     BLOCK_C: gl.constexpr = FORM[6]
     GROUP: gl.constexpr = FORM[7]
@@ -50,7 +74,7 @@ def _strips_produce(
     STAGES: gl.constexpr = FORM[9]
     x_full, x_empty, w_full, w_empty, pair = barriers
     tiles_n = gl.cdiv(sizes[0], TILE_N)
-    tiles_p = gl.cdiv(sizes[2], TILE_P)
+    tiles_p = gl.cdiv(sizes[2], TILE_P * DILATION) * DILATION
     tiles_q = gl.cdiv(sizes[3], TILE_Q)
     tiles_k = gl.cdiv(sizes[4], BLOCK_K)
     set_ = 0
@@ -59,19 +83,16 @@ def _strips_produce(
     phase = 1
     for tile in range(gl.program_id(0), tiles_n * sizes[1] * tiles_p * tiles_q * tiles_k, programs):
         n, o, p, q, k = tile_axes(tile, tiles_n, sizes[1], tiles_p, tiles_q, tiles_k, GROUP)
+        top = _first_row(p, TILE_P, DILATION) + first[1]
         for chunk in range(0, gl.cdiv(c, BLOCK_C)):
             for t in range(0, taps[0]):
                 for s in range(0, taps[1]):
                     mbarrier.wait(x_empty.index(set_), set_phase)
                     mbarrier.expect(x_full.index(set_), STRIPS * x_map.nbytes_per_cta)
-                    for i in gl.static_range(STRIPS):
-                        at = [
-                            n * TILE_N,
-                            o + first[0] + t * step[0],
-                            p * TILE_P + first[1] + i,
-                            q * TILE_Q + first[2] + s * step[1],
-                            chunk * BLOCK_C,
-                        ]
+                    left = q * TILE_Q + first[2] + s * step[1]
+                    for i in range(0, loads):
+                        row, column = _folded(top + i * DILATION, left, sizes[2], FOLDED)
+                        at = [n * TILE_N, o + first[0] + t * step[0], row, column, chunk * BLOCK_C]
                         tma.async_load(x_map, at, x_full.index(set_), strips.index(set_ * STRIPS + i))
                     set_, set_phase = advance(set_, set_phase, SETS)
                     for j in range(0, R):
@@ -126,7 +147,7 @@ def _strips_consume(
     WIDTH: gl.constexpr = TILE_N * TILE_Q
     x_full, x_empty, w_full, w_empty, pair = barriers
     tiles_n = gl.cdiv(sizes[0], TILE_N)
-    tiles_p = gl.cdiv(sizes[2], TILE_P)
+    tiles_p = gl.cdiv(sizes[2], TILE_P * DILATION) * DILATION
     tiles_q = gl.cdiv(sizes[3], TILE_Q)
     tiles_k = gl.cdiv(sizes[4], BLOCK_K)
     set_ = 0
@@ -136,6 +157,7 @@ def _strips_consume(
     parity = 0
     for tile in range(gl.program_id(0), tiles_n * sizes[1] * tiles_p * tiles_q * tiles_k, programs):
         n, o, p, q, k = tile_axes(tile, tiles_n, sizes[1], tiles_p, tiles_q, tiles_k, GROUP)
+        top = _first_row(p, TILE_P, DILATION)
         sums = ()
         for line in gl.static_range(LINES):
             sums = sums + (gl.zeros([WIDTH, BLOCK_K], gl.float32, LAYOUT),)
@@ -151,7 +173,7 @@ def _strips_consume(
                     weights = w_ring.index(slot).reshape([BLOCK_K, BLOCK_C]).permute((1, 0))
                 products = ()
                 for line in gl.static_range(LINES):
-                    strip = strips.index(set_ * STRIPS + CONSUMER * LINES + line + j * DILATION)
+                    strip = strips.index(set_ * STRIPS + CONSUMER * LINES + line + j)
                     pixels = strip.reshape([WIDTH, BLOCK_C])
                     product = warpgroup_mma(pixels, weights, warpgroup_mma_init(sums[line]), is_async=True)
                     products = products + (product,)
@@ -188,7 +210,7 @@ def _strips_consume(
                 vectors[2],
                 n * TILE_N,
                 o,
-                p * TILE_P + CONSUMER * LINES + line,
+                top + (CONSUMER * LINES + line) * DILATION,
                 q * TILE_Q,
                 k * BLOCK_K,
                 sizes[4],
@@ -228,9 +250,11 @@ def _conv_strips_kernel(
     tap_step_d,
     tap_step_h,
     tap_step_w,
+    loads,
     programs,
     R: gl.constexpr,
     DILATION: gl.constexpr,
+    FOLDED: gl.constexpr,
     TILE_N: gl.constexpr,
     TILE_P: gl.constexpr,
     TILE_Q: gl.constexpr,
@@ -257,15 +281,21 @@ def _conv_strips_kernel(
     the last one on: tap_step_h is negative.
     Boxes: x_map [TILE_N, 1, 1, TILE_Q, BLOCK_C], y_map [TILE_N, 1, 1, TILE_Q, BLOCK_K / CHUNKS].
 
+    FOLDED: p is the length of a segment, and q their number; o and taps of other axes are 1, and x has the positions of
+    y. `first_h`, and DILATION for each further tap, count positions, and reach over one segment at most.
+
     TILE_N TILE_Q = 64 pixels in a strip; 2 or more output rows, TILE_P / CONSUMERS, for each of 2 or 3 consumers of 4
     warps.
+    `loads` is TILE_P + R - 1, the strips of a set, as a number: a loop over a constant is unrolled, and its coordinates
+    are more than the registers of the producer.
+
     SETS of strips and STAGES of weights in shared memory. SHARED "weights": two CTAs split the tile along Q (or N),
     whose size is then that of both, and the weights are multicast.
 
     Grid: (programs,), the number of multiprocessors or half of it with a cluster.
     """
     gl.static_assert(TILE_P >= 2 * CONSUMERS, "a consumer has 2 rows or more")
-    STRIPS: gl.constexpr = TILE_P + (R - 1) * DILATION
+    STRIPS: gl.constexpr = TILE_P + R - 1
     PAIR: gl.constexpr = SHARED != ""
     gl.static_assert(SHARED != "pixels", "strips of a cluster share weights alone")
     gl.static_assert(STAGES >= 2 and SETS >= 2, "a slot is freed one step after it is read")
@@ -326,8 +356,8 @@ def _conv_strips_kernel(
                 ),
                 (
                     _strips_produce,
-                    (x_map, w_map, strips, w_ring, barriers, sizes, taps, first, step, order, c, programs, FORM,
-                     R, TRANSPOSED, PAIR),
+                    (x_map, w_map, strips, w_ring, barriers, sizes, taps, first, step, order, c, loads, programs, FORM,
+                     R, TRANSPOSED, PAIR, FOLDED),
                 ),
             ],
             [4, 1],
@@ -356,8 +386,8 @@ def _conv_strips_kernel(
                 ),
                 (
                     _strips_produce,
-                    (x_map, w_map, strips, w_ring, barriers, sizes, taps, first, step, order, c, programs, FORM,
-                     R, TRANSPOSED, PAIR),
+                    (x_map, w_map, strips, w_ring, barriers, sizes, taps, first, step, order, c, loads, programs, FORM,
+                     R, TRANSPOSED, PAIR, FOLDED),
                 ),
             ],
             [4, 4, 1],
