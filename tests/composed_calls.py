@@ -1,4 +1,4 @@
-"""Calls of causal, separable, scaled and deformable convolutions, drawn from a seed: tests put every function through the same."""
+"""Calls of causal, separable, scaled and deformable convolutions, drawn from a seed, as of every other function."""
 
 from __future__ import annotations
 

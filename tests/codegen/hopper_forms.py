@@ -43,6 +43,7 @@ class Form:
     kernel: tuple[int, ...] = (3, 3)
     stride: int = 1
     block_c: int | None = None
+    dilation: int = 1
     epilogue: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
@@ -58,11 +59,12 @@ def problem_of(form: Form) -> ConvProblem:
     """Return a problem for a form."""
     ndim, (c, k) = len(form.size), form.channels
     output = tuple((size - 1) // form.stride + 1 for size in form.size)
-    pads = tuple(tap // 2 for tap in form.kernel)
+    pads = tuple(tap // 2 * form.dilation for tap in form.kernel)
     order = "channels_last"
     return ConvProblem(
         f"conv{ndim}d", form.kind, 32, c, k, 1, form.size, form.kernel, output, (form.stride,) * ndim, pads, pads,
-        (1,) * ndim, "zeros", form.dtype, "cuda:0", "torch", order, order, order, precision="tf32", **form.epilogue,
+        (form.dilation,) * ndim, "zeros", form.dtype, "cuda:0", "torch", order, order, order, precision="tf32",
+        **form.epilogue,
     )  # fmt: skip
 
 
@@ -152,6 +154,43 @@ FORMS: dict[str, Form] = {
         f"{_named(name)}, four phases in tf32": Form(name, form.loop, kind="dgrad", dtype="float32", stride=2)
         for name, form in OF_PRODUCT.items()
         if form.kernel == "tiles" and not form.shared
+    },
+    **{
+        f"{name}, {taps} taps of a signal, {dilation} apart": Form(
+            name,
+            round(1.15 * form.loop * taps / 3),
+            channels=(128, form.channels),
+            size=(12800,),
+            kernel=(taps,),
+            dilation=dilation,
+            epilogue={} if taps == 7 else EPILOGUES.get(form.epilogues, {}),
+        )
+        for name, form in OF_PRODUCT.items()
+        if form.kernel == "strips"
+        for taps, dilation in ((7, 5), (11, 3))
+        if taps <= form.above
+    },
+    **{
+        f"{name}, {taps} taps of a signal, 5 apart, as a data gradient": Form(
+            name,
+            round(1.15 * form.loop * taps / 3),
+            "dgrad",
+            channels=(form.channels, 128),
+            size=(12800,),
+            kernel=(taps,),
+            dilation=5,
+        )
+        for name, form in OF_PRODUCT.items()
+        if form.kernel == "strips"
+        for taps in (7, 11)
+        if taps <= form.above
+    },
+    **{
+        f"{name}, {taps} rows of taps": Form(name, round(1.15 * form.loop * taps / 3), kernel=(taps, taps))
+        for name, form in OF_PRODUCT.items()
+        if form.kernel == "strips"
+        for taps in (2, 5, 7, 9, 11)
+        if taps <= form.above
     },
     "pixels 256x128 of volumes": Form("pixels 256x128", 56, stride=2, **VOLUME),
     **{

@@ -29,6 +29,7 @@ FEW = (
     "tiles 2 x 128x256",
     "tiles 256x128, four phases",
     "strips 4x64x128, whole epilogue",
+    "strips 4x64x64, 7 taps of a signal, 5 apart",
     "pixels 256x128",
     "weight gradient 64x64x3",
 )

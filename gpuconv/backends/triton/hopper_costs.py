@@ -35,8 +35,9 @@ m64n64k16 reads 4 KiB in 32 clocks, which are 128 bytes a clock, and m64n32k16 r
 _PRODUCER = 16.0
 """Instructions of the producer for each slot that it fills, and for each box in it. Assumed: read off no loop."""
 
-_STRIP_TAPS = 3
-"""Taps above each other of the loops of strips that were read."""
+_STRIP_TAPS, _FURTHER_TAP = 3, 1.25
+"""Taps above each other of the loops of strips that were read, and what more of them take beside their share: loops of
+5 to 11 taps were read too, and have 0.55 to 1.24 times the instructions that those of 3 have for as many taps."""
 
 _PER_VECTOR = 2.5
 _PER_RESIDUAL = 4.0
@@ -86,7 +87,7 @@ def _of_tile(
     boxes = steps + sets * (strips if form.kernel == "strips" else form.consumers)
     loop = float(form.loop + (0 if plain else form.moves))
     if form.kernel == "strips":  # its taps are unrolled
-        loop *= dense.taps[1] / _STRIP_TAPS
+        loop *= dense.taps[1] / _STRIP_TAPS * (1.0 if dense.taps[1] <= _STRIP_TAPS else _FURTHER_TAP)
     issued = form.consumers * form.warps * (loop * sets + form.epilogue) + _PRODUCER * boxes
     issued += per_element * pixels * form.channels_of_cta / 32
     products = pixels * form.channels_of_cta * steps * block_c

@@ -64,6 +64,8 @@ class Form:
         Phases of one launch at most, which are chosen among without spilling.
     turned
         Whether it reads weights turned, as data gradients do, without spilling.
+    above
+        Taps above each other that strips have at most: so many were compiled, and none spills.
     moves
         Instructions that come to the loop where anything stands behind the sums: the compiler moves sums about then.
     """
@@ -85,6 +87,7 @@ class Form:
     epilogues: str = "all"
     phases: int = MOST_TOGETHER
     turned: bool = True
+    above: int = 11
     moves: int = 0
 
     @property
@@ -109,7 +112,7 @@ FORMS: dict[str, Form] = {
     "2 x 128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 46, 794, shared="weights", phases=4),
     "2 x 256x128": Form("tiles", 2, 128, 256, 1, (240, 24), 58, 758, shared="pixels", epilogues="relu", phases=1),
     "strips 4x64x128": Form("strips", 2, 64, 128, 4, (224, 48), 161, 915, lines=2, epilogues="relu", moves=33),
-    "strips 6x64x128": Form("strips", 2, 64, 128, 2, (232, 40), 237, 1035, lines=3, epilogues="none"),
+    "strips 6x64x128": Form("strips", 2, 64, 128, 2, (232, 40), 237, 1035, lines=3, epilogues="none", above=3),
     "strips 8x64x64": Form("strips", 2, 64, 64, 2, (216, 56), 318, 1046, lines=4, epilogues="relu"),
     "strips 4x64x64": Form("strips", 2, 64, 64, 2, (224, 48), 161, 747, lines=2),
     "2 x strips 4x64x128": Form(
@@ -247,7 +250,7 @@ def takes(form: Form, dense: Dense) -> bool:
     if dense.stride != (1, 1, 1):
         return False
     if form.kernel == "strips":
-        return dense.taps[1] > 1 and dense.walked[2] > 1 and dense.step[1] != 0
+        return 1 < dense.taps[1] <= form.above and dense.walked[2] > 1 and dense.step[1] != 0
     return True
 
 
@@ -286,6 +289,7 @@ def _views(form: Form, phases: Sequence[Dense]) -> Iterator[tuple[Sequence[Dense
         yield phases, {}
     if form.kernel == "strips" and len(phases) == 1:
         folds = [phases[0].folded(segments) for segments in phases[0].foldable]
+        folds = [fold for fold in folds if takes(form, fold)]
         counted = [(tiles_of(form, fold, boxes_of(form, fold)), fold.segments, fold) for fold in folds]
         if counted:
             _, segments, fold = min(counted, key=lambda entry: entry[:2])

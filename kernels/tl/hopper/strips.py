@@ -1,10 +1,10 @@
 """Convolution of stride 1 along rows that are loaded once for all taps above each other: fewer bytes from L2.
 
-A strip is one row of x as wide as a tile: TILE_N images of TILE_Q pixels, 64 together, the rows of one wgmma. The TILE_P
-output rows of a tile are DILATION apart, as the taps above each other are. For each block of channels and each column
-of the window, TILE_P + R - 1 strips are loaded; tap r of output row i is strip i + r. Each output row has sums of its
-own in registers, and the weights have a ring of their own. A 3x3 window at 6 rows of 64 pixels and 128 channels asks L2
-for 0.39 of the bytes that tiles of 128 x 128 do.
+A strip is one row of x as wide as a tile: TILE_N images of TILE_Q pixels, 64 together, the rows of one wgmma. The
+TILE_P output rows of a tile are DILATION apart, as the taps above each other are. For each block of channels and each
+column of the window, TILE_P + R - 1 strips are loaded; tap r of output row i is strip i + r. Each output row has sums
+of its own in registers, and the weights have a ring of their own. A 3x3 window at 6 rows of 64 pixels and 128 channels
+asks L2 for 0.39 of the bytes that tiles of 128 x 128 do.
 
 A signal has taps along its one axis alone. FOLDED cuts it into segments of P positions, one for each column: row i of
 column q is position q P + i, the taps go along rows, and what lies behind the last row of a column is the next one's.
