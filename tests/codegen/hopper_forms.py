@@ -44,6 +44,7 @@ class Form:
     stride: int = 1
     block_c: int | None = None
     dilation: int = 1
+    shares: bool = False
     epilogue: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
@@ -76,7 +77,7 @@ def launch_of(form: Form) -> Launch:
         assert solver.why_not(problem) is None, solver.why_not(problem)
         configs = [config for config in solver.variants(problem) if config["form"] == form.name]
         configs = [config for config in configs if form.block_c in (None, config.get("BLOCK_C"))]
-        plan = solver.bind(problem, configs[0])
+        plan = solver.bind(problem, configs[0] | ({"stream": True} if form.shares else {}))
         told = next(told for told in launches_of_plan(plan) if told.kernel.module.startswith("hopper."))
     key, arguments = key_of(told.kernel, told.arguments, told.options, aligned=True)
     return Launch(key, told.kernel, solver.id, arguments, dict(told.options))
@@ -191,6 +192,22 @@ FORMS: dict[str, Form] = {
         if form.kernel == "strips"
         for taps in (2, 5, 7, 9, 11)
         if taps <= form.above
+    },
+    **{
+        f"{name}, equal shares{', as a data gradient' if kind == 'dgrad' else ''}, {taps} taps": Form(
+            name,
+            round(1.2 * form.loop * (taps if form.kernel == "strips" else 3) / 3),
+            kind,
+            channels=(256, form.channels) if kind == "fprop" else (form.channels, 256),
+            kernel=(taps, taps),
+            stride=2 if form.kernel == "pixels" and kind == "fprop" else 1,
+            shares=True,
+            epilogue={"bias": True, "activation": "relu"} if kind == "fprop" else {},
+        )
+        for name, form in OF_PRODUCT.items()
+        if form.sharing
+        for kind in ("fprop", "dgrad")
+        for taps in ((3, 7, 11) if form.kernel == "strips" else (3,))
     },
     "pixels 256x128 of volumes": Form("pixels 256x128", 56, stride=2, **VOLUME),
     **{

@@ -30,6 +30,7 @@ FEW = (
     "tiles 256x128, four phases",
     "strips 4x64x128, whole epilogue",
     "strips 4x64x64, 7 taps of a signal, 5 apart",
+    "2 x pixels 128x256, equal shares, 3 taps",
     "pixels 256x128",
     "weight gradient 64x64x3",
 )
@@ -64,7 +65,10 @@ def test_form(name: str) -> None:
     assert 0 < loop <= 1.1 * form.budget, (loop, form.budget)
 
     loads = [operation for operation in found if operation.startswith("UTMALDG")]
-    assert loads and ("LDG" not in {operation.split(".")[0] for operation in found} or form.epilogue)
+    assert loads and ("LDG" not in {operation.split(".")[0] for operation in found} or form.epilogue or form.shares)
+    # Signals: one is given, and one awaited, by each consumer, which take the sums of others in between.
+    signals = 0 if gradient else form.product.consumers * form.shares
+    assert count(found, r"STG.*STRONG\.GPU") == count(found, r"LDG.*STRONG\.GPU") == signals
     by_pixels = form.module == "pixels" or (gradient and entry.constants["AXES"] > 0)
     assert any("IM2COL" in operation for operation in loads) == by_pixels
     assert any("MULTICAST" in operation for operation in loads) == bool(shared)

@@ -23,7 +23,8 @@ Edit = tuple[str, str, str]
 """A function, a piece of its source, and what takes its place: a fault that is planted."""
 
 WAITING = {"tma", "mbarrier", "cluster"}
-WAITING_FUNCTIONS = {"warpgroup_mma", "warpgroup_mma_wait", "fence_async_shared", "gl.warp_specialize"}
+WAITING_FUNCTIONS = {"warpgroup_mma", "warpgroup_mma_wait", "fence_async_shared", "gl.warp_specialize", "gl.barrier"}
+WAITING_FUNCTIONS |= {"gl.inline_asm_elementwise"}
 SHARED_METHODS = {"store", "load"}
 
 
@@ -150,6 +151,7 @@ def _language(machine: Machine) -> SimpleNamespace:
             if mask is not None
             else np.ones(offset.values.shape, bool)
         )
+        machine.read_global(pointer.array, offset.values[inside])
         values = np.full(offset.values.shape, np.nan if mask is None else other, np.float32)
         values[inside] = pointer.array[offset.values[inside]]
         return Fragment(values, offset.shape, offset.splits)
@@ -157,6 +159,7 @@ def _language(machine: Machine) -> SimpleNamespace:
     def store(pointer: Pointer, value: Fragment, mask=None):
         offsets = np.broadcast_to(pointer.offset.values, value.values.shape)
         inside = np.broadcast_to(mask.values, offsets.shape) if mask is not None else np.ones(offsets.shape, bool)
+        machine.write_global(pointer.array, offsets[inside])
         pointer.array[offsets[inside]] = value.values[inside]
 
     def where(condition, yes, no):
@@ -166,9 +169,16 @@ def _language(machine: Machine) -> SimpleNamespace:
             return condition.map(lambda mask: np.where(mask, yes, no))
         return yes if condition else no
 
-    def inline_asm_elementwise(asm, *_, **__):
+    signals = {"ld.acquire.gpu": machine.await_signal, "st.release.gpu": machine.signal, "st.global.u64": machine.wipe}
+
+    def inline_asm_elementwise(asm, _, arguments, **__):
         if "%cluster_ctarank" in asm:
             return machine.current.rank
+        if asm == "mov.u32 $0, 0;":
+            return 0
+        for instruction, operation in signals.items():
+            if instruction in asm:
+                return operation(arguments[0])
         raise KernelError(f"no model of: {asm}")
 
     def warp_specialize(partitions, warps, registers):
@@ -206,6 +216,7 @@ def _language(machine: Machine) -> SimpleNamespace:
         erf=elementwise(np.vectorize(math.erf, otypes=[np.float32])),
         inline_asm_elementwise=inline_asm_elementwise,
         warp_specialize=warp_specialize,
+        barrier=machine.join,
     )
 
 

@@ -12,11 +12,11 @@ from machine import Executor, Machine
 from prover import Recorder
 from tensors import Layout, Map, MapIm2col, Pointer
 
-from gpuconv.kernels.tl.hopper import common, consume, phases, pixels, strips, tiles, wgrad
+from gpuconv.kernels.tl.hopper import common, consume, phases, pixels, streams, strips, tiles, wgrad
 
 __all__ = ["Case", "Operands", "execute", "record"]
 
-MODULES = (common, consume, tiles, phases, strips, pixels, wgrad)
+MODULES = (common, streams, consume, tiles, phases, strips, pixels, wgrad)
 VECTORS = ("bias", "scale", "shift")
 WHOLE = Layout()
 
@@ -210,6 +210,9 @@ def _strips(case: Case, operands: Operands) -> tuple[str, dict]:
         "R": case.taps[1],
         "DILATION": case.dilation[1],
         "FOLDED": False,
+        "STREAM": False,
+        "parts_ptr": None,
+        "flags_ptr": None,
         "loads": case.tile[1] + case.taps[1] - 1,
         **_named("TILE_N TILE_P TILE_Q", case.tile),
         "CONSUMERS": case.rows,
@@ -254,6 +257,9 @@ def _pixels(case: Case, operands: Operands) -> tuple[str, dict]:
         **_named("step_d step_h step_w", case.dilation),
         **_order(case, downwards=(0, 1, 2) if case.transposed else ()),
         "BLOCK_M": block_m,
+        "STREAM": False,
+        "parts_ptr": None,
+        "flags_ptr": None,
         "CONSUMERS": case.consumers,
         "AXES": case.axes,
         "WARPS": 4,

@@ -13,6 +13,9 @@ The rules are those of the PTX ISA, by the titles of its sections:
 * ``cp.async.bulk.tensor`` to global memory reads shared memory at any time up to ``wait_group.read``; what ordinary
   stores wrote there must have been fenced for the async proxy by the partition that wrote it ("Async proxy").
 * Shared memory and barriers of a CTA end with the CTA: nothing may be in flight into it, nor its peers arrive there.
+* What a partition writes to global memory can be read by another program that has acquired a signal which one of its
+  threads released after a barrier of its threads ("Release and Acquire Patterns", "Causality order"). Until then it may
+  not be read. Programs stop and go on at any time, and each begins at any time.
 * A tensor map has boxes of at most 256 elements along an axis, rows and strides of multiples of 16 bytes, and in the
   im2col mode corners, offsets and element strides within the bounds of its rank ("Tensor access modes").
 
@@ -79,7 +82,20 @@ class Process:
     waits: Callable[[], bool] | None = None
     products: list[tuple[View, View, Fragment, bool]] = field(default_factory=list)
     stores: list[tuple[View, Map, tuple[int, ...]]] = field(default_factory=list)
+    acquired: set[tuple[int, int]] = field(default_factory=set)
+    joined: bool = False
     unfenced: list[View] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Written:
+    """What a partition has written to global memory: joined by a barrier of its threads, then released by a signal."""
+
+    array: int
+    elements: np.ndarray
+    by: Process
+    joined: bool = False
+    signal: tuple[int, int] | None = None
 
 
 @dataclass(eq=False)
@@ -103,6 +119,19 @@ class Machine:
     def forget(self) -> None:
         """Begin with new CTAs."""
         self._memory: list[list[np.ndarray | Slots]] = [[] for _ in range(self.ctas)]
+
+    def read_global(self, array: np.ndarray, elements: np.ndarray) -> None:
+        """Take notice that elements of a flat array are read."""
+
+    def write_global(self, array: np.ndarray, elements: np.ndarray) -> None:
+        """Take notice that elements of a flat array are written."""
+
+    def _nothing(self, *_: object) -> Body:
+        return
+        yield
+
+    join = signal = await_signal = wipe = _nothing
+    """A barrier of a partition's threads, and signals between programs: the recorder, who has one alone, needs none."""
 
     def memory(self, rank: int, allocation: int) -> np.ndarray:
         return self._memory[rank][allocation]
@@ -157,7 +186,9 @@ class Load:
 
 
 class Executor(Machine):
-    """Runs all programs of a grid, one after the other, their partitions in turns that a seed draws.
+    """Runs all programs of a grid, their partitions in turns that a seed draws.
+
+    One program runs until it ends, waits for the signal of another, or, seldom, for no reason.
 
     Of four seeds in a row one lands loads early and one late, each with partitions in fair turns and with one that
     runs as far ahead as it can.
@@ -169,6 +200,10 @@ class Executor(Machine):
         self.staying = 0.9 if seed & 2 else 0.0
         self.loaded_bytes = 0
         self.products = 0
+        self.signals: set[tuple[int, int]] = set()
+        self.written: list[Written] = []
+        self.of_signals: set[Callable[[], bool]] = set()
+        self.signals_used = False
         super().__init__(ctas)
 
     def forget(self) -> None:
@@ -186,20 +221,49 @@ class Executor(Machine):
         self.grid = grid
         programs = list(itertools.product(*map(range, grid)))
         self.random.shuffle(programs)
-        for self.program in programs:
-            self.forget()
-            for rank in range(self.ctas):
-                self.processes.append(Process(rank, "kernel"))
-                self.processes[-1].body = kernel()
-            self._run_program()
+        waiting: list[dict[str, object]] = []
+        while programs or waiting:
+            if programs and self.random.random() < 0.7:
+                self.forget()
+                self.program = programs.pop()
+                for rank in range(self.ctas):
+                    self.processes.append(Process(rank, "kernel"))
+                    self.processes[-1].body = kernel()
+            elif not self._take_up(waiting):
+                if not programs:
+                    raise KernelError("deadlock: every program waits for a signal")
+                continue
+            if not self._run_program():
+                waiting.append({name: getattr(self, name) for name in self.OF_PROGRAM})
+        if self.signals:
+            raise KernelError(f"{len(self.signals)} signals are left for the next launch to take for its own")
 
-    def _run_program(self) -> None:
+    def _take_up(self, waiting: list[dict[str, object]]) -> bool:
+        """Go on with a program that can, if one can."""
+        self.random.shuffle(waiting)
+        for place, state in enumerate(waiting):
+            vars(self).update(state)
+            if self.flying or any(process.waits is None or process.waits() for process in self.processes):
+                del waiting[place]
+                return True
+        return False
+
+    OF_PROGRAM = (
+        "_memory", "processes", "flying", "exited", "started", "at_cluster_barrier", "cluster_barriers", "program"
+    )  # fmt: skip
+
+    def _run_program(self) -> bool:
+        """Run the current program; tell whether it has ended."""
         last = None
         while self.processes:
+            if self.signals_used and self.random.random() < 0.01:
+                return False
             ready = [process for process in self.processes if process.waits is None or process.waits()]
             if self.flying and (not ready or self.random.random() < self.landing):
                 self._land(self.flying.pop(self.random.randrange(len(self.flying))))
                 continue
+            if not ready and any(process.waits in self.of_signals for process in self.processes):
+                return False
             if not ready:
                 raise KernelError(
                     f"deadlock: all of {[(process.name, process.rank) for process in self.processes]} wait"
@@ -213,6 +277,7 @@ class Executor(Machine):
                 self._end(last)
         if self.flying:
             raise KernelError("the kernel ends with loads in flight")
+        return True
 
     def _end(self, process: Process) -> None:
         if process.products:
@@ -268,6 +333,55 @@ class Executor(Machine):
     def expect(self, barrier: Barrier, nbytes: int) -> Body:
         yield None
         self._reach(barrier).settle(1, nbytes)
+
+    # ------------------------------------------------------------------------------------------------ signals
+    def write_global(self, array: np.ndarray, elements: np.ndarray) -> None:
+        self.written.append(Written(id(array), np.unique(elements), self.current))
+
+    def read_global(self, array: np.ndarray, elements: np.ndarray) -> None:
+        for written in self.written:
+            if written.array != id(array) or written.by is self.current or written.signal in self.current.acquired:
+                continue
+            if np.isin(elements, written.elements).any():
+                raise KernelError("a read of what another program has written, and no signal that was awaited released")
+
+    def join(self) -> Body:
+        yield None
+        for written in self.written:
+            written.joined |= written.by is self.current
+        self.current.joined = True
+
+    def signal(self, pointer) -> Body:
+        yield None
+        key = id(pointer.array), int(pointer.offset)
+        if key in self.signals:
+            raise KernelError("a signal is given twice")
+        for written in self.written:
+            if written.by is self.current and written.joined and written.signal is None:
+                written.signal = key
+        self.signals.add(key)
+        self.signals_used = True
+
+    def await_signal(self, pointer) -> Body:
+        key = id(pointer.array), int(pointer.offset)
+        self.signals_used = True
+
+        def there() -> bool:
+            return key in self.signals
+
+        self.of_signals.add(there)
+        yield there
+        self.current.acquired.add(key)
+        self.current.joined = False
+
+    def wipe(self, pointer) -> Body:
+        yield None
+        key = id(pointer.array), int(pointer.offset)
+        if key not in self.current.acquired or key not in self.signals:
+            raise KernelError("a signal is wiped that was not awaited")
+        if not self.current.joined:
+            raise KernelError("a signal is wiped that other threads of the partition may still wait for")
+        self.signals.remove(key)
 
     # ------------------------------------------------------------------------------------------------ memory
     def _unread(self, view: View, who: str) -> None:

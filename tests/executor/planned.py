@@ -75,6 +75,8 @@ def _given(arguments: Mapping[str, Any], memory: _Memory) -> dict[str, Any]:
             given[name] = _map(value, memory)
         elif isinstance(value, torch.Tensor):
             given[name] = Pointer(memory.flat(value)[value.storage_offset() :])
+            if name == "parts_ptr":  # what no program has written is nothing to go by
+                given[name].array[:] = np.nan
         else:
             given[name] = value
     return given

@@ -21,7 +21,18 @@ from ..base import Plan, Solver
 from .common import VECTORS, Memo
 from .gluon import installed_triton
 from .hopper_costs import dense_work
-from .hopper_forms import FORMS, MOST_TOGETHER, Form, configs_of, constants_of_form, laid, launched, programs_of
+from .hopper_forms import (
+    FORMS,
+    MOST_TOGETHER,
+    Form,
+    configs_of,
+    constants_of_form,
+    laid,
+    launched,
+    programs_of,
+    shared_elements,
+    shares,
+)
 from .hopper_maps import maps_of
 from .hopper_passes import (
     aligned,
@@ -139,7 +150,13 @@ class HopperConv(HopperSolver):
             parts = parts_of(parts[0], rows)
         for config in configs_of(problem, parts):
             if installed_triton() != (3, 8) or config["form"] != _OF_NEWER_TRITON:
-                yield config | {"images": images, "rows": rows}
+                config |= {"images": images, "rows": rows}
+                yield config
+                views, room = laid(parts, config), multiprocessors_of(problem.device)
+                if shares(FORMS[config["form"]], problem, views, config, room):
+                    config = config | {"stream": True}
+                    if self.bind(problem, config).workspace <= workspace_limit():
+                        yield config
 
     def work(self, problem: Problem, configs: Sequence[Mapping[str, Any]]) -> Work:
         assert isinstance(problem, ConvProblem)
@@ -177,7 +194,12 @@ class HopperConv(HopperSolver):
             part = allocated(part, plan.config["rows"])
         sizes = {"packed": weights_pass(problem, dense).elements, **turned_elements(problem, part)}
         sizes |= {f"{name}_repeated": dense.channels for name in _repeated(problem)}
-        return {name: (problem.dtype, elements) for name, elements in sizes.items() if elements}
+        found = {name: (problem.dtype, elements) for name, elements in sizes.items() if elements}
+        if plan.config.get("stream"):
+            form, views = FORMS[plan.config["form"]], laid([part], plan.config)
+            programs = programs_of(form, views, plan.config, multiprocessors_of(problem.device))
+            found |= shared_elements(form, programs)
+        return found
 
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, Any], memo: Memo = None
@@ -277,6 +299,8 @@ def launch_dense(
     maps = maps_of(form, problem, phases, places, w, constants)
     vectors = {name: None if tensors.get(name) is None else tensors[name].contiguous() for name in VECTORS}
     programs = programs_of(form, phases, config, multiprocessors_of(problem.device))
+    if "STREAM" in constants:
+        vectors |= {name: tensors.get(name) if constants["STREAM"] else None for name in ("parts", "flags")}
     kernel = _KERNELS[form.kernel if len(phases) == 1 else "phases"]
     numbers = _numbers(form, phases)
     arguments = {**maps, **numbers, "programs": programs, **constants}

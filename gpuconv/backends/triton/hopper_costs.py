@@ -19,7 +19,7 @@ from ...costs.work import pipe_of
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan
-from .hopper_forms import FORMS, Form, epilogue_of, laid, launched, stages_of, step_bytes, tiles_of
+from .hopper_forms import FORMS, Form, epilogue_of, laid, launched, programs_of, stages_of, step_bytes, tiles_of
 from .hopper_view import Dense, together
 from .hopper_wgrad_forms import GRADIENT_FORMS, gradient_steps, gradient_tiles
 from .march_costs import ROUNDED_STEP
@@ -94,6 +94,22 @@ def _of_tile(
     return products, bytes_x + bytes_w + stored, issued, steps / max(stages - 1, 1) + _EPILOGUE_TRIPS
 
 
+_HANDED_OVER = 1.5
+"""Instructions of a warp for 32 numbers that are handed over, on either side: an access of two, and a sum."""
+
+
+def _share_of(form: Form, tile: Any, tiles: int, programs: int) -> tuple[Any, int]:
+    """Return what a program with an equal share of all tiles does, and how many there are.
+
+    The busiest one hands over a tile's sums, and adds those of all programs that have parts of another tile.
+    """
+    share = tiles / programs
+    passed = 1.0 + np.ceil(1 / share)
+    numbers = form.consumers * form.pixels * form.lines * form.channels_of_cta
+    exchanged = (0.0, 4.0 * numbers * passed, _HANDED_OVER * numbers / 32 * passed, _EPILOGUE_TRIPS * passed)
+    return tile * share + np.array(exchanged), programs
+
+
 def dense_work(
     problem: ConvProblem, phases: Sequence[Dense], configs: Sequence[Mapping[str, Any]],
     extra: Sequence[tuple[float, int]],
@@ -120,6 +136,8 @@ def dense_work(
             starts = range(0, tiles * len(phases), max(multiprocessors // form.ctas, 1))
             tile = np.mean([of_phase[start // tiles] for start in starts], axis=0)
             tiles *= len(views)
+        if config.get("stream"):
+            tile, tiles = _share_of(form, tile, tiles, programs_of(form, views, config, multiprocessors))
         rows.append((tiles * form.ctas, len(launches), *tile))
     counted, count, products, l2_bytes, issued, chain = np.array(rows, float).reshape(-1, 6).T
     residual = prod(problem.result_shape) * itemsize(problem.dtype) if problem.residual else 0

@@ -16,7 +16,8 @@ from .hopper_view import Dense, together
 
 __all__ = [
     "FORMS", "MOST_TOGETHER", "Form", "axes_of", "box_of", "configs_of", "constants_of_form", "corners_of",
-    "epilogue_of", "laid", "launched", "programs_of", "reached", "split_axis", "stages_of", "step_bytes", "tiles_of",
+    "epilogue_of", "laid", "launched", "programs_of", "reached", "shared_elements", "shares", "split_axis",
+    "stages_of", "step_bytes", "tiles_of", "units_of",
 ]  # fmt: skip
 
 _SHARED_BYTES = 232_448
@@ -68,6 +69,8 @@ class Form:
         Taps above each other that strips have at most: so many were compiled, and none spills.
     moves
         Instructions that come to the loop where anything stands behind the sums: the compiler moves sums about then.
+    sharing
+        `registers` with which programs may have equal shares of all steps without spilling, if they may.
     """
 
     kernel: str
@@ -89,6 +92,7 @@ class Form:
     turned: bool = True
     above: int = 11
     moves: int = 0
+    sharing: tuple[int, int] | None = None
 
     @property
     def ctas(self) -> int:
@@ -111,19 +115,35 @@ FORMS: dict[str, Form] = {
     "256x32": Form("tiles", 2, 128, 32, 1, (240, 24), 56, 560),
     "2 x 128x256": Form("tiles", 2, 64, 256, 4, (240, 24), 46, 794, shared="weights", phases=4),
     "2 x 256x128": Form("tiles", 2, 128, 256, 1, (240, 24), 58, 758, shared="pixels", epilogues="relu", phases=1),
-    "strips 4x64x128": Form("strips", 2, 64, 128, 4, (224, 48), 161, 915, lines=2, epilogues="relu", moves=33),
-    "strips 6x64x128": Form("strips", 2, 64, 128, 2, (232, 40), 237, 1035, lines=3, epilogues="none", above=3),
-    "strips 8x64x64": Form("strips", 2, 64, 64, 2, (216, 56), 318, 1046, lines=4, epilogues="relu"),
-    "strips 4x64x64": Form("strips", 2, 64, 64, 2, (224, 48), 161, 747, lines=2),
-    "2 x strips 4x64x128": Form(
-        "strips", 2, 64, 128, 4, (224, 56), 174, 906, lines=2, shared="weights", epilogues="relu", moves=32
+    "strips 4x64x128": Form(
+        "strips", 2, 64, 128, 4, (224, 48), 161, 915, lines=2, epilogues="relu", moves=33, sharing=(216, 72)
     ),
-    "pixels 256x128": Form("pixels", 2, 128, 128, 2, (232, 40), 56, 660, epilogues="relu"),
-    "pixels 128x256": Form("pixels", 1, 128, 256, 4, (232, 40), 47, 873, warps=8),
-    "pixels 128x128": Form("pixels", 2, 64, 128, 2, (232, 40), 44, 572),
-    "pixels 256x64": Form("pixels", 2, 128, 64, 1, (232, 40), 56, 540),
-    "pixels 256x32": Form("pixels", 2, 128, 32, 1, (232, 40), 56, 540),
-    "2 x pixels 128x256": Form("pixels", 1, 128, 256, 4, (232, 40), 49, 975, warps=8, shared="weights"),
+    "strips 6x64x128": Form("strips", 2, 64, 128, 2, (232, 40), 237, 1035, lines=3, epilogues="none", above=3),
+    "strips 8x64x64": Form("strips", 2, 64, 64, 2, (216, 56), 318, 1046, lines=4, epilogues="relu", sharing=(216, 72)),
+    "strips 4x64x64": Form("strips", 2, 64, 64, 2, (224, 48), 161, 747, lines=2, sharing=(216, 72)),
+    "2 x strips 4x64x128": Form(
+        "strips",
+        2,
+        64,
+        128,
+        4,
+        (224, 56),
+        174,
+        906,
+        lines=2,
+        shared="weights",
+        epilogues="relu",
+        moves=32,
+        sharing=(216, 72),
+    ),
+    "pixels 256x128": Form("pixels", 2, 128, 128, 2, (232, 40), 56, 660, epilogues="relu", sharing=(232, 40)),
+    "pixels 128x256": Form("pixels", 1, 128, 256, 4, (232, 40), 47, 873, warps=8, sharing=(232, 40)),
+    "pixels 128x128": Form("pixels", 2, 64, 128, 2, (232, 40), 44, 572, sharing=(232, 40)),
+    "pixels 256x64": Form("pixels", 2, 128, 64, 1, (232, 40), 56, 540, sharing=(232, 40)),
+    "pixels 256x32": Form("pixels", 2, 128, 32, 1, (232, 40), 56, 540, sharing=(232, 40)),
+    "2 x pixels 128x256": Form(
+        "pixels", 1, 128, 256, 4, (232, 40), 49, 975, warps=8, shared="weights", sharing=(232, 40)
+    ),
     "2 x pixels 256x128": Form("pixels", 2, 128, 256, 1, (232, 40), 58, 722, shared="pixels", epilogues="none"),
 }
 """Forms by name: pixels x channels of a CTA; of strips rows x columns x channels."""
@@ -331,7 +351,41 @@ def configs_of(problem: ConvProblem, phases: Sequence[Dense]) -> Iterator[dict[s
 def programs_of(form: Form, phases: Sequence[Dense], config: Mapping[str, Any], multiprocessors: int) -> int:
     """Return the programs of a launch, which take tiles in turn; one of a cluster is two CTAs."""
     tiles = len(phases) * tiles_of(form, together(phases), config)
+    if config.get("stream"):
+        tiles *= units_of(form, phases[0], config["BLOCK_C"])
     return max(min(tiles, multiprocessors * form.resident // form.ctas), 1)
+
+
+def units_of(form: Form, dense: Dense, block_c: int) -> int:
+    """Return the steps of a tile, of which programs have equal shares: products, or of strips sets of them."""
+    steps = dense.steps(block_c)
+    return steps // dense.taps[1] if form.kernel == "strips" else steps
+
+
+_MOST_ROUNDS = 8
+"""Rounds of tiles over all programs beyond which an unfinished one is no loss to speak of."""
+
+
+def shares(
+    form: Form, problem: ConvProblem, phases: Sequence[Dense], config: Mapping[str, Any], multiprocessors: int
+) -> bool:
+    """Tell whether programs may have equal shares of all steps, and that is worth it.
+
+    That is: one launch of few rounds, the last of which is not full, and no more behind the sums than was compiled.
+    """
+    more = problem.scale or problem.shift or problem.residual or problem.rounding == "torch"
+    if form.sharing is None or len(phases) > 1 or more or problem.activation not in (None, "relu", "relu6"):
+        return False
+    tiles, room = tiles_of(form, phases[0], config), max(multiprocessors * form.resident // form.ctas, 1)
+    enough = tiles * units_of(form, phases[0], config["BLOCK_C"]) >= 2 * room
+    return enough and tiles % room > 0 and tiles < _MOST_ROUNDS * room
+
+
+def shared_elements(form: Form, programs: int) -> dict[str, tuple[str, int]]:
+    """Return what programs with equal shares hand over: sums of a tile each, and signals."""
+    pixels = form.pixels * form.lines * (2 if form.shared == "weights" else 1)
+    sums = programs * form.consumers * pixels * form.channels
+    return {"parts": ("float32", sums), "flags": ("int64", programs * form.consumers * form.ctas)}
 
 
 def constants_of_form(
@@ -347,6 +401,10 @@ def constants_of_form(
         "INSTRUCTION_N": form.instruction or form.channels_of_cta, "INSTRUCTION_K": 32 // dense.item,
         "CONSUMER_REGISTERS": form.registers[0], "PRODUCER_REGISTERS": form.registers[1], "SHARED": form.shared,
     }  # fmt: skip
+    if form.kernel != "tiles":
+        found["STREAM"] = bool(config.get("stream"))
+    if config.get("stream"):
+        found |= zip(("CONSUMER_REGISTERS", "PRODUCER_REGISTERS"), form.sharing or form.registers, strict=True)
     if form.kernel == "pixels":
         pixels = form.pixels * (2 if form.shared == "weights" else 1)
         return found | {"BLOCK_M": pixels, "CONSUMERS": form.consumers, "AXES": axes_of(dense), "WARPS": form.warps}

@@ -59,6 +59,13 @@ def tile_axes(tile, tiles_n, tiles_o, tiles_p, tiles_q, tiles_k, GROUP: gl.const
 
 
 @gluon.jit
+def cta_rank():
+    """Return the rank of this CTA in its cluster. Gluon hides it on purpose: what each CTA loads for itself, and
+    signals, are its uses here."""
+    return gl.inline_asm_elementwise("mov.u32 $0, %cluster_ctarank;", "=r", [], dtype=gl.int32, is_pure=True, pack=1)
+
+
+@gluon.jit
 def cluster_exit(CLUSTER: gl.constexpr):
     """Keep a CTA until its peer no longer arrives at its barriers. Triton 3.9 does so by itself, 3.8 does not."""
     if CLUSTER:
@@ -184,6 +191,18 @@ def column_chunks(tile, ROWS: gl.constexpr, COLUMNS: gl.constexpr, CHUNKS: gl.co
 
 
 @gluon.jit
+def part_offsets(ROWS: gl.constexpr, COLUMNS: gl.constexpr, LAYOUT: gl.constexpr):
+    """Return where the numbers of a dense tile lie in memory, from its first one on."""
+    rows = gl.expand_dims(gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT)), 1)
+    columns = gl.expand_dims(gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, LAYOUT)), 0)
+    # A zero that the compiler does not know: it would keep all offsets in registers from one tile to the next.
+    zero = gl.inline_asm_elementwise("mov.u32 $0, 0;", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
+    return gl.convert_layout(
+        (rows + zero) * COLUMNS + columns, LAYOUT
+    )  # to the layout that it has, as in `channel_vector`
+
+
+@gluon.jit
 def of_phase(values, phase, PHASES: gl.constexpr):
     """Return the number of a phase out of a tuple with one of each."""
     found = values[0]
@@ -232,6 +251,7 @@ def store_tile(
     landed,
     parity,
     tile,
+    others,
     bias_ptr,
     scale_ptr,
     shift_ptr,
@@ -250,6 +270,8 @@ def store_tile(
 ):
     """Write a tile [ROWS pixels, COLUMNS channels] of sums through `staging` [.., COLUMNS / CHUNKS], in chunks.
 
+    `others`, if not None, are parts of the sums that programs of lower number have handed over: where they lie, the
+    first of these programs, the numbers from one to the next, and those of a program that stand before this tile's.
     `y_maps`, and `residual_maps` or None each, are of PHASES phases, of which the tile belongs to one.
     A residual comes the same way in: its box lands in `staging` before the chunk is stored from there. `landed` and
     `parity` are its barrier and the phase to wait for; the next one is returned.
@@ -259,6 +281,11 @@ def store_tile(
     chunks = column_chunks(tile, ROWS, COLUMNS, CHUNKS)
     for i in gl.static_range(CHUNKS):
         chunk = chunks[i]
+        if others is not None:
+            offsets = part_offsets(ROWS, WIDTH, chunk.type.layout)
+            for other in range(others[1], gl.program_id(0)):
+                place = other * others[2] + others[3] + i * (ROWS * WIDTH)
+                chunk = chunk + gl.load(others[0] + place + offsets)
         at = [at_n, at_o, at_p, at_q, first + i * WIDTH]
         tma.store_wait(0)  # what was stored last has been read
         residual = None

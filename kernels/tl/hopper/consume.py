@@ -11,6 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .common import advance, of_phase, store_tile, tile_axes
+from .streams import await_parts, first_of, hand_over, item_of, items_of, wipe_signals
 
 
 @gluon.jit
@@ -25,6 +26,7 @@ def consume_tiles(
     pair,
     landed,
     vectors,
+    shared,
     sizes,
     steps,
     programs,
@@ -38,10 +40,12 @@ def consume_tiles(
     LAYOUT: gl.constexpr,
     OPERAND: gl.constexpr,
     PHASES: gl.constexpr,
+    STREAM: gl.constexpr,
 ):
     """Multiply and store the pixels of one box per tile. One product stays in flight: its slot is freed a step later.
 
     Of several phases each has as many tiles, and steps of its own.
+    STREAM: programs have equal shares of the steps of all tiles, of one phase; see :mod:`.streams` for `shared`.
     OPERAND, if not None, is the layout in which a box of x is read, where its own is another one.
     """
     TILE_N: gl.constexpr = TILE[0]
@@ -62,7 +66,9 @@ def consume_tiles(
     phase = 0
     parity = 0
     tiles = tiles_n * sizes[1] * tiles_p * tiles_q * tiles_k
-    for tile in range(gl.program_id(0), PHASES * tiles, programs):
+    first_item, last_item, by = items_of(PHASES * tiles, steps[0], programs, STREAM)
+    for item in range(first_item, last_item, by):
+        tile, begin, end = item_of(item, tiles, steps[0], programs, STREAM)
         of = 0
         within = tile
         if PHASES > 1:
@@ -71,7 +77,9 @@ def consume_tiles(
         n, o, p, q, k = tile_axes(within, tiles_n, sizes[1], tiles_p, tiles_q, tiles_k, GROUP)
         sums = warpgroup_mma_init(gl.zeros([BLOCK_M, BLOCK_K], gl.float32, LAYOUT))
         last = slot
-        for i in range(0, of_phase(steps, of, PHASES)):
+        if PHASES > 1:
+            end = of_phase(steps, of, PHASES)
+        for i in range(begin, end):
             mbarrier.wait(full.index(slot), phase)
             pixels = x_ring.index(slot * (ROWS * COLUMNS) + CONSUMER)
             if OPERAND is None:
@@ -84,37 +92,50 @@ def consume_tiles(
                 weights = w_ring.index(slot).reshape([BLOCK_K, BLOCK_C]).permute((1, 0))
             sums = warpgroup_mma(pixels, weights, sums, is_async=True)
             sums = warpgroup_mma_init(warpgroup_mma_wait(1, deps=[sums]))
-            mbarrier.arrive(empty.index(last), count=1, pred=i > 0)
+            mbarrier.arrive(empty.index(last), count=1, pred=i > begin)
             if CLUSTER:
-                mbarrier.arrive(pair.index(last), count=1, pred=i > 0)
+                mbarrier.arrive(pair.index(last), count=1, pred=i > begin)
             last = slot
             slot, phase = advance(slot, phase, STAGES)
         sums = warpgroup_mma_wait(0, deps=[sums])
         mbarrier.arrive(empty.index(last), count=1)
         if CLUSTER:
             mbarrier.arrive(pair.index(last), count=1)
-        parity = store_tile(
-            y_maps,
-            residual_maps,
-            of,
-            staging,
-            landed,
-            parity,
-            sums,
-            vectors[0],
-            vectors[1],
-            vectors[2],
-            n * TILE_N,
-            o,
-            (p * ROWS + CONSUMER // COLUMNS) * TILE_P,
-            (q * COLUMNS + CONSUMER % COLUMNS) * TILE_Q,
-            k * BLOCK_K,
-            sizes[4],
-            BLOCK_M,
-            BLOCK_K,
-            CHUNKS,
-            ACTIVATION,
-            ROUND_EACH,
-            PHASES,
-        )
+        others = None
+        if STREAM:
+            first = gl.program_id(0)
+            if end == steps[0]:
+                first = first_of(tile, tiles, steps[0], programs)
+            else:
+                hand_over((sums,), shared, CONSUMER, ROWS * COLUMNS, 1, BLOCK_M, BLOCK_K, CHUNKS, CLUSTER)
+            await_parts(first, shared, CONSUMER, ROWS * COLUMNS, CLUSTER)
+            others = (shared[0], first, ROWS * COLUMNS * BLOCK_M * BLOCK_K, CONSUMER * BLOCK_M * BLOCK_K)
+        if PHASES > 1 or end == steps[0]:
+            parity = store_tile(
+                y_maps,
+                residual_maps,
+                of,
+                staging,
+                landed,
+                parity,
+                sums,
+                others,
+                vectors[0],
+                vectors[1],
+                vectors[2],
+                n * TILE_N,
+                o,
+                (p * ROWS + CONSUMER // COLUMNS) * TILE_P,
+                (q * COLUMNS + CONSUMER % COLUMNS) * TILE_Q,
+                k * BLOCK_K,
+                sizes[4],
+                BLOCK_M,
+                BLOCK_K,
+                CHUNKS,
+                ACTIVATION,
+                ROUND_EACH,
+                PHASES,
+            )
+        if STREAM:
+            wipe_signals(first, shared, CONSUMER, ROWS * COLUMNS, CLUSTER)
     tma.store_wait(0)

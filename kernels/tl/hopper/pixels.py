@@ -8,8 +8,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
-from .common import advance, cluster_exit, halves, one_binary, tile_axes
+from .common import advance, cluster_exit, cta_rank, halves, one_binary, tile_axes
 from .consume import consume_tiles
+from .streams import item_of, items_of
 
 
 @gluon.constexpr_function
@@ -17,12 +18,6 @@ def split_pixels(block_c, bits):
     """Return the layout in which a cluster reads boxes [pixels, channels] that each CTA has loaded by itself."""
     width = min(128, block_c * bits // 8)
     return gl.NVMMASharedLayout(swizzle_byte_width=width, element_bitwidth=bits, rank=2, cga_layout=[[1, 0]])
-
-
-@gluon.jit
-def cta_rank():
-    """Return the rank of this CTA in its cluster. Gluon hides it on purpose: own pixels are its one use here."""
-    return gl.inline_asm_elementwise("mov.u32 $0, %cluster_ctarank;", "=r", [], dtype=gl.int32, is_pure=True, pack=1)
 
 
 @gluon.jit
@@ -58,7 +53,7 @@ def _pixels_produce(
     first,
     step,
     order,
-    c,
+    steps,
     programs,
     BLOCK_M: gl.constexpr,
     CONSUMERS: gl.constexpr,
@@ -70,6 +65,7 @@ def _pixels_produce(
     TRANSPOSED: gl.constexpr,
     PAIR: gl.constexpr,
     OWN_PIXELS: gl.constexpr,
+    STREAM: gl.constexpr,
 ):
     """Fill the ring, tile by tile: all taps of a block of channels, then the next block. BLOCK_M counts the cluster."""
     BOX: gl.constexpr = BLOCK_M // 2 if OWN_PIXELS else BLOCK_M
@@ -80,54 +76,64 @@ def _pixels_produce(
         rank = cta_rank()
     slot = 0
     phase = 1
-    for tile in range(gl.program_id(0), tiles_m * tiles_k, programs):
+    first_item, last_item, by = items_of(tiles_m * tiles_k, steps[0], programs, STREAM)
+    for item in range(first_item, last_item, by):
+        tile, begin, end = item_of(item, tiles_m * tiles_k, steps[0], programs, STREAM)
         _, _, _, at_m, at_k = tile_axes(tile, 1, 1, 1, tiles_m, tiles_k, GROUP)
         m0 = at_m * (CONSUMERS * BLOCK_M) + rank * BOX
         at0 = first_pixel(m0, sizes, strides, first, AXES)
         at1 = at0
         if CONSUMERS == 2:
             at1 = first_pixel(m0 + BLOCK_M, sizes, strides, first, AXES)
-        for chunk in range(0, gl.cdiv(c, BLOCK_C)):
-            for t in range(0, taps[0]):
-                for r in range(0, taps[1]):
-                    for s in range(0, taps[2]):
-                        mbarrier.wait(empty.index(slot), phase)
-                        if PAIR:
-                            mbarrier.wait(pair.index(slot), phase)  # the first CTA alone: the slot of the other is free
-                        mbarrier.expect(full.index(slot), CONSUMERS * x_map.nbytes_per_cta + w_map.nbytes_per_cta)
-                        tap = order[0] + t * order[1] + r * order[2] + s * order[3]
-                        weights = [tap, at_k * BLOCK_K, chunk * BLOCK_C]
-                        if TRANSPOSED:
-                            weights = [tap, chunk * BLOCK_C, at_k * BLOCK_K]
-                        tma.async_load(w_map, weights, full.index(slot), w_ring.index(slot), multicast=PAIR)
-                        offset_h = (r * step[1]).to(gl.int16)
-                        offset_w = (s * step[2]).to(gl.int16)
-                        if AXES == 2:
-                            offsets = [offset_h, offset_w]
-                            box0 = [at0[0], at0[1], at0[2], chunk * BLOCK_C]
-                            box1 = [at1[0], at1[1], at1[2], chunk * BLOCK_C]
-                        else:
-                            offsets = [(t * step[0]).to(gl.int16), offset_h, offset_w]
-                            box0 = [at0[0], at0[1], at0[2], at0[3], chunk * BLOCK_C]
-                            box1 = [at1[0], at1[1], at1[2], at1[3], chunk * BLOCK_C]
-                        tma.async_load_im2col(
-                            x_map,
-                            box0,
-                            offsets,
-                            full.index(slot),
-                            x_ring.index(slot * CONSUMERS),
-                            multicast=PAIR and not OWN_PIXELS,
-                        )
-                        if CONSUMERS == 2:
-                            tma.async_load_im2col(
-                                x_map,
-                                box1,
-                                offsets,
-                                full.index(slot),
-                                x_ring.index(slot * CONSUMERS + 1),
-                                multicast=PAIR and not OWN_PIXELS,
-                            )
-                        slot, phase = advance(slot, phase, STAGES)
+        s = begin % taps[2]
+        r = begin // taps[2] % taps[1]
+        t = begin // (taps[2] * taps[1]) % taps[0]
+        chunk = begin // (taps[2] * taps[1] * taps[0])
+        for _ in range(begin, end):
+            mbarrier.wait(empty.index(slot), phase)
+            if PAIR:
+                mbarrier.wait(pair.index(slot), phase)  # the first CTA alone: the slot of the other is free
+            mbarrier.expect(full.index(slot), CONSUMERS * x_map.nbytes_per_cta + w_map.nbytes_per_cta)
+            tap = order[0] + t * order[1] + r * order[2] + s * order[3]
+            weights = [tap, at_k * BLOCK_K, chunk * BLOCK_C]
+            if TRANSPOSED:
+                weights = [tap, chunk * BLOCK_C, at_k * BLOCK_K]
+            tma.async_load(w_map, weights, full.index(slot), w_ring.index(slot), multicast=PAIR)
+            offset_h = (r * step[1]).to(gl.int16)
+            offset_w = (s * step[2]).to(gl.int16)
+            if AXES == 2:
+                offsets = [offset_h, offset_w]
+                box0 = [at0[0], at0[1], at0[2], chunk * BLOCK_C]
+                box1 = [at1[0], at1[1], at1[2], chunk * BLOCK_C]
+            else:
+                offsets = [(t * step[0]).to(gl.int16), offset_h, offset_w]
+                box0 = [at0[0], at0[1], at0[2], at0[3], chunk * BLOCK_C]
+                box1 = [at1[0], at1[1], at1[2], at1[3], chunk * BLOCK_C]
+            tma.async_load_im2col(
+                x_map,
+                box0,
+                offsets,
+                full.index(slot),
+                x_ring.index(slot * CONSUMERS),
+                multicast=PAIR and not OWN_PIXELS,
+            )
+            if CONSUMERS == 2:
+                tma.async_load_im2col(
+                    x_map,
+                    box1,
+                    offsets,
+                    full.index(slot),
+                    x_ring.index(slot * CONSUMERS + 1),
+                    multicast=PAIR and not OWN_PIXELS,
+                )
+            slot, phase = advance(slot, phase, STAGES)
+            s += 1
+            r = gl.where(s == taps[2], r + 1, r)
+            s = gl.where(s == taps[2], 0, s)
+            t = gl.where(r == taps[1], t + 1, t)
+            r = gl.where(r == taps[1], 0, r)
+            chunk = gl.where(t == taps[0], chunk + 1, chunk)
+            t = gl.where(t == taps[0], 0, t)
 
 
 @one_binary
@@ -139,6 +145,8 @@ def _conv_pixels_kernel(
     bias_ptr,
     scale_ptr,
     shift_ptr,
+    parts_ptr,
+    flags_ptr,
     n,
     c,
     k,
@@ -173,6 +181,7 @@ def _conv_pixels_kernel(
     TRANSPOSED: gl.constexpr,
     ACTIVATION: gl.constexpr,
     ROUND_EACH: gl.constexpr,
+    STREAM: gl.constexpr,
     INSTRUCTION_N: gl.constexpr,
     INSTRUCTION_K: gl.constexpr,
     WARPS: gl.constexpr,
@@ -196,6 +205,8 @@ def _conv_pixels_kernel(
     multicast (Triton 3.9). SHARED "weights": they split the pixels, BLOCK_M counts both, and the weights are multicast.
     A box that is split along pixels would start at a wrong one (the hardware adds to W), so each CTA loads its own box
     of BLOCK_M / 2 in a layout that is not split, and it is read in one that is.
+    STREAM: programs have equal shares of the steps of all tiles, of which there are as many as programs or more; see
+    `hand_over` for `parts_ptr` and `flags_ptr`, which are None otherwise.
 
     Grid: (programs,), the number of multiprocessors or half of it with a cluster.
     """
@@ -236,6 +247,7 @@ def _conv_pixels_kernel(
     sizes = (1, 1, 1, pixels, k)
     taps = (t, r, s)
     vectors = (bias_ptr, scale_ptr, shift_ptr)
+    shared = (parts_ptr, flags_ptr)
     strides = (stride_d, stride_h, stride_w)
     first = (first_d, first_h, first_w)
     step = (step_d, step_h, step_w)
@@ -249,14 +261,14 @@ def _conv_pixels_kernel(
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
-                     vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
-                     ROUND_EACH, PAIR, layout, OPERAND, 1),
+                     vectors, shared, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
+                     ROUND_EACH, PAIR, layout, OPERAND, 1, STREAM),
                 ),
                 (
                     _pixels_produce,
                     (x_map, w_map, x_ring, w_ring, full, empty, pair, pixels, (o, p, q), k, taps, strides, first, step,
-                     order, c, programs, BLOCK_M, CONSUMERS, BLOCK_K, BLOCK_C, GROUP, STAGES, AXES, TRANSPOSED, PAIR,
-                     OWN_PIXELS),
+                     order, steps, programs, BLOCK_M, CONSUMERS, BLOCK_K, BLOCK_C, GROUP, STAGES, AXES, TRANSPOSED,
+                     PAIR, OWN_PIXELS, STREAM),
                 ),
             ],
             [1],
@@ -268,20 +280,20 @@ def _conv_pixels_kernel(
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
-                     vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
-                     ROUND_EACH, PAIR, layout, OPERAND, 1),
+                     vectors, shared, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
+                     ROUND_EACH, PAIR, layout, OPERAND, 1, STREAM),
                 ),
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(1), full, empty, pair, landed.index(1),
-                     vectors, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
-                     ROUND_EACH, PAIR, layout, OPERAND, 1),
+                     vectors, shared, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION,
+                     ROUND_EACH, PAIR, layout, OPERAND, 1, STREAM),
                 ),
                 (
                     _pixels_produce,
                     (x_map, w_map, x_ring, w_ring, full, empty, pair, pixels, (o, p, q), k, taps, strides, first, step,
-                     order, c, programs, BLOCK_M, CONSUMERS, BLOCK_K, BLOCK_C, GROUP, STAGES, AXES, TRANSPOSED, PAIR,
-                     OWN_PIXELS),
+                     order, steps, programs, BLOCK_M, CONSUMERS, BLOCK_K, BLOCK_C, GROUP, STAGES, AXES, TRANSPOSED,
+                     PAIR, OWN_PIXELS, STREAM),
                 ),
             ],
             [WARPS, 1],

@@ -21,6 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .common import advance, cluster_exit, halves, one_binary, store_tile, tile_axes
+from .streams import await_parts, first_of, hand_over, item_of, items_of, wipe_signals
 
 
 @gluon.jit
@@ -52,7 +53,7 @@ def _strips_produce(
     first,
     step,
     order,
-    c,
+    steps,
     loads,
     programs,
     FORM: gl.constexpr,
@@ -60,6 +61,7 @@ def _strips_produce(
     TRANSPOSED: gl.constexpr,
     PAIR: gl.constexpr,
     FOLDED: gl.constexpr,
+    STREAM: gl.constexpr,
 ):
     """Fill both rings: a set of strips, then the weights of its R taps, from the uppermost row on."""
     TILE_N: gl.constexpr = FORM[0]
@@ -81,31 +83,40 @@ def _strips_produce(
     set_phase = 1
     slot = 0
     phase = 1
-    for tile in range(gl.program_id(0), tiles_n * sizes[1] * tiles_p * tiles_q * tiles_k, programs):
+    tiles = tiles_n * sizes[1] * tiles_p * tiles_q * tiles_k
+    first_item, last_item, by = items_of(tiles, steps, programs, STREAM)
+    for item in range(first_item, last_item, by):
+        tile, begin, end = item_of(item, tiles, steps, programs, STREAM)
         n, o, p, q, k = tile_axes(tile, tiles_n, sizes[1], tiles_p, tiles_q, tiles_k, GROUP)
         top = _first_row(p, TILE_P, DILATION) + first[1]
-        for chunk in range(0, gl.cdiv(c, BLOCK_C)):
-            for t in range(0, taps[0]):
-                for s in range(0, taps[1]):
-                    mbarrier.wait(x_empty.index(set_), set_phase)
-                    mbarrier.expect(x_full.index(set_), STRIPS * x_map.nbytes_per_cta)
-                    left = q * TILE_Q + first[2] + s * step[1]
-                    for i in range(0, loads):
-                        row, column = _folded(top + i * DILATION, left, sizes[2], FOLDED)
-                        at = [n * TILE_N, o + first[0] + t * step[0], row, column, chunk * BLOCK_C]
-                        tma.async_load(x_map, at, x_full.index(set_), strips.index(set_ * STRIPS + i))
-                    set_, set_phase = advance(set_, set_phase, SETS)
-                    for j in range(0, R):
-                        mbarrier.wait(w_empty.index(slot), phase)
-                        if PAIR:
-                            mbarrier.wait(pair.index(slot), phase)  # the first CTA alone: the slot of the other is free
-                        mbarrier.expect(w_full.index(slot), w_map.nbytes_per_cta)
-                        tap = order[0] + t * order[1] + j * order[2] + s * order[3]
-                        weights = [tap, k * BLOCK_K, chunk * BLOCK_C]
-                        if TRANSPOSED:
-                            weights = [tap, chunk * BLOCK_C, k * BLOCK_K]
-                        tma.async_load(w_map, weights, w_full.index(slot), w_ring.index(slot), multicast=PAIR)
-                        slot, phase = advance(slot, phase, STAGES)
+        s = begin % taps[1]
+        t = begin // taps[1] % taps[0]
+        chunk = begin // (taps[1] * taps[0])
+        for _ in range(begin, end):
+            mbarrier.wait(x_empty.index(set_), set_phase)
+            mbarrier.expect(x_full.index(set_), STRIPS * x_map.nbytes_per_cta)
+            left = q * TILE_Q + first[2] + s * step[1]
+            for i in range(0, loads):
+                row, column = _folded(top + i * DILATION, left, sizes[2], FOLDED)
+                at = [n * TILE_N, o + first[0] + t * step[0], row, column, chunk * BLOCK_C]
+                tma.async_load(x_map, at, x_full.index(set_), strips.index(set_ * STRIPS + i))
+            set_, set_phase = advance(set_, set_phase, SETS)
+            for j in range(0, R):
+                mbarrier.wait(w_empty.index(slot), phase)
+                if PAIR:
+                    mbarrier.wait(pair.index(slot), phase)  # the first CTA alone: the slot of the other is free
+                mbarrier.expect(w_full.index(slot), w_map.nbytes_per_cta)
+                tap = order[0] + t * order[1] + j * order[2] + s * order[3]
+                weights = [tap, k * BLOCK_K, chunk * BLOCK_C]
+                if TRANSPOSED:
+                    weights = [tap, chunk * BLOCK_C, k * BLOCK_K]
+                tma.async_load(w_map, weights, w_full.index(slot), w_ring.index(slot), multicast=PAIR)
+                slot, phase = advance(slot, phase, STAGES)
+            s += 1
+            t = gl.where(s == taps[1], t + 1, t)
+            s = gl.where(s == taps[1], 0, s)
+            chunk = gl.where(t == taps[0], chunk + 1, chunk)
+            t = gl.where(t == taps[0], 0, t)
 
 
 @gluon.jit
@@ -118,6 +129,7 @@ def _strips_consume(
     barriers,
     landed,
     vectors,
+    shared,
     sizes,
     steps,
     programs,
@@ -130,6 +142,7 @@ def _strips_consume(
     ACTIVATION: gl.constexpr,
     ROUND_EACH: gl.constexpr,
     PAIR: gl.constexpr,
+    STREAM: gl.constexpr,
     LAYOUT: gl.constexpr,
 ):
     """Multiply and store TILE_P / CONSUMERS output rows per tile. The products of one tap stay in flight."""
@@ -145,6 +158,7 @@ def _strips_consume(
     STAGES: gl.constexpr = FORM[9]
     LINES: gl.constexpr = TILE_P // CONSUMERS
     WIDTH: gl.constexpr = TILE_N * TILE_Q
+    SIZE: gl.constexpr = WIDTH * BLOCK_K
     x_full, x_empty, w_full, w_empty, pair = barriers
     tiles_n = gl.cdiv(sizes[0], TILE_N)
     tiles_p = gl.cdiv(sizes[2], TILE_P * DILATION) * DILATION
@@ -155,7 +169,10 @@ def _strips_consume(
     slot = 0
     phase = 0
     parity = 0
-    for tile in range(gl.program_id(0), tiles_n * sizes[1] * tiles_p * tiles_q * tiles_k, programs):
+    tiles = tiles_n * sizes[1] * tiles_p * tiles_q * tiles_k
+    first_item, last_item, by = items_of(tiles, steps, programs, STREAM)
+    for item in range(first_item, last_item, by):
+        tile, begin, end = item_of(item, tiles, steps, programs, STREAM)
         n, o, p, q, k = tile_axes(tile, tiles_n, sizes[1], tiles_p, tiles_q, tiles_k, GROUP)
         top = _first_row(p, TILE_P, DILATION)
         sums = ()
@@ -163,7 +180,7 @@ def _strips_consume(
             sums = sums + (gl.zeros([WIDTH, BLOCK_K], gl.float32, LAYOUT),)
         last_set = set_
         last = slot
-        for i in range(0, steps):
+        for i in range(begin, end):
             mbarrier.wait(x_full.index(set_), set_phase)
             for j in gl.static_range(R):
                 mbarrier.wait(w_full.index(slot), phase)
@@ -178,12 +195,12 @@ def _strips_consume(
                     product = warpgroup_mma(pixels, weights, warpgroup_mma_init(sums[line]), is_async=True)
                     products = products + (product,)
                 sums = warpgroup_mma_wait(LINES, deps=products)  # those of the tap before are done
-                started = (i > 0) | (j > 0)
+                started = (i > begin) | (j > 0)
                 mbarrier.arrive(w_empty.index(last), count=1, pred=started)
                 if PAIR:
                     mbarrier.arrive(pair.index(last), count=1, pred=started)
                 if j == 0:
-                    mbarrier.arrive(x_empty.index(last_set), count=1, pred=i > 0)
+                    mbarrier.arrive(x_empty.index(last_set), count=1, pred=i > begin)
                 last = slot
                 slot, phase = advance(slot, phase, STAGES)
             last_set = set_
@@ -196,31 +213,45 @@ def _strips_consume(
         if PAIR:
             mbarrier.arrive(pair.index(last), count=1)
         mbarrier.arrive(x_empty.index(last_set), count=1)
-        for line in gl.static_range(LINES):
-            parity = store_tile(
-                (y_map,),
-                (residual_map,),
-                0,
-                staging,
-                landed,
-                parity,
-                sums[line],
-                vectors[0],
-                vectors[1],
-                vectors[2],
-                n * TILE_N,
-                o,
-                top + (CONSUMER * LINES + line) * DILATION,
-                q * TILE_Q,
-                k * BLOCK_K,
-                sizes[4],
-                WIDTH,
-                BLOCK_K,
-                CHUNKS,
-                ACTIVATION,
-                ROUND_EACH,
-                1,
-            )
+        others = None
+        if STREAM:
+            first = gl.program_id(0)
+            if end == steps:
+                first = first_of(tile, tiles, steps, programs)
+            else:
+                hand_over(sums, shared, CONSUMER, CONSUMERS, LINES, WIDTH, BLOCK_K, CHUNKS, PAIR)
+            await_parts(first, shared, CONSUMER, CONSUMERS, PAIR)
+        if end == steps:
+            for line in gl.static_range(LINES):
+                if STREAM:
+                    others = (shared[0], first, CONSUMERS * LINES * SIZE, (CONSUMER * LINES + line) * SIZE)
+                parity = store_tile(
+                    (y_map,),
+                    (residual_map,),
+                    0,
+                    staging,
+                    landed,
+                    parity,
+                    sums[line],
+                    others,
+                    vectors[0],
+                    vectors[1],
+                    vectors[2],
+                    n * TILE_N,
+                    o,
+                    top + (CONSUMER * LINES + line) * DILATION,
+                    q * TILE_Q,
+                    k * BLOCK_K,
+                    sizes[4],
+                    WIDTH,
+                    BLOCK_K,
+                    CHUNKS,
+                    ACTIVATION,
+                    ROUND_EACH,
+                    1,
+                )
+        if STREAM:
+            wipe_signals(first, shared, CONSUMER, CONSUMERS, PAIR)
     tma.store_wait(0)
 
 
@@ -233,6 +264,8 @@ def _conv_strips_kernel(
     bias_ptr,
     scale_ptr,
     shift_ptr,
+    parts_ptr,
+    flags_ptr,
     n,
     c,
     k,
@@ -268,6 +301,7 @@ def _conv_strips_kernel(
     TRANSPOSED: gl.constexpr,
     ACTIVATION: gl.constexpr,
     ROUND_EACH: gl.constexpr,
+    STREAM: gl.constexpr,
     INSTRUCTION_N: gl.constexpr,
     INSTRUCTION_K: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
@@ -291,6 +325,8 @@ def _conv_strips_kernel(
 
     SETS of strips and STAGES of weights in shared memory. SHARED "weights": two CTAs split the tile along Q (or N),
     whose size is then that of both, and the weights are multicast.
+    STREAM: programs have equal shares of the steps of all tiles, of which there are as many as programs or more; see
+    `hand_over` for `parts_ptr` and `flags_ptr`, which are None otherwise.
 
     Grid: (programs,), the number of multiprocessors or half of it with a cluster.
     """
@@ -333,6 +369,7 @@ def _conv_strips_kernel(
     barriers = (x_full, x_empty, w_full, w_empty, pair)
     sizes = (n, o, p, q, k)
     vectors = (bias_ptr, scale_ptr, shift_ptr)
+    shared = (parts_ptr, flags_ptr)
     taps = (t, s)
     first = (first_d, first_h, first_w)
     step = (step_d, step_w)
@@ -345,19 +382,19 @@ def _conv_strips_kernel(
                 (
                     _strips_consume,
                     (y_map, residual_map, strips, w_ring, staging.index(0), barriers, landed.index(0), vectors,
-                     sizes, steps, programs, 0, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
-                     ROUND_EACH, PAIR, layout),
+                     shared, sizes, steps, programs, 0, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
+                     ROUND_EACH, PAIR, STREAM, layout),
                 ),
                 (
                     _strips_consume,
                     (y_map, residual_map, strips, w_ring, staging.index(1), barriers, landed.index(1), vectors,
-                     sizes, steps, programs, 1, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
-                     ROUND_EACH, PAIR, layout),
+                     shared, sizes, steps, programs, 1, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
+                     ROUND_EACH, PAIR, STREAM, layout),
                 ),
                 (
                     _strips_produce,
-                    (x_map, w_map, strips, w_ring, barriers, sizes, taps, first, step, order, c, loads, programs, FORM,
-                     R, TRANSPOSED, PAIR, FOLDED),
+                    (x_map, w_map, strips, w_ring, barriers, sizes, taps, first, step, order, steps, loads, programs,
+                     FORM, R, TRANSPOSED, PAIR, FOLDED, STREAM),
                 ),
             ],
             [4, 1],
@@ -369,25 +406,25 @@ def _conv_strips_kernel(
                 (
                     _strips_consume,
                     (y_map, residual_map, strips, w_ring, staging.index(0), barriers, landed.index(0), vectors,
-                     sizes, steps, programs, 0, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
-                     ROUND_EACH, PAIR, layout),
+                     shared, sizes, steps, programs, 0, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
+                     ROUND_EACH, PAIR, STREAM, layout),
                 ),
                 (
                     _strips_consume,
                     (y_map, residual_map, strips, w_ring, staging.index(1), barriers, landed.index(1), vectors,
-                     sizes, steps, programs, 1, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
-                     ROUND_EACH, PAIR, layout),
+                     shared, sizes, steps, programs, 1, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
+                     ROUND_EACH, PAIR, STREAM, layout),
                 ),
                 (
                     _strips_consume,
                     (y_map, residual_map, strips, w_ring, staging.index(2), barriers, landed.index(2), vectors,
-                     sizes, steps, programs, 2, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
-                     ROUND_EACH, PAIR, layout),
+                     shared, sizes, steps, programs, 2, CONSUMERS, FORM, R, CHUNKS, TRANSPOSED, ACTIVATION,
+                     ROUND_EACH, PAIR, STREAM, layout),
                 ),
                 (
                     _strips_produce,
-                    (x_map, w_map, strips, w_ring, barriers, sizes, taps, first, step, order, c, loads, programs, FORM,
-                     R, TRANSPOSED, PAIR, FOLDED),
+                    (x_map, w_map, strips, w_ring, barriers, sizes, taps, first, step, order, steps, loads, programs,
+                     FORM, R, TRANSPOSED, PAIR, FOLDED, STREAM),
                 ),
             ],
             [4, 4, 1],

@@ -175,8 +175,8 @@ def multiply_tiles(
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
-                     vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
-                     PAIR, layout, None, PHASES),
+                     vectors, None, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     PAIR, layout, None, PHASES, False),
                 ),
                 (
                     _tiles_produce,
@@ -193,14 +193,14 @@ def multiply_tiles(
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
-                     vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
-                     PAIR, layout, None, PHASES),
+                     vectors, None, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     PAIR, layout, None, PHASES, False),
                 ),
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(1), full, empty, pair, landed.index(1),
-                     vectors, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
-                     PAIR, layout, None, PHASES),
+                     vectors, None, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     PAIR, layout, None, PHASES, False),
                 ),
                 (
                     _tiles_produce,
@@ -217,20 +217,20 @@ def multiply_tiles(
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(0), full, empty, pair, landed.index(0),
-                     vectors, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
-                     PAIR, layout, None, PHASES),
+                     vectors, None, sizes, steps, programs, 0, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     PAIR, layout, None, PHASES, False),
                 ),
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(1), full, empty, pair, landed.index(1),
-                     vectors, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
-                     PAIR, layout, None, PHASES),
+                     vectors, None, sizes, steps, programs, 1, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     PAIR, layout, None, PHASES, False),
                 ),
                 (
                     consume_tiles,
                     (y_maps, residual_maps, x_ring, w_ring, staging.index(2), full, empty, pair, landed.index(2),
-                     vectors, sizes, steps, programs, 2, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
-                     PAIR, layout, None, PHASES),
+                     vectors, None, sizes, steps, programs, 2, TILE, CHUNKS, TRANSPOSED, ACTIVATION, ROUND_EACH,
+                     PAIR, layout, None, PHASES, False),
                 ),
                 (
                     _tiles_produce,
