@@ -1,4 +1,4 @@
-"""Programs with equal shares of all steps: torch's results whatever the number of programs, and what is planted is found."""
+"""Programs with equal shares of all steps: torch's results for any number of them, and planted faults are found."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ FORMS: dict[str, Form] = {
     ),
     "pixels 256x128": Form("pixels", 2, 128, 128, 2, (232, 40), 56, 660, epilogues="relu", sharing=(232, 40)),
     "pixels 128x256": Form("pixels", 1, 128, 256, 4, (232, 40), 47, 873, warps=8, sharing=(232, 40)),
-    "pixels 128x128": Form("pixels", 2, 64, 128, 2, (232, 40), 44, 572, sharing=(232, 40)),
+    "pixels 128x128": Form("pixels", 2, 64, 128, 2, (232, 40), 44, 572, sharing=(224, 48)),
     "pixels 256x64": Form("pixels", 2, 128, 64, 1, (232, 40), 56, 540, sharing=(232, 40)),
     "pixels 256x32": Form("pixels", 2, 128, 32, 1, (232, 40), 56, 540, sharing=(232, 40)),
     "2 x pixels 128x256": Form(
