@@ -120,7 +120,7 @@ FORMS: dict[str, Form] = {
     ),
     "strips 6x64x128": Form("strips", 2, 64, 128, 2, (232, 40), 237, 1035, lines=3, epilogues="none", above=3),
     "strips 8x64x64": Form("strips", 2, 64, 64, 2, (216, 56), 318, 1046, lines=4, epilogues="relu", sharing=(216, 72)),
-    "strips 4x64x64": Form("strips", 2, 64, 64, 2, (224, 48), 161, 747, lines=2, sharing=(216, 72)),
+    "strips 4x64x64": Form("strips", 2, 64, 64, 2, (224, 48), 161, 747, lines=2, moves=21, sharing=(216, 72)),
     "2 x strips 4x64x128": Form(
         "strips",
         2,
