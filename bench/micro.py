@@ -148,7 +148,11 @@ def _forms(plan: Plan) -> Iterator[tuple[str, str, Plan]]:
     for config in plan.solver.configs(plan.problem):
         found.setdefault(config["form"], plan.solver.bind(plan.problem, config))
     first, *others = found
-    for form in (first, *sorted(others, key=lambda form: "2 x" not in form)):
+    yield "form", first, plan
+    if plan.config.get("stream"):  # what equal shares of all steps gain
+        whole = {name: value for name, value in plan.config.items() if name != "stream"}
+        yield "form", f"{first}, whole tiles", plan.solver.bind(plan.problem, whole)
+    for form in sorted(others, key=lambda form: "2 x" not in form):
         yield "form", form, found[form]
 
 

@@ -224,6 +224,9 @@ def test_sweeps_ask_about_forms_of_the_hopper_kernels():
     assert asked[0] == ("form", plan.config["form"]) and {question for question, _ in asked} == {"form"}
     forms = [answer for _, answer in asked]
     assert len(set(forms)) == len(forms) > 4 and any("2 x" in form for form in forms)
+    shared = replace(plan, config=plan.config | {"form": "pixels 128x128", "stream": True})
+    answers = {answer: changed.config for _, answer, changed in micro.variants(shared)}
+    assert answers["pixels 128x128"]["stream"] and "stream" not in answers["pixels 128x128, whole tiles"]
 
 
 def test_sweeps_ask_about_bounds_splits_warps_and_stages():
