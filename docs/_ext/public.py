@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib import import_module
 from types import GenericAlias
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 KINDS = {"function": "autofunction", "class": "autoclass", "exception": "autoexception", "data": "autodata"}
@@ -49,8 +51,25 @@ def plain_footnotes(app: Sphinx, what: str, name: str, thing: Any, options: Any,
         lines[place] = re.sub(r"\.\. \[(\d+)\]", r"[\1]", re.sub(r"\[(\d+)\]_", r"[\1]", line))
 
 
+def words_of_data(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Take the words below an assignment from the module that has it, where a name is public elsewhere.
+
+    Else autodoc takes those of the type: a tuple would be documented as what ``tuple`` does.
+    """
+    package, _, own = name.rpartition(".")
+    if what != "data":
+        return
+    for module in [module for module in sys.modules if module.startswith(f"{package}.")]:
+        if getattr(sys.modules[module], own, None) is thing:
+            words = ModuleAnalyzer.for_module(module).find_attr_docs().get(("", own))
+            if words:
+                lines[:] = words
+                return
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.add_directive("public", Public)
+    app.connect("autodoc-process-docstring", words_of_data, priority=90)
     app.connect("autodoc-process-docstring", plain_footnotes, priority=100)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

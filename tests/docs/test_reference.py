@@ -61,6 +61,12 @@ def test_every_public_name_has_shapes_and_errors(site):
     assert silent == []
 
 
+def test_no_data_is_described_as_its_type(site):
+    """A tuple's own words are not those of ``tuple``."""
+    page = (site / "api" / "shapes.html").read_text()
+    assert "Built-in" not in page and "What ask_padding knows by name" in re.sub(r"<[^>]+>", "", page)
+
+
 def test_every_public_name_has_an_example():
     """Their examples run in tests/unit/test_doctests.py. Exceptions, and data without a docstring, need none."""
     without = []
