@@ -159,7 +159,7 @@ FAULTS: dict[str, tuple[ConvProblem, Edit]] = {
     "consumer takes tiles for those of the first phase": (SMALL, (CONSUME, "of = tile // tiles", "of = 0")),
     "producer takes tiles for those of the first phase": (SMALL, (PRODUCE, "of = tile // tiles", "of = 0")),
     "tiles of later phases counted on": (SMALL, (CONSUME, "within = tile % tiles", "within = tile")),
-    "one phase left out": (SMALL, (CONSUME, "PHASES * tiles, programs", "(PHASES - 1) * tiles, programs")),
+    "one phase left out": (SMALL, (CONSUME, "PHASES * tiles, steps", "(PHASES - 1) * tiles, steps")),
     "all phases written as the first": (SMALL, ("store_box_of_phase", "if phase == i:", "if i == 0:")),
     "residual of the first phase": (ADDED, ("load_box_of_phase", "if phase == i:", "if i == 0:")),
     "weights of the first phase": (SMALL, (PRODUCE, "tap0 = of_phase(order[0], of, PHASES)", "tap0 = order[0][0]")),

@@ -92,7 +92,7 @@ FAULTS = {
         [
             (
                 CONSUME,
-                "mbarrier.arrive(empty.index(last), count=1, pred=i > 0)",
+                "mbarrier.arrive(empty.index(last), count=1, pred=i > begin)",
                 "mbarrier.arrive(empty.index(slot), count=1)",
             ),
             (CONSUME, f"{ARRIVE}\n        if CLUSTER", "pass\n        if CLUSTER"),
@@ -126,7 +126,7 @@ FAULTS = {
     "other CTA does not wait for itself": (SHARED["tiles-weights"], [(TILES_PRODUCE, EMPTY, "pass")]),
     "pair told of all but the last slot": (
         SHARED["tiles-weights"],
-        [(CONSUME, f"{ARRIVE_PAIR}\n        parity", "pass\n        parity")],
+        [(CONSUME, f"{ARRIVE_PAIR}\n        others", "pass\n        others")],
     ),
     "weights not multicast": (
         SHARED["tiles-weights"],
@@ -142,10 +142,14 @@ FAULTS = {
         [
             (
                 STRIPS_CONSUME,
-                "if j == 0:\n                    mbarrier.arrive(x_empty.index(last_set), count=1, pred=i > 0)",
+                "if j == 0:\n                    mbarrier.arrive(x_empty.index(last_set), count=1, pred=i > begin)",
                 "if j == 2:\n                    mbarrier.arrive(x_empty.index(set_), count=1)",
             ),
-            (STRIPS_CONSUME, "        mbarrier.arrive(x_empty.index(last_set), count=1)\n        for", "        for"),
+            (
+                STRIPS_CONSUME,
+                "        mbarrier.arrive(x_empty.index(last_set), count=1)\n        others",
+                "        others",
+            ),
         ],
     ),
     "products of two taps in flight": (STRIPS, [(STRIPS_CONSUME, "mma_wait(LINES, ", "mma_wait(2 * LINES, ")]),
