@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -14,7 +13,7 @@ from gluon_model import Edit
 from planned import record, run
 from prover import prove
 from tensors import KernelError
-from test_plans import HOPPER, _arrays, _problem_of, _reference
+from test_plans import HOPPER, _arrays, _found, _problem_of
 
 from gpuconv.backends.triton import conv_hopper
 from gpuconv.backends.triton.conv_hopper import SOLVERS
@@ -61,14 +60,6 @@ def _drawn(form: str, number: int) -> tuple[ConvProblem, dict[str, Any]]:
             configs = [config for config in SOLVER.variants(problem) if config["form"] == form]
         if configs and 2 <= len(phases_of(problem)) <= FORMS[form].phases:
             return problem, rng.choice(configs)
-
-
-def _found(problem: ConvProblem, config: dict[str, Any], seed: int, edits: Sequence[Edit] = ()) -> tuple[Any, Any]:
-    """Return what a plan computes and what is right."""
-    arrays = _arrays(problem, seed)
-    with assuming(HOPPER):
-        got = run(SOLVER.bind(problem, config), arrays, seed, edits)
-    return got, _reference(problem, arrays)[0].to(got.dtype)
 
 
 def _kernels(problem: ConvProblem, config: dict[str, Any]) -> list[Any]:

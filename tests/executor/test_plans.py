@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from gluon_model import Edit
 from planned import run
 
 from gpuconv.backends.triton import conv_hopper
@@ -121,6 +123,19 @@ def _reference(problem: ConvProblem, arrays: dict[str, torch.Tensor | None]) -> 
     if given["residual"] is not None:
         result = stored(result + given["residual"])
     return (torch.relu(result) if problem.activation else result,)
+
+
+def _solver(problem: ConvProblem) -> Any:
+    """Return the dense solver of a problem."""
+    return next(solver for solver in DENSE if problem.kind in solver.kinds)
+
+
+def _found(problem: ConvProblem, config: dict[str, Any], seed: int, edits: Sequence[Edit] = ()) -> tuple[Any, Any]:
+    """Return what a plan of one result computes, with pieces of the kernels replaced, and what is right."""
+    arrays = _arrays(problem, seed)
+    with assuming(HOPPER):
+        got = run(_solver(problem).bind(problem, config), arrays, seed, edits)
+    return got, _reference(problem, arrays)[0].to(got.dtype)
 
 
 def _check(problem: ConvProblem, solver: Any, config: dict[str, Any], seed: int) -> None:

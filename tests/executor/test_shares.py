@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,20 +12,15 @@ from gluon_model import Edit
 from planned import record, run
 from prover import prove
 from tensors import KernelError
-from test_plans import HOPPER, _arrays, _problem, _problem_of, _reference
+from test_plans import HOPPER, _arrays, _found, _problem, _problem_of, _solver
 
 from gpuconv.backends.triton import conv_hopper
-from gpuconv.backends.triton.conv_hopper import SOLVERS
 from gpuconv.backends.triton.hopper_forms import FORMS, laid, programs_of, tiles_of, units_of
 from gpuconv.backends.triton.hopper_view import phases_of
 from gpuconv.costs.constants import assuming
 from gpuconv.problem import ConvProblem
 
 SHARING = [name for name, form in FORMS.items() if form.sharing]
-
-
-def _solver(problem: ConvProblem) -> Any:
-    return next(solver for solver in SOLVERS if problem.kind in solver.kinds)
 
 
 def _config(problem: ConvProblem, form: str) -> dict[str, Any] | None:
@@ -38,24 +32,19 @@ def _config(problem: ConvProblem, form: str) -> dict[str, Any] | None:
         )
 
 
-def _found(problem: ConvProblem, config: dict[str, Any], seed: int, edits: Sequence[Edit] = ()) -> tuple[Any, Any]:
-    """Return what a plan computes and what is right."""
-    arrays = _arrays(problem, seed)
-    with assuming(HOPPER):
-        got = run(_solver(problem).bind(problem, config), arrays, seed, edits)
-    return got, _reference(problem, arrays)[0].to(got.dtype)
+def _multiprocessors(form: str, number: int) -> int:
+    return (2, 3, 5, 7)[number % 4] * FORMS[form].ctas
 
 
-def _drawn(form: str, number: int, programs: int) -> tuple[ConvProblem, dict[str, Any]]:
+def _drawn(form: str, number: int) -> tuple[ConvProblem, dict[str, Any]]:
     """Return a problem whose tiles are no whole number of rounds, and a config."""
     rng = random.Random(f"shares {form} {number}")
     while True:
         kind = rng.choice(("fprop", "dgrad", "transposed"))
         strides = (1, 2) if "pixels" in form and kind == "fprop" else (1,)
         problem = _problem(rng, kind, rng.choice((1, 2, 2, 3)), strides)
-        wide = "256" in form.split("x")[-1] or "x128" in form
-        channels = 8 * rng.randint(17, 20) if "256" in form.split("x")[-1] else 8 * rng.randint(9, 12)
-        if wide:
+        if "256" in form.split("x")[-1] or "x128" in form:
+            channels = 8 * (rng.randint(17, 20) if "256" in form.split("x")[-1] else rng.randint(9, 12))
             problem = replace(problem, k=channels, c=channels)
         problem = replace(problem, n=rng.randint(1, 4), scale=False, shift=False, residual=False)
         config = _config(problem, form)
@@ -67,9 +56,9 @@ def _drawn(form: str, number: int, programs: int) -> tuple[ConvProblem, dict[str
 @pytest.mark.parametrize("form", SHARING)
 def test_equal_shares(form: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal on integers: programs that have several tiles, one, or a part of one."""
-    multiprocessors = (2, 3, 5, 7)[number % 4] * FORMS[form].ctas
+    multiprocessors = _multiprocessors(form, number)
     monkeypatch.setattr(conv_hopper, "multiprocessors_of", lambda device: multiprocessors)
-    problem, config = _drawn(form, number, multiprocessors)
+    problem, config = _drawn(form, number)
     torch.testing.assert_close(*_found(problem, config, number), rtol=0, atol=0)
 
 
@@ -77,9 +66,9 @@ def test_drawn_problems_cover_what_matters(monkeypatch: pytest.MonkeyPatch) -> N
     shares = []
     for form in SHARING:
         for number in range(8):
-            multiprocessors = (2, 3, 5, 7)[number % 4] * FORMS[form].ctas
+            multiprocessors = _multiprocessors(form, number)
             monkeypatch.setattr(conv_hopper, "multiprocessors_of", lambda device, most=multiprocessors: most)
-            problem, config = _drawn(form, number, multiprocessors)
+            problem, config = _drawn(form, number)
             views = laid(phases_of(problem), config)
             programs = programs_of(FORMS[form], views, config, multiprocessors)
             shares.append(tiles_of(FORMS[form], views[0], config) / programs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,20 +12,15 @@ from gluon_model import Edit
 from planned import record, run
 from prover import prove
 from tensors import KernelError
-from test_plans import HOPPER, _arrays, _problem_of, _reference
+from test_plans import HOPPER, _arrays, _found, _problem_of, _reference, _solver
 
 from gpuconv.backends.triton import conv_hopper
-from gpuconv.backends.triton.conv_hopper import SOLVERS
 from gpuconv.backends.triton.hopper_forms import FORMS, boxes_of
 from gpuconv.backends.triton.hopper_view import phases_of
 from gpuconv.costs.constants import assuming
 from gpuconv.problem import ConvProblem
 
 STRIPS = [name for name, form in FORMS.items() if form.kernel == "strips"]
-
-
-def _solver(problem: ConvProblem) -> Any:
-    return next(solver for solver in SOLVERS if problem.kind in solver.kinds)
 
 
 def _signal(kind: str, n: int, length: int, taps: int, dilation: int, low: int, **options: Any) -> ConvProblem:
@@ -46,14 +40,6 @@ def _configs(problem: ConvProblem, form: str, segments: int | None = None) -> li
         return configs
     box = boxes_of(FORMS[form], phases_of(problem)[0].folded(segments))
     return [config | box | {"segments": segments} for config in configs]
-
-
-def _found(problem: ConvProblem, config: dict[str, Any], seed: int, edits: Sequence[Edit] = ()) -> tuple[Any, Any]:
-    """Return what a plan computes and what is right."""
-    arrays = _arrays(problem, seed)
-    with assuming(HOPPER):
-        got = run(_solver(problem).bind(problem, config), arrays, seed, edits)
-    return got, _reference(problem, arrays)[0].to(got.dtype)
 
 
 def _drawn(form: str, number: int) -> tuple[ConvProblem, dict[str, Any]]:

@@ -32,6 +32,7 @@ from .hopper_forms import (
     programs_of,
     shared_elements,
     shares,
+    strips_of,
 )
 from .hopper_maps import maps_of
 from .hopper_passes import (
@@ -323,7 +324,7 @@ def _numbers(form: Form, phases: Sequence[Dense]) -> dict[str, int]:
         found |= zip((f"{name}{place}" if several else name for name in names), values, strict=True)
     if form.kernel == "strips":
         del found["step_h"], found["r"]
-        found["loads"] = form.consumers * form.lines + dense.taps[1] - 1
+        found["loads"] = strips_of(form, dense.taps[1])
     if form.kernel == "pixels":
         found |= zip("nopq", (dense.n, *dense.output), strict=True)
         found |= zip(("stride_d", "stride_h", "stride_w"), dense.stride, strict=True)

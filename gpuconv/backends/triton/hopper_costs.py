@@ -19,7 +19,19 @@ from ...costs.work import pipe_of
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan
-from .hopper_forms import FORMS, Form, epilogue_of, laid, launched, programs_of, stages_of, step_bytes, tiles_of
+from .hopper_forms import (
+    FORMS,
+    Form,
+    epilogue_of,
+    laid,
+    launched,
+    programs_of,
+    stages_of,
+    step_bytes,
+    strips_of,
+    tiles_of,
+    units_of,
+)
 from .hopper_view import Dense, together
 from .hopper_wgrad_forms import GRADIENT_FORMS, gradient_steps, gradient_tiles
 from .march_costs import ROUNDED_STEP
@@ -77,14 +89,13 @@ def _of_tile(
     x, w, _ = step_bytes(form, dense.taps[1], block_c, dense.item)
     stages = stages_of(form, dense.taps[1], block_c, dense.item)[1]
     steps = dense.steps(block_c)
-    sets = steps // dense.taps[1] if form.kernel == "strips" else steps  # slots of x
+    sets = units_of(form, dense, block_c)  # slots of x
     pixels = form.consumers * form.pixels * form.lines
     reduced, channels = there(dense.reduced, block_c), there(dense.channels, form.channels)
     bytes_x = x * sets * reduced * (0.5 if form.shared == "pixels" else 1.0)
     bytes_w = w * steps * reduced * channels * (0.5 if form.shared == "weights" else 1.0)
     stored = pixels * form.channels_of_cta * channels * dense.item
-    strips = form.consumers * form.lines + dense.taps[1] - 1
-    boxes = steps + sets * (strips if form.kernel == "strips" else form.consumers)
+    boxes = steps + sets * (strips_of(form, dense.taps[1]) if form.kernel == "strips" else form.consumers)
     loop = float(form.loop + (0 if plain else form.moves))
     if form.kernel == "strips":  # its taps are unrolled
         loop *= dense.taps[1] / _STRIP_TAPS * (1.0 if dense.taps[1] <= _STRIP_TAPS else _FURTHER_TAP)
@@ -94,8 +105,9 @@ def _of_tile(
     return products, bytes_x + bytes_w + stored, issued, steps / max(stages - 1, 1) + _EPILOGUE_TRIPS
 
 
-_HANDED_OVER = 1.5
-"""Instructions of a warp for 32 numbers that are handed over, on either side: an access of two, and a sum."""
+_HANDED_OVER = 4.0
+"""Instructions of a warp for 32 numbers that are handed over, on either side: an access, two for its address, a sum.
+Read off a compiled form."""
 
 
 def _share_of(form: Form, tile: Any, tiles: int, programs: int) -> tuple[Any, int]:
@@ -133,7 +145,7 @@ def dense_work(
         of_phase = [_of_tile(form, phase, block_c, *behind) for launch in launches for phase in launch]
         tile = np.sum(of_phase, axis=0)
         if len(launches) == 1:
-            starts = range(0, tiles * len(phases), max(multiprocessors // form.ctas, 1))
+            starts = range(0, tiles * len(views), max(multiprocessors // form.ctas, 1))
             tile = np.mean([of_phase[start // tiles] for start in starts], axis=0)
             tiles *= len(views)
         if config.get("stream"):

@@ -17,7 +17,7 @@ from .hopper_view import Dense, together
 __all__ = [
     "FORMS", "MOST_TOGETHER", "Form", "axes_of", "box_of", "configs_of", "constants_of_form", "corners_of",
     "epilogue_of", "laid", "launched", "programs_of", "reached", "shared_elements", "shares", "split_axis",
-    "stages_of", "step_bytes", "tiles_of", "units_of",
+    "stages_of", "step_bytes", "strips_of", "tiles_of", "units_of",
 ]  # fmt: skip
 
 _SHARED_BYTES = 232_448
@@ -149,11 +149,16 @@ FORMS: dict[str, Form] = {
 """Forms by name: pixels x channels of a CTA; of strips rows x columns x channels."""
 
 
+def strips_of(form: Form, above: int) -> int:
+    """Return the strips of a set: one for each output row, and one for each tap above another."""
+    return form.consumers * form.lines + above - 1
+
+
 def step_bytes(form: Form, above: int, block_c: int, item: int) -> tuple[int, int, int]:
     """Return the bytes of a CTA's slots of x and of weights, and of what is stored at once; see :func:`stages_of`."""
     x = form.consumers * form.pixels * block_c * item
     if form.kernel == "strips":
-        x = (form.consumers * form.lines + above - 1) * form.pixels * block_c * item
+        x = strips_of(form, above) * form.pixels * block_c * item
     staging = form.consumers * form.pixels * form.channels_of_cta // form.chunks * item
     return x, form.channels_of_cta * block_c * item, staging
 

@@ -17,6 +17,15 @@ from triton.experimental.gluon import language as gl
 
 from .common import column_chunks, cta_rank, part_offsets
 
+_SIGNAL = "0x9d3f5a71c84be206"
+_GIVE = gl.constexpr(f"{{ st.release.gpu.global.u64 [$1], {_SIGNAL}; mov.u32 $0, 0; }}")
+_AWAIT = gl.constexpr(
+    "{ .reg .pred p; .reg .u64 v; POLL: ld.acquire.gpu.global.u64 v, [$1]; "
+    f"setp.ne.u64 p, v, {_SIGNAL}; @p bra POLL; mov.u32 $0, 0; }}"
+)
+_WIPE = gl.constexpr("{ st.global.u64 [$1], 0; mov.u32 $0, 0; }")
+"""What is done to a signal, in PTX: a label is known within its braces alone."""
+
 
 @gluon.jit
 def first_unit(program, units, programs):
@@ -33,14 +42,19 @@ def program_of(unit, units, programs):
 
 
 @gluon.jit
+def share(units, programs):
+    """Return the first unit of this program, and the one behind its last."""
+    return first_unit(gl.program_id(0), units, programs), first_unit(gl.program_id(0) + 1, units, programs)
+
+
+@gluon.jit
 def items_of(tiles, steps, programs, STREAM: gl.constexpr):
     """Return the range of the numbers that :func:`item_of` takes: tiles of this program, or parts of them."""
     first = gl.program_id(0)
     last = tiles
     by = programs
     if STREAM:
-        begin = first_unit(gl.program_id(0), tiles * steps, programs)
-        end = first_unit(gl.program_id(0) + 1, tiles * steps, programs)
+        begin, end = share(tiles * steps, programs)
         first = 0
         last = (end - 1) // steps - begin // steps + 1
         by = 1
@@ -54,8 +68,7 @@ def item_of(item, tiles, steps, programs, STREAM: gl.constexpr):
     begin = 0
     end = steps
     if STREAM:
-        first = first_unit(gl.program_id(0), tiles * steps, programs)
-        last = first_unit(gl.program_id(0) + 1, tiles * steps, programs)
+        first, last = share(tiles * steps, programs)
         tile = (last - 1) // steps - item
         begin = max(first - tile * steps, 0)
         end = min(last - tile * steps, steps)
@@ -72,43 +85,28 @@ def place_of_signal(program, CONSUMER: gl.constexpr, CONSUMERS: gl.constexpr, PA
 
 
 @gluon.jit
+def at_signal(flags_ptr, at, INSTRUCTIONS: gl.constexpr):
+    """Run instructions on the address of a signal, in every thread."""
+    address = (flags_ptr + at).to(gl.int64)
+    gl.inline_asm_elementwise(INSTRUCTIONS, "=r,l", [address], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
 def signal(flags_ptr, at):
     """Tell that everything which threads of this partition wrote before the last barrier is there for all to read."""
-    gl.inline_asm_elementwise(
-        "{ st.release.gpu.global.u64 [$1], 0x9d3f5a71c84be206; mov.u32 $0, 0; }",
-        "=r,l",
-        [(flags_ptr + at).to(gl.int64)],
-        dtype=gl.int32,
-        is_pure=False,
-        pack=1,
-    )
+    at_signal(flags_ptr, at, _GIVE)
 
 
 @gluon.jit
 def await_signal(flags_ptr, at):
     """Wait until a signal is there; what was written before it can be read then."""
-    gl.inline_asm_elementwise(
-        "{ .reg .pred p; .reg .u64 v; POLL: ld.acquire.gpu.global.u64 v, [$1]; "
-        "setp.ne.u64 p, v, 0x9d3f5a71c84be206; @p bra POLL; mov.u32 $0, 0; }",
-        "=r,l",
-        [(flags_ptr + at).to(gl.int64)],
-        dtype=gl.int32,
-        is_pure=False,
-        pack=1,
-    )
+    at_signal(flags_ptr, at, _AWAIT)
 
 
 @gluon.jit
 def wipe(flags_ptr, at):
     """Take a signal away that all threads of this partition have seen."""
-    gl.inline_asm_elementwise(
-        "{ st.global.u64 [$1], 0; mov.u32 $0, 0; }",
-        "=r,l",
-        [(flags_ptr + at).to(gl.int64)],
-        dtype=gl.int32,
-        is_pure=False,
-        pack=1,
-    )
+    at_signal(flags_ptr, at, _WIPE)
 
 
 @gluon.jit
