@@ -26,7 +26,7 @@ NUMPY_PYTHON ?= python3.13
 MORE_LANES := stack-gpu-image numpy-alone
 
 # A subset of the lanes: make test LANES="lint unit"
-LANES ?= lint docs unit models distributed packaging interpret frontend interpret-triton36 frontend-triton36 cuda-on-cpu executor codegen codegen-triton36 gpu
+LANES ?= lint unit interpret-triton36 interpret codegen codegen-triton36 docs cuda-on-cpu executor frontend frontend-triton36 packaging models distributed gpu
 DEMO ?= build/demo
 
 # make gpu-report BUDGET=600 STAGES="parity benchmark" ARGS=--resume; with the Python that has torch for the GPU

@@ -1,20 +1,28 @@
-"""Run the test lanes, in order, and print a table of what ran.
+"""Run the test lanes, two at a time, and print a table of what ran.
+
+Each of two lanes has half of the processors: imports and collections of tests, which every worker makes for itself, and
+what a lane does in one process then leave nothing idle. What a lane prints is shown when it has ended. A lane alone, or
+of those that want the machine for themselves, has all of it.
 
 Standard library only, so that any Python 3.11 can start it; each lane uses the environment that the Makefile made
 for it. A lane that ran no test reads "not run", with the reason, and never "passed".
 """
 
 import argparse
+import contextvars
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 REPO = Path(__file__).resolve().parents[1]
 BUILD = REPO / "build" / "lanes"
@@ -26,7 +34,7 @@ VENV_NUMPY = REPO / ".venv-numpy"
 PASSED, FAILED, NOT_RUN = "passed", "FAILED", "not run"
 NO_TESTS_COLLECTED = 5  # pytest's exit status
 
-# Two pytest workers share the machine: one thread each.
+# As many pytest workers as processors share the machine: one thread each.
 TEST_ENV = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # gpuconv is not installed beside triton 3.6: those lanes, and the subprocesses of their tests, use the bare checkout.
 CHECKOUT_ENV = {"PYTHONPATH": str(REPO)}
@@ -53,27 +61,47 @@ class Result:
     seconds: float = 0.0
 
 
+OUTPUT: contextvars.ContextVar[TextIO | None] = contextvars.ContextVar("output", default=None)
+"""Where what a lane says goes: a file of its own while another one runs, or None, which is to our own output."""
+
+WORKERS: contextvars.ContextVar[int] = contextvars.ContextVar("workers", default=os.cpu_count() or 1)
+"""Processes that a lane may keep busy."""
+
+
+def say(*words: str) -> None:
+    print(*words, file=OUTPUT.get(), flush=True)
+
+
 def run(command: list[str], env: dict[str, str] | None = None, cwd: Path = REPO) -> int:
     """Echo the command, run it without input, return its exit status."""
     shown = [f"{key}={value}" for key, value in (env or {}).items() if key == "TRITON_INTERPRET"]
-    print("$", " ".join([*shown, *command]).replace(f"{REPO}/", ""), flush=True)
-    return subprocess.run(command, cwd=cwd, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL).returncode
+    say("$", " ".join([*shown, *command]).replace(f"{REPO}/", ""))
+    environment = {**os.environ, **(env or {})}
+    output = OUTPUT.get()
+    errors = None if output is None else subprocess.STDOUT
+    return subprocess.run(
+        command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
+    ).returncode
 
 
 def pytest_lane(
     lane: str,
     folders: list[str],
     venv: Path = VENV,
-    workers: int = 2,
+    workers: int | None = None,
     marks: str = NO_GPU,
     env: dict[str, str] | None = None,
     options: tuple[str, ...] = (),
     share: str = "worksteal",
 ) -> Result:
-    """Run the tests under `folders` that match `marks`; the outcome comes from pytest's exit status and its report."""
+    """Run the tests under `folders` that match `marks`; the outcome comes from pytest's exit status and its report.
+
+    `workers` are those of the lane, if None.
+    """
+    workers = WORKERS.get() if workers is None else workers
     present = [folder for folder in folders if (REPO / folder).exists()]
     if not present:
-        print("not run (no tests)")
+        say("not run (no tests)")
         return Result(lane, NOT_RUN, "no tests")
     report = BUILD / f"{lane}.xml"
     report.unlink(missing_ok=True)
@@ -81,7 +109,7 @@ def pytest_lane(
     command += ["-n", str(workers), "--dist", share] if workers > 1 else []
     status = run([*command, *present], env={**TEST_ENV, **(env or {})})
     if status == NO_TESTS_COLLECTED:
-        print("not run (no tests)")
+        say("not run (no tests)")
         return Result(lane, NOT_RUN, "no tests")
     if not report.is_file():
         return Result(lane, FAILED, f"exit status {status}, no report")
@@ -153,7 +181,7 @@ def gpu_lane(lane: str) -> Result:
     probe = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)"
     status = subprocess.run([str(VENV / "bin" / "python"), "-c", probe], cwd=REPO, stdin=subprocess.DEVNULL).returncode
     if status == 3:
-        print("gpu lane: not run (no CUDA device)")
+        say("gpu lane: not run (no CUDA device)")
         return Result(lane, NOT_RUN, "no CUDA device")
     if status != 0:
         return Result(lane, FAILED, f"the probe for a CUDA device exited with {status}")
@@ -174,7 +202,7 @@ def gpu_image_lane(lane: str) -> Result:
     """Run what needs no GPU in the stack of a machine with one, and the report from end to end."""
     why = absent(VENV_IMAGE)
     if why is not None:
-        print(f"not run ({why})")
+        say(f"not run ({why})")
         return Result(lane, NOT_RUN, why)
     marks = f"{NO_GPU} and not interpret"
     # tests/gpu has nothing to run here, but must be collected without what such a machine lacks. The stub driver of
@@ -198,7 +226,7 @@ def gpu_image_lane(lane: str) -> Result:
 def numpy_alone_lane(lane: str) -> Result:
     why = absent(VENV_NUMPY)
     if why is not None:
-        print(f"not run ({why})")
+        say(f"not run ({why})")
         return Result(lane, NOT_RUN, why)
     return pytest_lane(lane, list(WITHOUT_TORCH), VENV_NUMPY, workers=1, env=CHECKOUT_ENV)
 
@@ -219,7 +247,7 @@ def frontend_lane(lane: str, interpreted: str, venv: Path, env: dict[str, str]) 
     """Build what the lane `interpreted` launched; where it ran and no launch was written down, that is a failure."""
     folder = launches_of(interpreted)
     if not folder.is_dir():
-        print(f"not run (no launches of the {interpreted} lane)")
+        say(f"not run (no launches of the {interpreted} lane)")
         return Result(lane, NOT_RUN, f"no launches of the {interpreted} lane")
     if not any(path.read_text().count("\n") > 1 for path in folder.glob("*.jsonl")):  # the first line is a heading
         return Result(lane, FAILED, f"the {interpreted} lane wrote down no launch")
@@ -290,6 +318,61 @@ LANES: dict[str, tuple[str, Callable[[str], Result]]] = {
 }
 
 
+ALONE = {"gpu"}
+"""Lanes beside which no other one runs."""
+
+AFTER = {"frontend": "interpret", "frontend-triton36": "interpret-triton36"}
+"""Lanes that read what another one has left, which runs before them where both are chosen."""
+
+
+def run_lane(lane: str, workers: int, log: Path | None = None) -> Result:
+    """Run a lane with so many workers; what it says goes to a file, if there is one, and is shown at the end."""
+    title, function = LANES[lane]
+    heading = f"\n{lane}: {title}"
+    WORKERS.set(workers)
+    start = time.monotonic()
+    if log is None:
+        print(heading, flush=True)
+        result = function(lane)
+    else:
+        with log.open("w") as output:
+            OUTPUT.set(output)
+            try:
+                result = function(lane)
+            finally:
+                output.flush()
+                with SHOWING:
+                    print(heading, log.read_text(errors="replace"), sep="\n", end="", flush=True)
+    return replace(result, seconds=time.monotonic() - start)
+
+
+SHOWING = threading.Lock()
+
+
+def run_lanes(chosen: Sequence[str], processors: int) -> list[Result]:
+    """Run lanes two at a time, those in front first; return their results in the order of `chosen`."""
+    results: dict[str, Result] = {}
+    waiting = [lane for lane in chosen if lane not in ALONE]
+    together = 2 if len(waiting) > 1 and processors > 1 else 1
+    if together > 1:
+        with ThreadPoolExecutor(together) as pool:
+            running: dict[Future[Result], str] = {}
+            while waiting or running:
+                busy = {*running.values(), *waiting}
+                ready = [lane for lane in waiting if AFTER.get(lane) not in busy]
+                while ready and len(running) < together:
+                    lane = ready.pop(0)
+                    waiting.remove(lane)
+                    print(f"{lane}: started", flush=True)
+                    running[pool.submit(run_lane, lane, processors // together, BUILD / f"{lane}.log")] = lane
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    results[running.pop(done)] = done.result()
+    for lane in chosen:
+        if lane not in results:
+            results[lane] = run_lane(lane, processors)
+    return [results[lane] for lane in chosen]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("lanes", nargs="*", metavar="LANE", help=f"default: all of {', '.join(LANES)}")
@@ -299,14 +382,7 @@ def main() -> int:
         parser.error(f"LANE is {unknown[0]!r}; it must be one of {', '.join(LANES)}")
     BUILD.mkdir(parents=True, exist_ok=True)
 
-    results = []
-    for lane in chosen:
-        title, function = LANES[lane]
-        print(f"\n{lane}: {title}", flush=True)
-        start = time.monotonic()
-        result = function(lane)
-        results.append(Result(lane, result.outcome, result.note, time.monotonic() - start))
-
+    results = run_lanes(chosen, os.cpu_count() or 1)
     width = max(len(result.lane) for result in results)
     print(f"\n{'lane':<{width}}  {'result':<8}  {'seconds':>7}")
     for result in results:

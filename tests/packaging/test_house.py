@@ -53,7 +53,12 @@ def test_every_file_is_in_a_room():
 
 
 def test_no_name_repeats_that_of_its_room():
-    paths = [path for folder in ("gpuconv", "kernels") for path in (REPO / folder).rglob("*") if path.suffix != ".pyc"]
+    paths = [
+        path
+        for folder in ("gpuconv", "kernels")
+        for path in (REPO / folder).rglob("*")
+        if "__pycache__" not in path.parts
+    ]
     repeated = [path for path in paths if path.stem.startswith((f"{path.parent.name}_", f"_{path.parent.name}"))]
     assert repeated == []
 
