@@ -32,10 +32,8 @@ __all__ = ["UNANSWERED", "ceiling_items", "host_items", "micro_items", "narrow_q
 Item = tuple[str, Callable[[], dict[str, Any]]]
 
 UNANSWERED = {
-    "swapped operands against naive, through TMA": "no TMA kernel in this version",
-    "halo reuse: correctness and speed": "no kernel that re-uses halos in this version",
-    "overlapping strides and element strides in tensor maps": "no kernel with tensor maps in this version",
-    "im2col tensor maps": "no kernel with im2col tensor maps in this version",
+    "swapped operands against naive, through TMA": "no kernel that TMA feeds has channels as rows of its products",
+    "overlapping strides in tensor maps": "no kernel has maps of overlapping strides",
     "cp.async.ca against .cg": "the compiler ignores .ca for 16-byte copies, and no kernel rewrites its PTX",
 }
 

@@ -1,5 +1,7 @@
 """Where packs lie, which of them are trusted, and what they have for a launch on a GPU.
 
+A launch that no pack has goes the ordinary way; if none of them has anything for the GPU, one warning says so.
+
 Asked in this order: the folders of ``GPUCONV_PACKS``, the packs in ``gpuconv/packs`` of the user's data folder
 (``$XDG_DATA_HOME``, or ``~/.local/share``), and installed distributions that have an entry point in the group
 ``gpuconv.packs``, whose module is named ``gpuconv_pack_...``. Nothing is read from the current folder unless that is
@@ -173,7 +175,21 @@ def look_up(
         return []
     key, told = key_of(kernel, arguments, options, aligned)
     some = [found for found in library.by_key.get(key, ()) if found.entry.runs_on(capability)]
+    if not some:
+        _tell_of_others(library, Entry, capability)
     return [found for found in some if isinstance(found.entry, Entry) and _fits(found, told)]
+
+
+def _tell_of_others(library: _Library, kind: type[Entry | CudaEntry], capability: tuple[int, int]) -> None:
+    """Warn once where all that packs have is for other GPUs."""
+    archs = sorted((arch for of, arch in library.samples if of is kind), key=arch_number)
+    if archs and not any_packs(capability, kind):
+        what = "launches" if kind is Entry else "CUDA C++ kernels"
+        folders = ", ".join(str(pack.folder) for pack in library.packs if any(type(e) is kind for e in pack.entries))
+        this, others = "sm_{}{}".format(*capability), ", ".join(archs)
+        warn_once(
+            f"packs {kind} {this} {folders}", "packs have %s for %s, and none for %s: %s", what, others, this, folders
+        )
 
 
 def _fits(found: Found, told: Mapping[str, Any]) -> bool:
@@ -189,8 +205,12 @@ def look_up_cuda(text: str, kernel: str, options: Sequence[str], capability: tup
 
     Arguments are those of :func:`.identity.cuda_key_of`.
     """
-    found = _current().by_key.get(cuda_key_of(text, kernel, options), ())
-    return [each for each in found if isinstance(each.entry, CudaEntry) and each.entry.runs_on(capability)]
+    library = _current()
+    found = library.by_key.get(cuda_key_of(text, kernel, options), ())
+    some = [each for each in found if isinstance(each.entry, CudaEntry) and each.entry.runs_on(capability)]
+    if not some:
+        _tell_of_others(library, CudaEntry, capability)
+    return some
 
 
 def forget() -> None:

@@ -1,7 +1,8 @@
 /* A libcuda.so.1 that runs nothing and remembers launches, for machines without a GPU.
 
-   What a test reads: how often anything was called that loads or asks, and each launch with its function, grid, block, shared memory, stream, context and argument bytes. The
-   sizes of arguments are those that the test declared for the function (stub_declare), since a driver knows them from
+   What a test reads: how often anything was called that loads or asks, and each launch with its function, grid, block,
+   shared memory, stream, context and argument bytes. More than 48 KiB of shared memory are refused, as by a driver, if
+   the function was not told to have as much. The sizes of arguments are those that the test declared for the function (stub_declare), since a driver knows them from
    the binary and this one does not parse it. A function is the address of an object made when its module is loaded. */
 
 #include <stdint.h>
@@ -12,7 +13,7 @@ typedef int Result;
 
 typedef struct {
   char name[512];
-  int count, sizes[512];
+  int count, sizes[512], allowed; /* allowed: bytes of shared memory that it was told to have */
 } Function;
 
 typedef struct {
@@ -59,6 +60,7 @@ static Result record(void *f, const unsigned *grid, const unsigned *block, unsig
                      const Attribute *attributes, unsigned count, void **parameters) {
   if (failing) return failing;
   if (!current) return 201; /* CUDA_ERROR_INVALID_CONTEXT */
+  if (shared > 49152 && (int)shared > ((Function *)f)->allowed) return 1; /* CUDA_ERROR_INVALID_VALUE */
   if (!recording) return 0;
   if (!launches) launches = calloc(MOST, sizeof(Launch));
   int place = __atomic_fetch_add(&launched, 1, __ATOMIC_SEQ_CST);
@@ -131,7 +133,10 @@ Result cuModuleGetFunction(void **function, void *module, const char *name) { ot
   return 0;
 }
 Result cuFuncGetAttribute(int *value, int attribute, void *function) { others++; *value = attribute ? 0 : 1024; return 0; }
-Result cuFuncSetAttribute(void *function, int attribute, int value) { others++; return 0; }
+Result cuFuncSetAttribute(void *function, int attribute, int value) { others++;
+  if (attribute == 8) ((Function *)function)->allowed = value; /* most dynamic shared memory */
+  return 0;
+}
 Result cuFuncSetCacheConfig(void *function, int config) { others++; return 0; }
 Result cuPointerGetAttribute(void *data, int attribute, uint64_t pointer) { *(uint64_t *)data = pointer; return 0; }
 Result cuStreamIsCapturing(void *stream, int *status) { *status = 0; return 0; }

@@ -150,6 +150,7 @@ def test_two_processes_without_triton(gpu: StubGpu, pack: Path, use_packs: Use, 
         expected = [stub_alone.facts(launched) for launched in gpu.launches()]
         assert launches == [expected] * 3
     assert f"triton.conv.fprop.{'hopper' if HOPPER else 'rolling'}" in found["explained"]
+    assert f"from {pack}" in found["explained"]
     assert found["unaligned"].startswith("max_pool2d: no pack has pool.tiled:_pool_fprop_tiled_kernel for this call")
     assert "triton is not installed" in found["lacking"] and "packs lack conv.fprop:" in found["lacking"]
 
@@ -367,15 +368,48 @@ def test_a_pack_that_is_not_right_is_ignored_with_one_warning(
     assert warning.startswith(f"ignored pack {copy}: ") and reason in warning
 
 
-def test_a_pack_of_another_architecture_has_nothing(
+def test_packs_of_another_architecture_have_nothing_and_say_so_once(
     gpu: StubGpu, pack: Path, use_packs: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = _copy(pack, tmp_path)
     _foreign(copy)
     count, call = CALLS["fprop"]
+    use_packs()
+    expected, _ = _observe(gpu, call, "triton")
     use_packs(copy)
-    _, looked_up = _observe(gpu, call, "auto")
-    assert looked_up == [count, 0, 0] and not caplog.records
+    with caplog.at_level("WARNING", "gpuconv"):
+        seen, looked_up = _observe(gpu, call, "auto")
+        CALLS["max_pool"][1]()
+    assert looked_up == [count, 0, 0] and seen == expected
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning == f"packs have launches for sm_80, and none for sm_90: {copy}"
+
+
+def test_beside_one_for_this_gpu_packs_for_others_are_no_news(
+    gpu: StubGpu, pack: Path, use_packs: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = _copy(pack, tmp_path)
+    _foreign(copy)
+    use_packs(copy, pack)
+    with caplog.at_level("WARNING", "gpuconv"):
+        assert _observe(gpu, CALLS["fprop"][1], "auto")[1] == [0, 0, 0]
+        assert _observe(gpu, CALLS["fprop, unaligned"][1], "auto")[1] == [1, 0, 0]
+    assert not caplog.records
+
+
+def test_a_folder_of_another_user_is_ignored(
+    gpu: StubGpu, pack: Path, use_packs: Use, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    copy, me = _copy(pack, tmp_path), os.getuid()
+    if me == 0:
+        os.chown(copy, 4242, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: me + 1)
+    use_packs(copy)
+    with caplog.at_level("WARNING", "gpuconv"):
+        assert _observe(gpu, CALLS["fprop"][1], "auto")[1] == [CALLS["fprop"][0], 0, 0]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert f"belongs to user {me or 4242}; GPUCONV_PACKS_TRUST=1" in warning
 
 
 def test_a_folder_that_others_may_write_can_be_forced(

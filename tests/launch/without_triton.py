@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 
 
@@ -27,11 +28,15 @@ CALLS = {
     "wgrad": lambda: gpuconv.conv2d_weight_grad(MANY_X, W.shape, MANY_DY, padding=1),
     "max_pool": lambda: gpuconv.max_pool2d(X, 3, 2, 1),
 }
+WRITES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
 PROCESSES = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "os.system")
 
 
 def _writes(event, args):
-    return event == "open" and isinstance(args[1], str) and bool(set(args[1]) & set("wax+"))
+    if event != "open":
+        return event in WRITES
+    _, mode, flags = args
+    return bool(set(mode or "") & set("wax+")) or bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
 
 
 def main():
