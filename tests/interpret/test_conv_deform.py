@@ -129,20 +129,9 @@ def check_case(case: Case, order: str, config: Mapping[str, Any]) -> None:
             assert torch.equal(tensor, torch.from_numpy(expected[name]).to(tensor.dtype)), name
             continue
         actual = tensor.to(torch.float32 if case.dtype == "bfloat16" else tensor.dtype).numpy()
-        if name in ("y", "w") and tensor.element_size() == 2:
-            _of_rounded_samples(actual, expected[name], magnitude[name], case, name)
-        else:
-            numerics.assert_close(actual, expected[name], magnitude[name], case.dtype, length(case, name))
-
-
-def _of_rounded_samples(actual: Any, expected: Any, magnitude: Any, case: Case, name: str) -> None:
-    """Compare what is summed of samples that tensor cores get in 16 bits: half a unit in their last place more."""
-    with np.errstate(all="ignore"):
-        allowed = numerics.tolerance(expected, magnitude, case.dtype, length(case, name))
-        allowed = allowed + numerics.eps(case.dtype) / 2 * magnitude
-        same = (np.isnan(actual) & np.isnan(expected)) | (actual == expected)
-        close = np.isfinite(actual) & np.isfinite(expected) & (np.abs(actual - expected) <= allowed)
-    assert bool((same | close).all()), name
+        rounded = name in ("y", "w") and tensor.element_size() == 2  # samples, of which tensor cores get 16 bits
+        terms = length(case, name)
+        numerics.assert_close(actual, expected[name], magnitude[name], case.dtype, terms, rounded=rounded)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,5 +1,6 @@
 """Lanes run two at a time: each with half of the processors, after what it reads, and alone where it must."""
 
+import re
 import threading
 
 import pytest
@@ -61,3 +62,24 @@ def test_what_a_command_prints_goes_where_its_lane_says(tmp_path, capfd):
             lanes.OUTPUT.reset(token)
     assert log.read_text().splitlines()[1:] == ["out", "err"]
     assert capfd.readouterr().out == ""
+
+
+def test_every_lane_is_named_where_lanes_are_listed():
+    readme = (lanes.REPO / "README.md").read_text(encoding="utf-8").partition("\n## Tests\n")[2].partition("\n## ")[0]
+    contributing = (
+        (lanes.REPO / ".github" / "CONTRIBUTING.md")
+        .read_text(encoding="utf-8")
+        .partition("\n## Lanes\n")[2]
+        .partition("\n## ")[0]
+    )
+    ci = (lanes.REPO / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    told = {
+        "README.md": set(re.findall(r"^\| ([a-z-]+) \|", readme, re.MULTILINE)) - {"lane"},
+        "CONTRIBUTING.md": {name for row in re.findall(r"^\| (`.*?) \|", contributing, re.MULTILINE)
+                            for name in re.findall(r"`([a-z0-9-]+)`", row)},
+        "ci.yml": {word for word in re.findall(r"[a-z0-9-]+", ci) if word in lanes.LANES},
+    }  # fmt: skip
+    of_tests = {"stack-gpu-image", "numpy-alone"}  # told in README's words about `make test-full`
+    assert told["README.md"] == {name.removesuffix("-triton36") for name in lanes.LANES} - of_tests
+    assert told["CONTRIBUTING.md"] == {*lanes.LANES}
+    assert told["ci.yml"] >= {*lanes.LANES} - {"gpu"}

@@ -124,3 +124,15 @@ def test_unknown_types_are_refused() -> None:
 
 def test_the_constant_is_no_more_than_the_design_allows() -> None:
     assert numerics.C <= 4
+
+
+def test_operands_that_were_rounded_have_half_a_unit_more(rng: np.random.Generator) -> None:
+    a, b = rng.standard_normal((400, 9)), rng.integers(-8, 9, (400, 9)).astype(float)
+    exact, magnitude = (a * b).sum(1), np.abs(a * b).sum(1)
+    ours = (a.astype(np.float16).astype(float) * b).sum(1).astype(np.float16)
+    numerics.assert_close(ours, exact, magnitude, "float16", 9, rounded=True)
+    more = numerics.tolerance(exact, magnitude, "float16", 9, rounded=True)
+    np.testing.assert_allclose(more - numerics.tolerance(exact, magnitude, "float16", 9), 2.0**-11 * magnitude)
+    ours[7] = np.float16(exact[7] + 2 * more[7])
+    with pytest.raises(AssertionError, match="1 of 400 elements"):
+        numerics.assert_close(ours, exact, magnitude, "float16", 9, rounded=True)
