@@ -367,9 +367,11 @@ def run_lanes(chosen: Sequence[str], processors: int) -> list[Result]:
                     running[pool.submit(run_lane, lane, processors // together, BUILD / f"{lane}.log")] = lane
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
                     results[running.pop(done)] = done.result()
-    for lane in chosen:
-        if lane not in results:
-            results[lane] = run_lane(lane, processors)
+    left = [lane for lane in chosen if lane not in results]
+    while left:
+        lane = next(lane for lane in left if AFTER.get(lane) not in left)
+        left.remove(lane)
+        results[lane] = run_lane(lane, processors)
     return [results[lane] for lane in chosen]
 
 

@@ -22,7 +22,10 @@ _VERBS = ("computes", "holds", "needs", "reads", "solves")
 """First words of reasons that are to follow the name of a solver."""
 
 _MOST_REFUSALS = 8
-"""Lines of refusals in an explanation or an error: an explanation fits 30 lines then, an error 12."""
+"""Lines of refusals in an error, which fits 12 then, and in an explanation at most."""
+
+_MOST_LINES = 30
+"""Lines of an explanation, if solvers that can run leave room for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,8 @@ class Explanation:
             listed.append(_wrapped(text, 5, width))
         if len(shown) > len(able):
             listed.append("not here:")
-            refusals = _refusals((c for c in shown if c.reason), None if everything else _MOST_REFUSALS)
+            room = min(max(_MOST_LINES - len(rows) - len(listed), 1), _MOST_REFUSALS)
+            refusals = _refusals((c for c in shown if c.reason), None if everything else room)
             listed += [_wrapped(f"  {text}", 6, width) for text in refusals]
         after = len(rows) - 1 - sum(name in ("workspace", "config", "other forms", "kernels") for name, _ in rows)
         return "\n".join([*lines[:after], *listed, *lines[after:]])

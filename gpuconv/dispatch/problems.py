@@ -81,7 +81,16 @@ def problem_from_json(data: Any, origin: str = _ORIGIN) -> Problem:
 
 
 def to_json(problems: Iterable[Problem]) -> dict[str, Any]:
-    """Return problems as plain data that ``json.dump`` writes and :func:`from_json` reads."""
+    """Return problems as plain data that ``json.dump`` writes and :func:`from_json` reads.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> with gpuconv.record_problems() as problems:
+    ...     _ = gpuconv.max_pool1d(np.ones((1, 1, 4)), 2)
+    >>> to_json(problems)["problems"][0]["kernel"]
+    [2]
+    """
     return {"schema": SCHEMA, "problems": [problem_to_json(problem) for problem in problems]}
 
 
@@ -92,6 +101,14 @@ def from_json(data: Any, origin: str = _ORIGIN) -> list[Problem]:
     ------
     ValueError
         If it is something else; the message begins with `origin`, a file's name for example.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> with gpuconv.record_problems() as problems:
+    ...     _ = gpuconv.max_pool1d(np.ones((1, 1, 4)), 2)
+    >>> from_json(to_json(problems)) == problems
+    True
     """
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("problems"), list):
         raise ValueError(f"{origin}: must be an object with schema {SCHEMA} and a list of problems")

@@ -73,7 +73,7 @@ def onnx_translations() -> dict[Any, Translator]:
     ['gpuconv.avg_pool.default', 'gpuconv.avg_pool_backward.default']
     """
     if find_spec("onnxscript") is None:
-        raise ImportError("onnx_translations: torch.onnx.export needs onnxscript: pip install 'gpuconv[onnx]'")
+        raise ImportError("onnx_translations: torch.onnx.export needs onnxscript: pip install onnx onnxscript")
     import torch
 
     from ..ops import conv as _registers  # noqa: F401

@@ -24,7 +24,16 @@ _NOISE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One measured time: what `solver` (its id) took for `problem` with `config`, in microseconds."""
+    """One measured time: what `solver` (its id) took for `problem` with `config`, in microseconds.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> x, w = np.ones((8, 64, 28, 28), np.float32), np.ones((64, 64, 3, 3), np.float32)
+    >>> found = gpuconv.explain(gpuconv.conv2d, x, w, padding=1, gpu="h200")
+    >>> Sample(found.problem, found.solver, found.plan.config, 41.5).microseconds
+    41.5
+    """
 
     problem: Problem
     solver: str
@@ -44,7 +53,7 @@ def fit(samples: Iterable[Sample], base: Constants | None = None) -> Constants:
     Parameters
     ----------
     samples
-        Timings of solvers of this version, for example ``record.samples`` of :func:`gpuconv.tuning.search.tune`.
+        Timings of solvers of this version, for example ``record.samples`` of :func:`tune`.
     base
         Where to start, and what to keep; default: the constants of the GPU of the first sample's device.
 
@@ -52,6 +61,20 @@ def fit(samples: Iterable[Sample], base: Constants | None = None) -> Constants:
     ------
     ValueError
         If there are no samples, or a time is not positive, or a solver or its config is unknown.
+
+    Examples
+    --------
+    A GPU that took twice as long as the model says (a time that nobody measured) is one of less bandwidth:
+
+    >>> import numpy as np, gpuconv
+    >>> x, w = np.ones((64, 64, 56, 56), np.float32), np.ones((64, 64, 1, 1), np.float32)
+    >>> found = gpuconv.explain(gpuconv.conv2d, x, w, gpu="h200")
+    >>> modelled = next(each.estimate for each in found.candidates if each.solver.id == found.solver)
+    >>> fitted = fit([Sample(found.problem, found.solver, found.plan.config, 2 * modelled)])
+    >>> fitted.values["dram_tb_s"] < fit([Sample(found.problem, found.solver, found.plan.config, modelled)]).values[
+    ...     "dram_tb_s"
+    ... ]
+    True
     """
     found = list(samples)
     if not found:

@@ -35,7 +35,13 @@ _HOPELESS = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One config on trial: its estimate and its time in microseconds, or the reason why it has none."""
+    """One config on trial: its estimate and its time in microseconds, or the reason why it has none.
+
+    Examples
+    --------
+    >>> Timing("triton.conv.fprop.implicit_gemm", {"BLOCK_M": 64}, True, 12.5, None, "out of shared memory").reason
+    'out of shared memory'
+    """
 
     solver: str
     config: Mapping[str, Any]
@@ -47,7 +53,18 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What tuning found for one problem on one GPU. `saved` says whether the user's cache has it."""
+    """What tuning found for one problem on one GPU. `saved` says whether the user's cache has it.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> with gpuconv.record_problems() as problems:
+    ...     _ = gpuconv.conv1d(np.ones((1, 2, 4)), np.ones((3, 2, 3)))
+    >>> slow = Timing("triton.conv.fprop.implicit_gemm", {"BLOCK_M": 64}, True, 12.5, 14.0)
+    >>> fast = Timing("triton.conv.fprop.implicit_gemm", {"BLOCK_M": 128}, False, 12.9, 11.0)
+    >>> Record(problems[0], "a GPU", (slow, fast), False, 0.5).best.config
+    {'BLOCK_M': 128}
+    """
 
     problem: ConvProblem | PoolProblem
     gpu: str
@@ -63,7 +80,7 @@ class Record:
 
     @property
     def samples(self) -> list[Sample]:
-        """The timings as :func:`gpuconv.tuning.fitting.fit` takes them."""
+        """The timings as :func:`fit` takes them."""
         return [
             Sample(self.problem, timing.solver, timing.config, timing.microseconds)
             for timing in self.timings
@@ -92,6 +109,16 @@ def samples_from_json(records: Iterable[Mapping[str, Any]]) -> list[Sample]:
     ------
     ValueError
         If a record is something else.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> with gpuconv.record_problems() as problems:
+    ...     _ = gpuconv.conv1d(np.ones((1, 2, 4)), np.ones((3, 2, 3)))
+    >>> timing = Timing("triton.conv.fprop.implicit_gemm", {"BLOCK_M": 64}, True, 12.5, 14.0)
+    >>> record = Record(problems[0], "a GPU", (timing,), True, 0.5)
+    >>> [sample.microseconds for sample in samples_from_json([record.to_json()])]
+    [14.0]
     """
     found = []
     for place, record in enumerate(records):
@@ -251,6 +278,19 @@ def tune(
         While a CUDA graph is captured or a model is compiled.
     ValueError
         If a problem is not on a GPU that is there (on the CPU, under ``TRITON_INTERPRET=1``, with a `timer`, it is).
+
+    Examples
+    --------
+    On a GPU, for calls of shapes that a model makes:
+
+    .. code-block:: python
+
+        with gpuconv.record_problems() as problems:
+            model(images)
+        gpuconv.tuning.tune(problems, budget_s=60)
+
+    >>> tune([])
+    []
     """
     if capturing_or_compiling():
         raise RuntimeError("tune: nothing can be timed while a CUDA graph is captured or a model is compiled")
@@ -286,6 +326,15 @@ def fit_to_user(samples: Iterable[Sample], gpu: Gpu) -> Constants:
     ------
     OSError
         If the file cannot be written.
+    ValueError
+        As of :func:`fit`.
+
+    Examples
+    --------
+    >>> from gpuconv.costs.constants import Gpu
+    >>> fit_to_user([], Gpu("NVIDIA H200", (9, 0)))
+    Traceback (most recent call last):
+    ValueError: fit: samples must not be empty
     """
     found = fit(samples, constants_of_gpu(gpu))
     named = Constants(gpu.name, found.values, found.sources, found.notes)
@@ -300,7 +349,17 @@ _lock = Lock()
 
 
 def consider(problem: Problem) -> None:
-    """Tune a problem that a call with tuning switched on met, unless this is not the moment, or it is tuned already."""
+    """Tune a problem that a call with tuning switched on met, unless this is not the moment, or it is tuned already.
+
+    A problem on the CPU has nothing to time, and torch's running out of memory is a warning: the call goes on.
+
+    Examples
+    --------
+    >>> import numpy as np, gpuconv
+    >>> with gpuconv.record_problems() as problems:
+    ...     _ = gpuconv.conv1d(np.ones((1, 2, 4)), np.ones((3, 2, 3)))
+    >>> consider(problems[0])
+    """
     gpu = gpu_of(problem.device)
     if gpu is None or not problem.device.startswith("cuda") or capturing_or_compiling():
         return

@@ -36,11 +36,16 @@ _COLUMNS = (
 _LEGEND = f"""
 Cells with slashes are {" / ".join(f"sm_{arch}" for arch in ARCHITECTURES)}; one number stands for all of them.
 Registers and stack are per thread, shared memory in bytes per block; `blocks` is how many fit on a multiprocessor.
-`instructions` are those of the whole kernel, without NOP; `loop` those of its hot loop: {{loop}}. `copies` counts LDGSTS, `TMA`
-UTMALDG, `STSM` stores of matrices to shared memory; `trips` the values that change their layout, in brackets those
+`instructions` are those of the whole kernel, without NOP; `loop` those of its hot loop: {{loop}}.
+`copies` counts LDGSTS, `TMA` UTMALDG, `STSM` stores of matrices to shared memory; `trips` the values that change their layout, in brackets those
 that do inside a loop (in kernels without shared memory, from registers to registers). Accesses are loads and stores of
 global memory, by width in bits.
 """
+
+_LOOPS = {
+    True: "of the loop that loads\nmost bytes of global memory per instruction, mostly an innermost one (0: none)",
+    False: "of the loop that\nmultiplies most, but not of one that forms again what is not finite (0: none)",
+}
 
 Room = Callable[[Launch, Mapping[str, Any], tuple[int, int]], dict[str, float]]
 
@@ -134,7 +139,13 @@ class PoolTable:
 
     def text(self, table: Mapping[str, Any]) -> str:
         """Render the table as Markdown."""
-        text = [f"# {self.title}", "", *self.words.strip().splitlines(), *_LEGEND.splitlines(), ""]
+        text = [
+            f"# {self.title}",
+            "",
+            *self.words.strip().splitlines(),
+            *_LEGEND.replace("{loop}", _LOOPS[self.loop is loading_loop]).splitlines(),
+            "",
+        ]
         text += [f"`make codegen` makes this page and `{self.name}.json`. Nothing here has run on a GPU."]
         for version, part in sorted(table.items()):
             rows = [part["rows"].get(str(arch), {}) for arch in ARCHITECTURES]

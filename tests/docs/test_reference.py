@@ -16,7 +16,7 @@ from gpuconv.dispatch.selection import backends
 
 REPO = Path(__file__).resolve().parents[2]
 DOCS = REPO / "docs"
-ROOMS = ("gpuconv", "gpuconv.nn", "gpuconv.shapes", "gpuconv.solvers")
+ROOMS = ("gpuconv", "gpuconv.nn", "gpuconv.shapes", "gpuconv.solvers", "gpuconv.tuning")
 
 
 def public_names() -> list[tuple[str, str]]:
@@ -126,6 +126,9 @@ def test_every_kernel_page_has_its_parts(site):
         if path.stem != "index":
             text = (site / "kernels" / f"{path.stem}.html").read_text(encoding="utf-8")
             assert all(part in text for part in ("Sources:", "Compiled", "Modelled", "Measured on a GPU")), path.stem
+            assert "<figure" in text, f"{path.stem} has no picture"
+            if "{solver} numpy." not in path.read_text(encoding="utf-8"):
+                assert "No kernel is compiled" not in text, path.stem
 
 
 @pytest.mark.parametrize("name", ["write-a-solver", "model-gap"])

@@ -33,6 +33,8 @@ def imports(root: Path, folders: tuple[str, ...] = ("gpuconv", "kernels", "bench
 
 
 def _owner(target: str, modules: dict[str, Path]) -> str:
+    if f"{target}.".startswith("gpuconv.bench."):  # as it is called where it is installed
+        target = target.removeprefix("gpuconv.")
     while target and target not in modules:
         target = target.rpartition(".")[0]
     return target
@@ -50,11 +52,18 @@ def _imported(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def _texts(argument: ast.expr) -> Iterator[str]:
-    """Yield what ``import_module`` is asked for; what is computed, by the part before it: the room it is in."""
+    """Yield what ``import_module`` is asked for; what is computed, by the part before it: the room it is in.
+
+    What begins with something computed is taken for a module of the package itself.
+    """
     if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
         yield argument.value
-    elif isinstance(argument, ast.JoinedStr) and isinstance(argument.values[0], ast.Constant):
-        yield str(argument.values[0].value).rstrip(".")
+    elif isinstance(argument, ast.JoinedStr):
+        first, *rest = argument.values
+        if isinstance(first, ast.Constant):
+            yield str(first.value).rstrip(".")
+        elif rest and isinstance(rest[0], ast.Constant) and str(rest[0].value).startswith("."):
+            yield f"gpuconv{rest[0].value}".rstrip(".")
 
 
 def _absolute(name: str, package: str) -> str:

@@ -24,6 +24,7 @@ def test_nothing_imports_in_a_circle():
     assert len(graph) > 100
     assert circles(graph) == []
     assert circles(rooms(graph)) == []
+    assert "bench.layers" in graph["gpuconv.cli.bench"]  # by a name that is put together
 
 
 PLANTED = {
@@ -32,6 +33,7 @@ PLANTED = {
     "by import_module": ("gpuconv/costs/model.py", 'import_module("..dispatch", __package__)\n'),
     "across rooms": ("gpuconv/launcher/layout.py", "from ..backends.triton import common\n"),
     "in the benchmark": ("bench/timing.py", "from . import run\n"),
+    "into the benchmark and back": ("bench/layers.py", "from gpuconv.cli import bench\n"),
 }
 
 

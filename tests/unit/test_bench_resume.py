@@ -44,7 +44,7 @@ def test_a_solver_depends_on_its_module_its_kernels_and_what_they_import():
 
 
 def test_no_file_of_kernels_is_left_out():
-    """Nothing could say that a record is stale where no solver depends on a kernel; Gluon's have none yet."""
+    """Nothing could say that a record is stale where no solver depends on a kernel."""
     used = set().union(*(names(solver) for solver in ids()))
     there = {path.relative_to(sources.REPO).as_posix() for path in (sources.REPO / "kernels").rglob("*")
              if path.suffix in (".py", ".cu", ".cuh") and path.name != "__init__.py"}  # fmt: skip

@@ -50,6 +50,7 @@ def test_two_lanes_at_a_time(fake, capfd):
 def test_a_lane_that_is_alone_has_every_processor(fake, chosen, processors):
     assert [result.lane for result in lanes.run_lanes(chosen, processors)] == chosen
     assert all(fake[name] == ({name}, processors) for name in chosen)
+    assert list(fake) == sorted(chosen, key=lambda name: (name == "alone", name == "reads"))
 
 
 def test_what_a_command_prints_goes_where_its_lane_says(tmp_path, capfd):
