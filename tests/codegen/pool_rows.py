@@ -37,9 +37,9 @@ _LEGEND = f"""
 Cells with slashes are {" / ".join(f"sm_{arch}" for arch in ARCHITECTURES)}; one number stands for all of them.
 Registers and stack are per thread, shared memory in bytes per block; `blocks` is how many fit on a multiprocessor.
 `instructions` are those of the whole kernel, without NOP; `loop` those of its hot loop: {{loop}}.
-`copies` counts LDGSTS, `TMA` UTMALDG, `STSM` stores of matrices to shared memory; `trips` the values that change their layout, in brackets those
-that do inside a loop (in kernels without shared memory, from registers to registers). Accesses are loads and stores of
-global memory, by width in bits.
+`copies` counts LDGSTS, `TMA` UTMALDG, `STSM` stores of matrices to shared memory; `trips` the values that change their
+layout, in brackets those that do inside a loop (in kernels without shared memory, from registers to registers).
+Accesses are loads and stores of global memory, by width in bits.
 """
 
 _LOOPS = {

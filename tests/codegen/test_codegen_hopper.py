@@ -69,6 +69,8 @@ def test_form(name: str) -> None:
     # Signals: one is given, and one awaited, by each consumer, which take the sums of others in between.
     signals = 0 if gradient else form.product.consumers * form.shares
     assert count(found, r"STG.*STRONG\.GPU") == count(found, r"LDG.*STRONG\.GPU") == signals
+    by_one_thread = re.findall(r"@!?U?P\d+\s+STG\S*\.STRONG\.GPU", sass)
+    assert len(by_one_thread) == signals, "every warp gives the signal"
     by_pixels = form.module == "pixels" or (gradient and entry.constants["AXES"] > 0)
     assert any("IM2COL" in operation for operation in loads) == by_pixels
     assert any("MULTICAST" in operation for operation in loads) == bool(shared)

@@ -178,6 +178,8 @@ def _language(machine: Machine) -> SimpleNamespace:
             return 0
         for instruction, operation in signals.items():
             if instruction in asm:
+                if instruction.startswith("st.") and f"and.b32 t, t, {32 * _WARPS - 1};" not in asm:
+                    raise KernelError("every warp of a partition writes a signal: one that is late gives it again")
                 return operation(arguments[0])
         raise KernelError(f"no model of: {asm}")
 
@@ -217,7 +219,12 @@ def _language(machine: Machine) -> SimpleNamespace:
         inline_asm_elementwise=inline_asm_elementwise,
         warp_specialize=warp_specialize,
         barrier=machine.join,
+        num_warps=lambda: _WARPS,
     )
+
+
+_WARPS = 4
+"""Warps of a partition as its code sees them; the machine runs a partition as one."""
 
 
 def _static_assert(condition, message="") -> None:

@@ -154,7 +154,7 @@ class HopperConv(HopperSolver):
                 config |= {"images": images, "rows": rows}
                 yield config
                 views, room = laid(parts, config), multiprocessors_of(problem.device)
-                if shares(FORMS[config["form"]], problem, views, config, room):
+                if images == phases[0].n and shares(FORMS[config["form"]], problem, views, config, room):
                     config = config | {"stream": True}
                     if self.bind(problem, config).workspace <= workspace_limit():
                         yield config

@@ -367,6 +367,9 @@ def units_of(form: Form, dense: Dense, block_c: int) -> int:
     return steps // dense.taps[1] if form.kernel == "strips" else steps
 
 
+_MOST_UNITS = 2**31
+"""Steps of all tiles: kernels count them in 32 bits."""
+
 _MOST_ROUNDS = 8
 """Rounds of tiles over all programs beyond which an unfinished one is no loss to speak of."""
 
@@ -382,8 +385,8 @@ def shares(
     if form.sharing is None or len(phases) > 1 or more or problem.activation not in (None, "relu", "relu6"):
         return False
     tiles, room = tiles_of(form, phases[0], config), max(multiprocessors * form.resident // form.ctas, 1)
-    enough = tiles * units_of(form, phases[0], config["BLOCK_C"]) >= 2 * room
-    return enough and tiles % room > 0 and tiles < _MOST_ROUNDS * room
+    units = tiles * units_of(form, phases[0], config["BLOCK_C"])
+    return 2 * room <= units < _MOST_UNITS and tiles % room > 0 and tiles < _MOST_ROUNDS * room
 
 
 def shared_elements(form: Form, programs: int) -> dict[str, tuple[str, int]]:

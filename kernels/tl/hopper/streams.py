@@ -6,10 +6,13 @@ takes its tiles from the last one back. Of that one it may have the first steps 
 and signals. Of its first tile, taken last, it may have the last steps alone: it waits for the programs that have those
 before, adds their sums in the order of the programs, and stores. So what is waited for was written first of all, by
 programs of lower number, which wait for nobody before they have written. Results depend on the number of programs, and
-not on timing.
+not on timing. There are no more programs than fit on the GPU at once; where another kernel holds multiprocessors, those
+of lower number must be started first, which GPUs do, and CUDA does not promise.
 
 A signal is a number that is in no memory by chance, 64 bits of it, and is wiped out by who waited for it: the memory
 of signals needs no pass that clears it. Each consumer signals for its own rows, each CTA of a cluster for its own part.
+One thread writes it, behind a barrier of its partition: of several, one that is late would write it again after it was
+wiped, and a later launch would take it for its own.
 """
 
 from triton.experimental import gluon
@@ -18,13 +21,23 @@ from triton.experimental.gluon import language as gl
 from .common import column_chunks, cta_rank, part_offsets
 
 _SIGNAL = "0x9d3f5a71c84be206"
-_GIVE = gl.constexpr(f"{{ st.release.gpu.global.u64 [$1], {_SIGNAL}; mov.u32 $0, 0; }}")
+_GIVE = gl.constexpr(f"st.release.gpu.global.u64 [$1], {_SIGNAL};")
 _AWAIT = gl.constexpr(
     "{ .reg .pred p; .reg .u64 v; POLL: ld.acquire.gpu.global.u64 v, [$1]; "
     f"setp.ne.u64 p, v, {_SIGNAL}; @p bra POLL; mov.u32 $0, 0; }}"
 )
-_WIPE = gl.constexpr("{ st.global.u64 [$1], 0; mov.u32 $0, 0; }")
+_WIPE = gl.constexpr("st.global.u64 [$1], 0;")
 """What is done to a signal, in PTX: a label is known within its braces alone."""
+
+
+@gluon.constexpr_function
+def of_one_thread(instruction, warps):
+    """Return PTX in which one thread of a partition executes an instruction.
+
+    Partitions of a power of two of warps begin at a multiple of it.
+    """
+    first = f"mov.u32 t, %tid.x; and.b32 t, t, {32 * warps - 1}; setp.eq.u32 one, t, 0;"
+    return f"{{ .reg .pred one; .reg .u32 t; {first} @one {instruction} mov.u32 $0, 0; }}"
 
 
 @gluon.jit
@@ -86,7 +99,7 @@ def place_of_signal(program, CONSUMER: gl.constexpr, CONSUMERS: gl.constexpr, PA
 
 @gluon.jit
 def at_signal(flags_ptr, at, INSTRUCTIONS: gl.constexpr):
-    """Run instructions on the address of a signal, in every thread."""
+    """Run instructions on the address of a signal."""
     address = (flags_ptr + at).to(gl.int64)
     gl.inline_asm_elementwise(INSTRUCTIONS, "=r,l", [address], dtype=gl.int32, is_pure=False, pack=1)
 
@@ -94,19 +107,19 @@ def at_signal(flags_ptr, at, INSTRUCTIONS: gl.constexpr):
 @gluon.jit
 def signal(flags_ptr, at):
     """Tell that everything which threads of this partition wrote before the last barrier is there for all to read."""
-    at_signal(flags_ptr, at, _GIVE)
+    at_signal(flags_ptr, at, of_one_thread(_GIVE, gl.num_warps()))
 
 
 @gluon.jit
 def await_signal(flags_ptr, at):
-    """Wait until a signal is there; what was written before it can be read then."""
+    """Wait, in every thread, until a signal is there; what was written before it can be read then."""
     at_signal(flags_ptr, at, _AWAIT)
 
 
 @gluon.jit
 def wipe(flags_ptr, at):
     """Take a signal away that all threads of this partition have seen."""
-    at_signal(flags_ptr, at, _WIPE)
+    at_signal(flags_ptr, at, of_one_thread(_WIPE, gl.num_warps()))
 
 
 @gluon.jit
