@@ -104,3 +104,55 @@ def test_a_second_quickening_changes_nothing():
     before = interpreter._convert_float, tl.block_type.__init__
     quick.quicken()
     assert before == (interpreter._convert_float, tl.block_type.__init__)
+
+
+SCALARS = {tl.int1: np.bool_, tl.int32: np.int32, tl.int64: np.int64, tl.float16: np.float16, tl.float32: np.float32,
+           tl.float64: np.float64}  # fmt: skip
+SHAPES = ((), (1,), (8,), (4, 8), (4, 1), (1, 8), (2, 4, 8))
+NUMBERS = (0, 3, -7, True, 2**31 - 1, -(2**31), 2**31, 2**40, -(2**63), 0.5, -1e30, 1e300, float("nan"), float("inf"))
+
+
+def value(of: tl.dtype, shape: tuple[int, ...], rng: np.random.Generator) -> tl.tensor:
+    """Return a value as a program has it: small numbers, zeros and extremes."""
+    kind = np.uint64 if of.is_ptr() else SCALARS[of]
+    drawn = rng.integers(-9, 10, shape or (1,))
+    if np.issubdtype(kind, np.floating):
+        data = np.where(drawn == 5, np.nan, np.where(drawn == -5, np.inf, drawn / 4)).astype(kind)
+    elif kind is np.bool_:
+        data = drawn > 0
+    else:
+        data = drawn.astype(kind)
+        if kind in (np.int32, np.int64):
+            data.flat[0] = rng.choice([np.iinfo(kind).max, np.iinfo(kind).min, 0, -1])
+    handle = interpreter.TensorHandle(data, of)
+    return tl.tensor(handle, tl.block_type(of, list(shape)) if shape else of)
+
+
+def outcome(call, *arguments):
+    """Return what a call gives in plain words, or the kind of what it raises."""
+    with np.errstate(all="ignore"):
+        try:
+            found = call(*arguments)
+        except Exception as error:
+            return type(error)
+    data = found.handle.data
+    return str(found.type), str(found.handle.dtype), np.shape(data), np.asarray(data).dtype, np.asarray(data).tobytes()
+
+
+@pytest.mark.parametrize("name", sorted(quick._MEMBERS))
+def test_operators_give_what_tritons_do(name, rng):
+    """Of every two types and shapes, and of numbers: value, type and what is refused, bit by bit."""
+    member = getattr(tl.tensor, name)
+    assert tl.core.is_builtin(member)
+    ours, theirs = quick._operation(name, member), quick._interpreted(member)
+    pointer = tl.pointer_type(tl.float32)
+    quickly = 0
+    for of in (*SCALARS, pointer):
+        for shape in SHAPES:
+            left = value(of, shape, rng)
+            others = [value(other, size, rng) for other in SCALARS for size in SHAPES]
+            for right in (*others, *NUMBERS, *(tl.constexpr(number) for number in NUMBERS)):
+                expected = outcome(theirs, left, right)
+                assert outcome(ours, left, right) == expected, (name, left.type, getattr(right, "type", right))
+                quickly += isinstance(expected, tuple)
+    assert quickly > 100

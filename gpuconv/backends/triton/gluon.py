@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -10,6 +11,7 @@ from ...launcher.maps import MapType, TensorMap
 __all__ = ["descriptor", "installed_triton", "layout_of_map", "plain_descriptor"]
 
 
+@cache  # what it reads lies on the disk, and every plan of a convolution asks
 def installed_triton() -> tuple[int, ...] | None:
     """Return major and minor release of the installed Triton; None where there is none, or none that says so."""
     try:
