@@ -131,6 +131,7 @@ def _all() -> Iterator[Case]:
             yield Case(**plain, dtype=dtype, groups=2, offset_groups=2, mask=dtype != "float32")
             yield Case(**plain, dtype=dtype, values="integers", offset_groups=2)
             yield Case(**plain, dtype=dtype, values="special", offsets="edges")
+            yield Case(**plain, dtype=dtype, layout="channels_last", groups=2, offset_groups=2)
     yield Case(size=(7, 9), c=8, k=6, groups=2, offset_groups=4, dilation=(2, 1), n=3)
     yield Case(size=(9, 3), kernel=(5, 2), c=3, k=5, padding=((2, 2), (0, 1)), stride=(2, 1))
     yield Case(size=(7, 7), c=16, k=24, dtype="float32", n=1)
@@ -214,11 +215,11 @@ def draw(case: Case, rng: np.random.Generator) -> Arrays:
 
 
 def laid_out(case: Case, name: str, array: Array) -> Array:
-    """Return the same values as the case's layout has them."""
-    if name not in ("x", "offset", "mask") or case.layout == "contiguous":
+    """Return the same values as the case's layout has them: each operand, but expanded those alone that have images."""
+    if case.layout == "contiguous" or (case.layout == "expanded" and name not in ("x", "offset", "mask")):
         return array
     if case.layout == "channels_last":
-        return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 1, -1)), -1, 1)
+        return array if array.ndim < 3 else np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 1, -1)), -1, 1)
     if case.layout == "expanded":
         return np.broadcast_to(array[:1], array.shape)
     if case.layout == "reversed":

@@ -135,6 +135,7 @@ Result cuModuleGetFunction(void **function, void *module, const char *name) { ot
 Result cuFuncGetAttribute(int *value, int attribute, void *function) { others++; *value = attribute ? 0 : 1024; return 0; }
 Result cuFuncSetAttribute(void *function, int attribute, int value) { others++;
   if (attribute == 8) ((Function *)function)->allowed = value; /* most dynamic shared memory */
+  if (attribute == 17) ((Function *)function)->allowed = 228 << 10; /* oversized: all that there is (Triton 3.9) */
   return 0;
 }
 Result cuFuncSetCacheConfig(void *function, int config) { others++; return 0; }

@@ -18,7 +18,7 @@ from gpuconv.backends.triton.pool_adaptive import adaptive_arguments
 from gpuconv.costs import constants
 from gpuconv.costs.work import roofline
 from gpuconv.dispatch import backends, candidates, solver_of
-from gpuconv.problem import ConvProblem, DeformProblem, PoolProblem, Problem, ScaledProblem
+from gpuconv.problem import ConvProblem, DeformProblem, PoolProblem, Problem, ScaledProblem, SeparableProblem
 
 COUNT = 4000 if os.environ.get("GPUCONV_TEST_FULL") == "1" else 160
 H200 = constants.shipped()["h200"][1]
@@ -80,7 +80,8 @@ def drawn_pool(rng: np.random.Generator, device: str) -> PoolProblem:
 def problems(device: str) -> list[Problem]:
     """Draw the problems: as many convolutions as pools, of forward ones as many of 8 bits, of small ones deformed.
 
-    Deformed are those of up to 2**26 samples, as each of them is gathered.
+    Deformed are those of up to 2**26 samples, as each of them is gathered. What the fused separable kernel takes is
+    drawn by itself, and so is what the kernels for Hopper and the march over rows take alone.
     """
     rng = np.random.default_rng(22)
     found: list[Problem] = []
@@ -90,7 +91,30 @@ def problems(device: str) -> list[Problem]:
     types = {"float16": ("int8", "int8"), "float32": ("float8_e4m3fn", "float16")}
     convs = [each for each in found if isinstance(each, ConvProblem) and each.kind != "transposed"]
     small = [each for each in convs if each.n * each.c * prod(each.kernel) * prod(each.output_size) <= 2**26]
-    return [*found, *(_of_8_bits(each, *types[each.dtype]) for each in forward), *map(_deformed, small)]
+    found += [_of_8_bits(each, *types[each.dtype]) for each in forward]
+    found += [*map(_deformed, small), *(_separable(rng, device) for _ in range(COUNT // 16))]
+    return [*found, *(_same(rng, device) for _ in range(COUNT // 4))]
+
+
+def _same(rng: np.random.Generator, device: str, c: int = 0, depthwise: bool = False) -> ConvProblem:
+    """Draw a convolution that keeps its size, of 16-bit numbers channels-last: dense, grouped or depthwise, any pass."""
+    c = c or int(8 * 2 ** rng.integers(0, 6))
+    groups = c if depthwise else int(rng.choice([1, 1, 1, c, c // 4]))
+    sizes, window = (int(2 ** rng.uniform(2, 7)),) * 2, (int(rng.choice([1, 3, 3, 5, 7])),) * 2
+    pads = tuple(side // 2 for side in window)
+    return ConvProblem(
+        op="conv2d", kind="fprop" if depthwise else str(rng.choice(["fprop", "dgrad", "wgrad"])),
+        n=int(2 ** rng.integers(0, 7)), c=c, k=c, groups=groups, input_size=sizes, kernel=window, output_size=sizes,
+        stride=(1, 1), pad_lo=pads, pad_hi=pads, dilation=(1, 1), padding_mode="zeros",
+        dtype=str(rng.choice(["bfloat16", "float16"])), device=device, array="torch", x_format=CHANNELS_LAST,
+        w_format=CHANNELS_LAST, y_format=CHANNELS_LAST,
+    )  # fmt: skip
+
+
+def _separable(rng: np.random.Generator, device: str) -> SeparableProblem:
+    first = _same(rng, device, int(16 * 2 ** rng.integers(0, 5)), depthwise=True)
+    second = replace(first, k=int(16 * 2 ** rng.integers(0, 5)), groups=1, kernel=(1, 1), pad_lo=(0, 0), pad_hi=(0, 0))
+    return SeparableProblem("depthwise_separable_conv2d", first, second)
 
 
 def _of_8_bits(conv: ConvProblem, dtype: str, out_dtype: str) -> ScaledProblem:
@@ -136,6 +160,8 @@ def cpu_bounds(problem: Problem) -> tuple[float, float]:
 def test_numpys_estimates_lie_between_the_bounds_of_a_core() -> None:
     counts: dict[str, int] = {}
     for problem in problems("cpu"):
+        if isinstance(problem, SeparableProblem):  # two problems there
+            continue
         least, most = cpu_bounds(problem)
         found = solvers("numpy", problem)
         assert found, problem
@@ -160,11 +186,14 @@ def test_estimates_of_kernels_lie_around_the_roofline(
     one of 16; kernels of CuPy
     multiply on the plain cores alone; and there is a solver that has a thread read its whole window.
     """
+    reached = set()
     with pretended(monkeypatch, tmp_path):
         for problem in problems("cuda:0"):
             bound = roofline(problem, H200)[0]
             must = bound
-            if not isinstance(problem, PoolProblem):
+            if isinstance(problem, SeparableProblem):  # the depthwise step on the plain cores alone
+                must += problem.depthwise.flops / (H200.values["fma32_tflops"] * 1e6)
+            elif not isinstance(problem, PoolProblem):
                 least = 32 if isinstance(problem, ScaledProblem) else 16
                 conv = problem if isinstance(problem, ConvProblem) else problem.conv
                 padded = replace(conv, c=conv.groups * max(least, conv.c // conv.groups),
@@ -177,12 +206,15 @@ def test_estimates_of_kernels_lie_around_the_roofline(
                     must = max(must, padded.flops / (H200.values["fma32_tflops"] * 1e6))
             for solver in solvers(backend, problem):
                 found = solver.rank(problem)
+                reached.add(solver.id)
                 assert 0.5 * bound <= found <= 50 * (must + 5) + serial_reads(problem), (
                     solver.id,
                     bound,
                     found,
                     problem,
                 )
+        left = {solver.id for solver in backends()[backend].solvers()} - reached
+    assert left == set(), f"no problem was drawn for {left}"
 
 
 @pytest.mark.parametrize("size", [56, 512])
