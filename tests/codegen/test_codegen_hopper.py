@@ -26,12 +26,10 @@ pytestmark = pytest.mark.codegen
 FORMS = hopper_forms.FORMS
 FEW = (
     "tiles 128x256",
-    "tiles 2 x 128x256",
     "tiles 256x128, four phases",
     "strips 4x64x128, whole epilogue",
     "strips 4x64x64, 7 taps of a signal, 5 apart",
     "2 x pixels 128x256, equal shares, 3 taps",
-    "pixels 256x128",
     "weight gradient 64x64x3",
 )
 TAKEN = tuple(FORMS) if FULL else FEW

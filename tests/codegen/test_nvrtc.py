@@ -108,7 +108,7 @@ architectures whose machine code is read."""
 
 CHANGED = {name for name, found in source_hashes().items() if TABLE["sources"].get(name) != found}
 JOBS = jobs(FOUND)
-SAMPLE = random.Random(2026).sample(range(len(JOBS)), min(8, len(JOBS)))
+SAMPLE = random.Random(2026).sample(range(len(JOBS)), min(6, len(JOBS)))
 CHOSEN = [job for place, job in enumerate(JOBS) if FULL or place in SAMPLE or job[0] in CHANGED]
 
 

@@ -18,7 +18,15 @@ from gpuconv.backends.triton.pool_adaptive import adaptive_arguments
 from gpuconv.costs import constants
 from gpuconv.costs.work import roofline
 from gpuconv.dispatch import backends, candidates, solver_of
-from gpuconv.problem import ConvProblem, DeformProblem, PoolProblem, Problem, ScaledProblem, SeparableProblem
+from gpuconv.problem import (
+    ConvProblem,
+    DeformProblem,
+    PoolProblem,
+    Problem,
+    ScaledProblem,
+    SeparableProblem,
+    itemsize,
+)  # fmt: skip
 
 COUNT = 4000 if os.environ.get("GPUCONV_TEST_FULL") == "1" else 160
 H200 = constants.shipped()["h200"][1]
@@ -93,14 +101,29 @@ def problems(device: str) -> list[Problem]:
     small = [each for each in convs if each.n * each.c * prod(each.kernel) * prod(each.output_size) <= 2**26]
     found += [_of_8_bits(each, *types[each.dtype]) for each in forward]
     found += [*map(_deformed, small), *(_separable(rng, device) for _ in range(COUNT // 16))]
-    return [*found, *(_same(rng, device) for _ in range(COUNT // 4))]
+    found += [_same(rng, device) for _ in range(COUNT // 4)]
+    return [*found, *(_wide_pool(rng, device) for _ in range(COUNT // 4))]
+
+
+def _wide_pool(rng: np.random.Generator, device: str) -> PoolProblem:
+    """Draw a pool of windows that solvers take axis after axis, or by blocks of threads."""
+    pool, window = str(rng.choice(["max", "avg", "lp"])), tuple(int(side) for side in rng.integers(9, 32, 2))
+    sizes = tuple(int(side) for side in rng.integers(32, 200, 2))
+    layout = str(rng.choice([CONTIGUOUS, CHANNELS_LAST]))
+    return PoolProblem(
+        op=f"{pool}_pool2d", pool=pool, kind=str(rng.choice(["fprop", "bwd"])), n=int(2 ** rng.integers(0, 5)),
+        c=int(2 ** rng.integers(0, 7)), input_size=sizes, kernel=window,
+        output_size=tuple(size - side + 1 for size, side in zip(sizes, window)), stride=(1, 1), pad_lo=(0, 0),
+        pad_hi=(0, 0), dilation=(1, 1), dtype=str(rng.choice(["float32", "float16"])), device=device, array="torch",
+        x_format=layout, y_format=layout, norm_type=2.0 if pool == "lp" else 0.0, return_indices=False,
+    )  # fmt: skip
 
 
 def _same(rng: np.random.Generator, device: str, c: int = 0, depthwise: bool = False) -> ConvProblem:
-    """Draw a convolution that keeps its size, of 16-bit numbers channels-last: dense, grouped or depthwise, any pass."""
+    """Draw a convolution of any pass that keeps its size, in 16 bits channels-last: dense, grouped or depthwise."""
     c = c or int(8 * 2 ** rng.integers(0, 6))
-    groups = c if depthwise else int(rng.choice([1, 1, 1, c, c // 4]))
-    sizes, window = (int(2 ** rng.uniform(2, 7)),) * 2, (int(rng.choice([1, 3, 3, 5, 7])),) * 2
+    groups = c if depthwise else int(rng.choice([1, 1, c, c // 4]))
+    sizes, window = (int(2 ** rng.uniform(2, 7)),) * 2, (int(rng.choice([1, 3, 3, 5, 7, 13])),) * 2
     pads = tuple(side // 2 for side in window)
     return ConvProblem(
         op="conv2d", kind="fprop" if depthwise else str(rng.choice(["fprop", "dgrad", "wgrad"])),
@@ -172,8 +195,15 @@ def test_numpys_estimates_lie_between_the_bounds_of_a_core() -> None:
 
 
 def serial_reads(problem: Problem) -> float:
-    """Return the microseconds of a thread that waits for every element of its window in turn, 1 us each."""
-    return float(prod(problem.kernel)) if isinstance(problem, PoolProblem) and problem.kind == "fprop" else 0.0
+    """Return the microseconds of a thread that waits for every element of its window in turn, 1 us each.
+
+    And those of all of them, which read each window by itself, at a quarter of the rate of the L2 cache.
+    """
+    if not isinstance(problem, PoolProblem):
+        return 0.0
+    operands = 1 if problem.kind == "fprop" else 2  # windows of x and dy
+    read = operands * prod(problem.y_shape) * prod(problem.kernel) * itemsize(problem.dtype)
+    return prod(problem.kernel) * (problem.kind == "fprop") + 4 * read / (H200.values["l2_tb_s"] * 1e6)
 
 
 @pytest.mark.parametrize("backend", ["triton", "cupy"])
