@@ -173,7 +173,7 @@ def cpu_bounds(problem: Problem) -> tuple[float, float]:
     least = max(problem.min_bytes / 100e3, (problem.flops / 200e3) * isinstance(problem, ConvProblem))
     taps, pieces = prod(problem.kernel), 1 + problem.flops / 1e6
     if isinstance(problem, ConvProblem):
-        calls = problem.n * problem.groups * taps * (problem.k // problem.groups)
+        calls = problem.n * problem.groups * (1 + taps * (problem.k // problem.groups))
     else:
         calls = taps + sum(problem.output_size)
     powers = prod(problem.x_shape) / 1e3 * 60 if isinstance(problem, PoolProblem) and problem.pool == "lp" else 0.0
@@ -203,7 +203,7 @@ def serial_reads(problem: Problem) -> float:
         return 0.0
     operands = 1 if problem.kind == "fprop" else 2  # windows of x and dy
     read = operands * prod(problem.y_shape) * prod(problem.kernel) * itemsize(problem.dtype)
-    return prod(problem.kernel) * (problem.kind == "fprop") + 4 * read / (H200.values["l2_tb_s"] * 1e6)
+    return prod(problem.kernel) + 4 * read / (H200.values["l2_tb_s"] * 1e6)
 
 
 @pytest.mark.parametrize("backend", ["triton", "cupy"])
