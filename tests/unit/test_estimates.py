@@ -201,8 +201,8 @@ def serial_reads(problem: Problem) -> float:
     """
     if not isinstance(problem, PoolProblem):
         return 0.0
-    operands = 1 if problem.kind == "fprop" else 2  # windows of x and dy
-    read = operands * prod(problem.y_shape) * prod(problem.kernel) * itemsize(problem.dtype)
+    windows = problem.y_shape if problem.kind == "fprop" else problem.x_shape  # backward: those that meet a position
+    read = prod(windows) * prod(problem.kernel) * itemsize(problem.dtype)
     return prod(problem.kernel) + 4 * read / (H200.values["l2_tb_s"] * 1e6)
 
 
