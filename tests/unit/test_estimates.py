@@ -101,7 +101,7 @@ def problems(device: str) -> list[Problem]:
     small = [each for each in convs if each.n * each.c * prod(each.kernel) * prod(each.output_size) <= 2**26]
     found += [_of_8_bits(each, *types[each.dtype]) for each in forward]
     found += [*map(_deformed, small), *(_separable(rng, device) for _ in range(COUNT // 16))]
-    found += [_same(rng, device) for _ in range(COUNT // 4)]
+    found += [_same(rng, device, depthwise=number % 4 == 0) for number in range(COUNT // 4)]
     return [*found, *(_wide_pool(rng, device) for _ in range(COUNT // 4))]
 
 
