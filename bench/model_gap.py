@@ -115,12 +115,14 @@ def _role(problem: Problem, first: bool) -> str:
     return PASSES[2] if problem.kind == "wgrad" else PASSES[1]
 
 
-def rows_of(constants: Constants, number: str, layout: str) -> list[Row]:
-    """Return every distinct pass of the layers of the workloads, in the order of their networks."""
+def rows_of(constants: Constants, number: str, layout: str, only: str | None = None) -> list[Row]:
+    """Return every distinct pass of the layers of the workloads, or of one family of them, in the networks' order."""
     found: dict[tuple[Problem, str, str], list[str]] = {}
     for network, workload in networks().items():
         for layer in workload["layers"]:
             passes = list(layer_problems(layer, BATCH, "training", number, layout))
+            if only is not None and family_of_layer(passes[0]) != only:
+                continue
             for place, problem in enumerate(passes):
                 key = (problem, family_of_layer(passes[0]), _role(problem, place == 0))
                 names = found.setdefault(key, [])

@@ -131,10 +131,12 @@ def _compile(context: Context) -> Iterator[Item]:
             CONTENDERS["gpuconv"].call(problem, make_tensors(problem, context.clock.device))()
         return {"status": "ok"}
 
-    left = (case for case in context.cases() if not context.store.done("benchmark", record_key("gpuconv", case.key)))
-    for case in islice(left, _COMPILED):
-        item = _single(case.key, partial(run, case))
-        yield replace(item, serves=("benchmark", record_key("gpuconv", case.key)))
+    def items() -> Iterator[Item]:
+        keys = ((case, record_key("gpuconv", case.key)) for case in context.cases())
+        for case, key in islice((pair for pair in keys if not context.store.done("benchmark", pair[1])), _COMPILED):
+            yield replace(_single(case.key, partial(run, case)), serves=("benchmark", key))
+
+    yield from listed("cases to compile", items)
 
 
 def benchmark_items(cases: Sequence[Case], clock: Clock, contenders: Sequence[str] | None = None) -> Iterator[Item]:

@@ -65,6 +65,7 @@ PARTS: Mapping[str, int] = {
     "test_scaled_compile::test_compile_in_one_graph": 4,
     "test_scaled_compile::test_opcheck": 2,
     "test_deform_compile::test_opcheck": 12,
+    "test_deform_compile::test_opcheck_in_other_dimensions": 6,
     "test_onnx::test_equal_with_a_dynamic_batch": 6,
     "test_onnx::test_what_cannot_be_exported_says_so": 3,
     "test_onnx::test_equal_with_dynamic_sizes": 4,
@@ -120,6 +121,7 @@ PARTS: Mapping[str, int] = {
     "test_options_launched::test_every_launch_lets_products_and_sums_fuse": 2,
     "test_launch::test_the_driver_is_asked_the_same": 2,
     "test_packs::test_the_driver_is_asked_what_triton_asks": 6,
+    "test_repeated::test_calls_of_a_family_that_look_alike": 4,
 }
 """Into how many parts the list of cases of a test is cut, of which the gate runs one."""
 

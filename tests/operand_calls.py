@@ -24,19 +24,29 @@ Arrays = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class OperandCall:
-    """A call by name: `run` makes it of its operands by name and a backend; `exact` where results are sums."""
+    """A call by name: `run` makes it of its operands by name and a backend; `exact` where results are sums.
+
+    Operands that lie in no layout of a case are contiguous, or where `last` says so channels-last. A call that is one
+    problem in one type alone names it as `dtype`.
+    """
 
     name: str
     operands: dict[str, np.ndarray]
     run: Callable[[Arrays, str], Any]
     exact: bool = True
+    last: bool = False
+    dtype: str | None = None
 
     def solvers(self, arrays: Arrays, backend: str) -> list[str]:
         """Return the ids of all solvers of a backend that can make the call."""
         with record_problems() as problems:
             self.run(arrays, backend)
-        assert len(problems) == 1
-        return [found.solver.id for found in candidates(problems[0], backend) if found.reason is None]
+        found = candidates(problems[0], backend)
+        if len(problems) > 1:  # the steps of a separable convolution, which one solver makes at once
+            explained = gpuconv.explain(lambda: self.run(arrays, backend)).candidates
+            found = [each for each in explained if each.solver.id.endswith(".fused")]
+            assert found, self.name
+        return [each.solver.id for each in found if each.reason is None]
 
 
 def _integers(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -99,6 +109,54 @@ def _gradients(
         OperandCall(f"conv{ndim}d_input_grad{kind}", {"weight": w, "grad_output": dy}, input_grad),
         OperandCall(f"conv{ndim}d_weight_grad{kind}", {"input": x, "grad_output": dy}, weight_grad),
         OperandCall(f"conv{ndim}d_weight_grad{kind} and bias", {"input": x, "grad_output": dy}, weight_and_bias_grad),
+    ]
+
+
+def same_sizes(rng: np.random.Generator) -> list[OperandCall]:
+    """Return channels-last convolutions that keep their size, and their gradients, for what takes no others."""
+    found = []
+    for kind, c, groups, window in (
+        (" grouped", 16, 4, 3),
+        (" depthwise of 25 taps", 16, 16, 5),
+        (" of 16 channels", 16, 1, 3),
+        (" of 64 channels", 64, 1, 3),
+    ):
+        options = {"padding": window // 2, "groups": groups}
+        x, w = _integers(rng, 2, c, 6, 8), _integers(rng, c, c // groups, window, window)
+        given = {"input": x, "weight": w, "residual": _integers(rng, *x.shape)}
+        given |= {name: _integers(rng, c) for name in ("bias", "scale", "shift")}
+        found.append(OperandCall(f"conv2d{kind}", given, _forward("conv2d", options)))
+        found += _gradients(2, kind, x, w, _integers(rng, *x.shape), options)
+    return [replace(call, last=True) for call in found]
+
+
+def composed(rng: np.random.Generator) -> list[OperandCall]:
+    """Return a separable convolution in one launch, and one of 8-bit operands with scales: functions of our own."""
+    x, y = _integers(rng, 2, 16, 6, 8), _integers(rng, 2, 32, 6, 8)
+    separable = {"input": x, "depthwise": _integers(rng, 16, 1, 3, 3), "pointwise": _integers(rng, 32, 16, 1, 1)}
+    separable |= {"depthwise_bias": _integers(rng, 16), "pointwise_bias": _integers(rng, 32), "residual": y}
+
+    def separable_conv(arrays: Arrays, backend: str) -> Any:
+        weights = [arrays[name] for name in ("depthwise", "pointwise", "depthwise_bias", "pointwise_bias")]
+        return gpuconv.depthwise_separable_conv2d(
+            arrays["input"], *weights, padding=1, residual=arrays["residual"], backend=backend
+        )
+
+    scaled = {
+        "input": rng.integers(-9, 10, (2, 16, 6, 8), np.int8),
+        "weight": rng.integers(-9, 10, (8, 16, 3, 3), np.int8),
+    }
+    scaled |= {"bias": _integers(rng, 8), "weight_scale": 2.0 ** rng.integers(-2, 3, 8)}
+
+    def scaled_conv(arrays: Arrays, backend: str) -> Any:
+        scales = {"input_scale": 0.5, "weight_scale": arrays["weight_scale"], "out_dtype": arrays["bias"].dtype}
+        return gpuconv.scaled_conv2d(
+            arrays["input"], arrays["weight"], arrays["bias"], padding=1, **scales, backend=backend
+        )
+
+    return [
+        OperandCall("depthwise_separable_conv2d", separable, separable_conv, last=True, dtype="float16"),
+        OperandCall("scaled_conv2d", scaled, scaled_conv, dtype="float32"),
     ]
 
 
@@ -272,8 +330,14 @@ def calls() -> dict[str, OperandCall]:
     """Return every call by its name."""
     rng = np.random.default_rng(0)
     found = [call for ndim in (1, 2, 3) for family in (convolutions, pools, other_pools) for call in family(ndim, rng)]
+    found += same_sizes(rng)
     assert len({call.name for call in found}) == len(found)
     return {call.name: call for call in found}
+
+
+def calls_of_triton() -> dict[str, OperandCall]:
+    """Return these, and what Triton alone has solvers for."""
+    return calls() | {call.name: call for call in composed(np.random.default_rng(1))}
 
 
 def cases(names: Mapping[str, OperandCall]) -> list[tuple[str, str, str]]:
@@ -319,7 +383,7 @@ def check(
     values = {name: as_dtype(array, dtype) for name, array in call.operands.items()}
     placed = place(values[operand], layout)
     values[operand] = np.ascontiguousarray(placed.view())
-    plain = {name: show(contiguous(array)) for name, array in values.items()}
+    plain = {name: show(contiguous(array, call.last)) for name, array in values.items()}
     before = placed.buffer.copy()
     arrays = {**plain, operand: show(placed)}
     solvers, takers = call.solvers(arrays, backend), call.solvers(plain, backend)
@@ -345,11 +409,13 @@ def as_dtype(values: np.ndarray, dtype: str) -> np.ndarray:
     return values.astype(dtype) if values.dtype.kind == "f" else values
 
 
-def contiguous(values: np.ndarray) -> Placed:
-    """Return a contiguous array as what lies in memory."""
-    values = np.ascontiguousarray(values)
-    strides = tuple(step // values.itemsize for step in values.strides)
-    return Placed(values.reshape(-1), values.shape, strides, 0)
+def contiguous(values: np.ndarray, last: bool = False) -> Placed:
+    """Return a contiguous array, or one with channels last, as what lies in memory."""
+    last = last and values.ndim > 2
+    dense = np.ascontiguousarray(np.moveaxis(values, 1, -1) if last else values)
+    seen = np.moveaxis(dense, -1, 1) if last else dense
+    strides = tuple(step // values.itemsize for step in seen.strides)
+    return Placed(dense.reshape(-1), values.shape, strides, 0)
 
 
 def _results(result: Any) -> tuple[Any, ...]:

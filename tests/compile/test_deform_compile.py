@@ -46,6 +46,73 @@ def test_opcheck(name: str, masked: bool, last: bool) -> None:
     torch.library.opcheck(getattr(torch.ops.gpuconv, f"deform_{name}").default, (*arguments, *GEOMETRY))
 
 
+SIZES = {1: (9,), 3: (4, 5, 3)}
+
+
+def plain(ndim: int, device: str = "cpu") -> tuple[Tensor, ...]:
+    """Return x, offset, mask, w and bias in 1-D or 3-D, two groups of each, with the output's size that of the input."""
+    torch.manual_seed(0)
+    size, taps = SIZES[ndim], 3**ndim
+    x, w, bias = torch.randn(2, 4, *size), torch.randn(6, 2, *(3,) * ndim), torch.randn(6)
+    offset, mask = torch.randn(2, 2 * ndim * taps, *size), torch.rand(2, 2 * taps, *size)
+    return tuple(tensor.to(device) for tensor in (x, offset, mask, w, bias))
+
+
+def call_of(ndim: int) -> Any:
+    function = getattr(gpuconv, f"deform_conv{ndim}d")
+    return lambda x, offset, mask, w, bias: function(x, offset, w, bias, padding=1, mask=mask)
+
+
+@pytest.mark.parametrize("ndim", [1, 3])
+@pytest.mark.parametrize("name", ["fprop", "dgrad", "wgrad"])
+def test_opcheck_in_other_dimensions(name: str, ndim: int) -> None:
+    x, offset, mask, w, bias = (tensor.requires_grad_() for tensor in plain(ndim))
+    dy = torch.randn(2, 6, *SIZES[ndim], requires_grad=True)
+    arguments = {
+        "fprop": (x, offset, mask, w, bias),
+        "dgrad": (dy, x, offset, mask, w, ["x", "offset", "mask"]),
+        "wgrad": (dy, x, offset, mask, [3] * ndim),
+    }[name]
+    geometry = ([1] * ndim, [1] * ndim, [1] * ndim, [1] * ndim, 2, 2, None, None)
+    torch.library.opcheck(getattr(torch.ops.gpuconv, f"deform_{name}").default, (*arguments, *geometry))
+
+
+@pytest.mark.parametrize("ndim", [1, 3])
+def test_compile_in_one_graph_in_other_dimensions(ndim: int) -> None:
+    torch._dynamo.reset()
+    leaves = [tensor.requires_grad_() for tensor in plain(ndim)]
+    call = call_of(ndim)
+    found, expected = torch.compile(call, fullgraph=True, backend="aot_eager")(*leaves), call(*leaves)
+    torch.testing.assert_close(found, expected)
+    dy = torch.randn_like(expected)
+    for one, other in zip(torch.autograd.grad(found, leaves, dy), torch.autograd.grad(expected, leaves, dy)):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("ndim", [1, 3])
+def test_backward_without_values(ndim: int) -> None:
+    leaves = [tensor.requires_grad_() for tensor in plain(ndim, "meta")]
+    y = call_of(ndim)(*leaves)
+    assert y.shape == (2, 6, *SIZES[ndim]) and y.is_meta
+    for leaf, gradient in zip(leaves, torch.autograd.grad(y.sum(), leaves), strict=True):
+        assert gradient.is_meta and gradient.shape == leaf.shape
+
+
+@pytest.mark.parametrize("ndim", [1, 3])
+def test_traced_functionalized_and_batched(ndim: int) -> None:
+    """By torch.jit.trace and torch.func.functionalize, and gradients of several seeds in one call."""
+    call, given = call_of(ndim), plain(ndim)
+    expected = call(*given)
+    torch.testing.assert_close(torch.jit.trace(call, given, check_trace=False)(*given), expected)
+    torch.testing.assert_close(torch.func.functionalize(call)(*given), expected)
+    leaves = [tensor.requires_grad_() for tensor in given]
+    y, seeds = call(*leaves), torch.randn(3, *expected.shape)
+    batched = torch.autograd.grad(y, leaves, seeds, is_grads_batched=True, retain_graph=True)
+    for place, seed in enumerate(seeds):
+        for one, other in zip(batched, torch.autograd.grad(y, leaves, seed, retain_graph=True), strict=True):
+            torch.testing.assert_close(one[place], other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_compile_in_one_graph(backend: str, last: bool) -> None:

@@ -196,12 +196,13 @@ def test_explain_shows_both_with_their_estimates(monkeypatch: pytest.MonkeyPatch
         ("1x1", "forward", 1.65),
         ("1x1", "input gradient", 1.65),
         ("1x1", "weight gradient", 2.1),
-        ("dense", "forward", 1.9),  # wanted: 1.8
-        ("dense", "input gradient", 1.91),  # wanted: 1.9
+        ("dense", "forward", 1.8),
+        ("dense", "input gradient", 1.9),
         ("dense", "weight gradient", 2.3),
-        ("dense 3-D", "forward", 2.8),  # wanted: 2.3
-        ("dilated", "forward", 2.15),  # wanted: 1.9
-        ("transposed", "forward", 2.4),  # wanted: 2.0
+        ("dense 3-D", "forward", 2.35),  # wanted: 2.3
+        ("dilated", "forward", 1.9),
+        ("dilated", "input gradient", 1.9),
+        ("transposed", "forward", 2.3),  # wanted: 2.0
     ],
 )
 def test_layers_are_near_the_roofline(family: str, role: str, most: float, number: str) -> None:
@@ -211,14 +212,31 @@ def test_layers_are_near_the_roofline(family: str, role: str, most: float, numbe
     assert geometric_mean(ratios) <= most and max(ratios) <= 8
 
 
+@pytest.mark.parametrize("role", ("forward", "input gradient"))
+def test_contiguous_depthwise_layers_are_near_the_roofline_too(role: str) -> None:
+    found = [
+        row.choice.ratio
+        for row in rows_of(H200, "bfloat16", CONTIGUOUS, "depthwise")
+        if row.role == role and row.choice.least_us > LEAST_US
+    ]
+    assert len(found) > 5 and geometric_mean(found) <= 3
+
+
 def test_kernelbench_is_not_behind_what_was_published() -> None:
-    """Modelled, on an H100, in tf32: no convolution over 5 % behind, and 2.5 times as fast in the geometric mean."""
-    h100, found = shipped()["h100"][1], {}
+    """Modelled, on an H100, in tf32: no convolution over 5 % behind, and 2.5 times as fast in the geometric mean.
+
+    Depthwise ones are 1.5 times as fast, each.
+    """
+    h100, found, depthwise = shipped()["h100"][1], {}, 0
     for one in kernelbench.published():
         problems = kernelbench_problems(one)
         found[one.number] = one.eager_ms * 1e3 / sum(choose(problem, h100).us for problem in problems)
         if isinstance(problems[0], ConvProblem):
             assert found[one.number] > 1 / 1.05, one
+            if family_of_layer(problems[0]) == "depthwise":
+                assert found[one.number] >= 1.5, one
+                depthwise += 1
+    assert depthwise >= 4
     assert len(found) == 41 and geometric_mean(found.values()) >= 2.5
 
 
