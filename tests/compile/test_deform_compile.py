@@ -50,7 +50,7 @@ SIZES = {1: (9,), 3: (4, 5, 3)}
 
 
 def plain(ndim: int, device: str = "cpu") -> tuple[Tensor, ...]:
-    """Return x, offset, mask, w and bias in 1-D or 3-D, two groups of each, with the output's size that of the input."""
+    """Return x, offset, mask, w and bias in 1-D or 3-D, two groups of each; the output's size is that of the input."""
     torch.manual_seed(0)
     size, taps = SIZES[ndim], 3**ndim
     x, w, bias = torch.randn(2, 4, *size), torch.randn(6, 2, *(3,) * ndim), torch.randn(6)
