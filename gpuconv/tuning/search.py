@@ -281,15 +281,9 @@ def tune(
 
     Examples
     --------
-    On a GPU, for calls of shapes that a model makes:
+    On a GPU `problems` are those that :func:`gpuconv.record_problems` collects while a model runs; of none none is timed:
 
-    .. code-block:: python
-
-        with gpuconv.record_problems() as problems:
-            model(images)
-        gpuconv.tuning.tune(problems, budget_s=60)
-
-    >>> tune([])
+    >>> tune([], budget_s=60)
     []
     """
     if capturing_or_compiling():
