@@ -281,7 +281,7 @@ def tune(
 
     Examples
     --------
-    On a GPU `problems` are those that :func:`gpuconv.record_problems` collects while a model runs; of none none is timed:
+    On a GPU `problems` are those that :func:`gpuconv.record_problems` collects while a model runs. Of none:
 
     >>> tune([], budget_s=60)
     []
