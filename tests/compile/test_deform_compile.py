@@ -103,7 +103,7 @@ def test_functionalized_and_batched(ndim: int) -> None:
     """By torch.func.functionalize, and gradients of several seeds in one call; torch.jit.trace is refused by name."""
     call, given = call_of(ndim), plain(ndim)
     expected = call(*given)
-    with pytest.raises(NotImplementedError, match="torch.jit.trace cannot record gpuconv"):
+    with pytest.raises(NotImplementedError, match=r"torch\.jit\.trace cannot record gpuconv"):
         torch.jit.trace(call, given, check_trace=False)
     torch.testing.assert_close(torch.func.functionalize(call)(*given), expected)
     leaves = [tensor.requires_grad_() for tensor in given]
