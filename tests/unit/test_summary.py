@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,16 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "ViT": (lambda: transformers.ViTModel(transformers.ViTConfig(num_hidden_layers=2, image_size=64)), (1, 3, 64, 64)),
     "Swin": (lambda: transformers.SwinModel(transformers.SwinConfig(depths=[1, 1], num_heads=[3, 6])), (1, 3, 56, 56)),
 }  # fmt: skip
+
+
+def monai_u_net() -> nn.Module:
+    from monai.networks.nets import BasicUNet
+
+    return BasicUNet(2, 1, 2, features=(8, 8, 16, 16, 32, 8), norm="batch")
+
+
+if find_spec("monai") is not None:
+    NETWORKS["U-Net of MONAI"] = (monai_u_net, (1, 1, 64, 48))
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +184,16 @@ def test_receptive_field_of_mobilenet_v2() -> None:
     formula = shapes.receptive_field(path(summary, model))
     assert field_of(summary, "conv_1x1.activation") == ((formula.size,) * 2, (32,) * 2)
     assert formula.size == 491
+
+
+@pytest.mark.skipif(find_spec("monai") is None, reason="MONAI is not installed")
+def test_receptive_field_of_monais_u_net() -> None:
+    """Two 3x3 and a max pool, four times, and two 3x3: by the formula, at the bottom."""
+    model = monai_u_net()
+    summary = summarize(model, (1, 1, 64, 48))
+    bottom = shapes.receptive_field([*[(3, 1, 1, 1), (3, 1, 1, 1), (2, 2, 0, 1)] * 4, (3, 1, 1, 1), (3, 1, 1, 1)])
+    assert bottom.size == 140
+    assert field_of(summary, "down_4.convs.conv_1.conv") == ((bottom.size,) * 2, (16,) * 2)
 
 
 def test_receptive_field_of_a_u_net() -> None:
