@@ -207,6 +207,7 @@ FORMS: dict[str, Form] = {
         for name, form in OF_PRODUCT.items()
         if form.sharing
         for kind in ("fprop", "dgrad")
+        if form.turned_shares or kind == "fprop"
         for taps in ((3, 7, 11) if form.kernel == "strips" else (3,))
     },
     "pixels 256x128 of volumes": Form("pixels 256x128", 56, stride=2, **VOLUME),

@@ -71,6 +71,8 @@ class Form:
         Instructions that come to the loop where anything stands behind the sums: the compiler moves sums about then.
     sharing
         `registers` with which programs may have equal shares of all steps without spilling, if they may.
+    turned_shares
+        Whether they may where weights are read turned.
     """
 
     kernel: str
@@ -93,6 +95,7 @@ class Form:
     above: int = 11
     moves: int = 0
     sharing: tuple[int, int] | None = None
+    turned_shares: bool = True
 
     @property
     def ctas(self) -> int:
@@ -136,7 +139,9 @@ FORMS: dict[str, Form] = {
         moves=32,
         sharing=(216, 72),
     ),
-    "pixels 256x128": Form("pixels", 2, 128, 128, 2, (232, 40), 56, 660, epilogues="relu", sharing=(232, 40)),
+    "pixels 256x128": Form(
+        "pixels", 2, 128, 128, 2, (232, 40), 56, 660, epilogues="relu", sharing=(232, 40), turned_shares=False
+    ),
     "pixels 128x256": Form("pixels", 1, 128, 256, 4, (232, 40), 47, 873, warps=8, sharing=(232, 40)),
     "pixels 128x128": Form("pixels", 2, 64, 128, 2, (232, 40), 44, 572, sharing=(224, 48)),
     "pixels 256x64": Form("pixels", 2, 128, 64, 1, (232, 40), 56, 540, sharing=(232, 40)),
@@ -383,6 +388,8 @@ def shares(
     """
     more = problem.scale or problem.shift or problem.residual or problem.rounding == "torch"
     if form.sharing is None or len(phases) > 1 or more or problem.activation not in (None, "relu", "relu6"):
+        return False
+    if phases[0].turned and not form.turned_shares:
         return False
     tiles, room = tiles_of(form, phases[0], config), max(multiprocessors * form.resident // form.ctas, 1)
     units = tiles * units_of(form, phases[0], config["BLOCK_C"])
