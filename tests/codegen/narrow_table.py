@@ -266,7 +266,7 @@ def multiplying_loop(sass: str) -> tuple[int, int]:
         return hot_loop(sass, products=TENSOR_CORE), hot_loop(sass, products=("FFMA", "FFMA2"))
     tensor = any(name in counts(sass) for name in TENSOR_CORE)
     step = stepping_loop(sass, stores="_wgrad_kernel" not in sass)
-    return hot_loop(sass, products=TENSOR_CORE if tensor else PRODUCTS), step
+    return hot_loop(sass, products=TENSOR_CORE if tensor else (*PRODUCTS, "FFMA2")), step  # two products of sm_100
 
 
 def room(launch: Launch, row: Mapping[str, Any], loop: tuple[int, int]) -> dict[str, float]:
