@@ -69,7 +69,7 @@ def deform_conv2d(
     linearly between the two elements around it along each axis (bilinear in 2-D). Elements outside of the input are 0,
     and so is a sample at a position ``<= -1`` or ``>= size`` along any axis, whatever the input holds. Where an offset
     is NaN the sample is NaN (torchvision leaves it undefined). Positions and interpolation are computed in float32 for
-    16-bit types; Triton's kernels round samples to 16 bits before they multiply them, as torchvision does.
+    16-bit types; Triton's kernels round samples to 16 bits before they multiply them.
 
     Parameters
     ----------

@@ -83,6 +83,7 @@ def test_a_wrong_result_is_not_timed(tmp_path, monkeypatch):
         (["--problem", "conv9d input=1"], "'conv9d' is no convolution or pooling"),
         (["--problem", "causal_conv1d input=1,3,4 weight=3,4"], "'causal_conv1d' is no convolution or pooling"),
         (["--problem", "separable_conv2d input=1,3,4,4 weight=3,1,3,3"], "that torch has"),
+        (["--problem", "depthwise_separable_conv2d input=1,3,4,4 weight=3,1,3,3"], "that torch has"),
         (["--problem", "deform_conv2d input=1,3,4,4 weight=3,3,3,3"], "that torch has"),
         (["--problem", "conv2d weight=1,1,1,1"], "says no input"),
         (["--problem", "conv2d input=1,3,4,4 weight=1,2,1,1"], "weight"),

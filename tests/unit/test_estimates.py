@@ -173,7 +173,8 @@ def cpu_bounds(problem: Problem) -> tuple[float, float]:
     least = max(problem.min_bytes / 100e3, (problem.flops / 200e3) * isinstance(problem, ConvProblem))
     taps, pieces = prod(problem.kernel), 1 + problem.flops / 1e6
     if isinstance(problem, ConvProblem):
-        calls = problem.n * problem.groups * (1 + taps * (problem.k // problem.groups))
+        turned = problem.x_format == CHANNELS_LAST  # each group is copied first
+        calls = problem.n * problem.groups * (turned + taps * (problem.k // problem.groups))
     else:
         calls = taps + sum(problem.output_size)
     powers = prod(problem.x_shape) / 1e3 * 60 if isinstance(problem, PoolProblem) and problem.pool == "lp" else 0.0
@@ -197,10 +198,13 @@ def test_numpys_estimates_lie_between_the_bounds_of_a_core() -> None:
 def serial_reads(problem: Problem) -> float:
     """Return the microseconds of a thread that waits for every element of its window in turn, 1 us each.
 
-    And those of all of them, which read each window by itself, at a quarter of the rate of the L2 cache.
+    Of wide windows, backward too, and those of all threads, which read each window by itself, at a quarter of the rate
+    of the L2 cache.
     """
     if not isinstance(problem, PoolProblem):
         return 0.0
+    if problem.pool not in ("max", "avg", "lp") or min(problem.kernel) < 9:
+        return float(prod(problem.kernel)) * (problem.kind == "fprop")
     windows = problem.y_shape if problem.kind == "fprop" else problem.x_shape  # backward: those that meet a position
     read = prod(windows) * prod(problem.kernel) * itemsize(problem.dtype)
     return prod(problem.kernel) + 4 * read / (H200.values["l2_tb_s"] * 1e6)
