@@ -27,6 +27,7 @@ from gpuconv.backends.triton import (
     conv_runs,
     conv_runs_wgrad,
     conv_separable,
+    turns,
 )
 from gpuconv.backends.triton.dry import launches_of_plan
 from gpuconv.backends.triton.launch import for_triton
@@ -174,14 +175,28 @@ GROUPED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], str]]
     "groups of 8 weights": ((32, 256, 28, 28), (256, 8, 3, 3), {"padding": 1, "groups": 32, "bias": True}, "wgrad"),
     "groups of 8 /2 weights": ((32, 256, 56, 56), (256, 8, 3, 3), {"padding": 1, "groups": 32, "stride": 2}, "wgrad"),
     "3 filters": ((8, 128, 256, 256), (3, 128, 3, 3), {"padding": 1}, "fprop"),
+    "volume, groups of 8": ((8, 128, 16, 28, 28), (128, 8, 3, 3, 3), {"padding": 1, "groups": 16}, "fprop"),
+    "volume, groups of 16": ((8, 128, 8, 28, 28), (128, 16, 3, 3, 3), {"padding": 1, "groups": 8}, "dgrad"),
+    "volume, groups of 4 /2 gradient": (
+        (8, 128, 16, 28, 28),
+        (128, 4, 3, 3, 3),
+        {"padding": 1, "groups": 32, "stride": 2},
+        "dgrad",
+    ),
+    "volume, groups of 8 weights": ((8, 128, 16, 28, 28), (128, 8, 3, 3, 3), {"padding": 1, "groups": 16}, "wgrad"),
 }
 """Layers of few channels per group or few filters, channels-last."""
+
+CONTIGUOUS_RESULTS = ("groups of 4", "groups of 8", "groups of 8 /2 gradient")
+"""Of those, what is compiled for contiguous results as well: the kernel reads copies with channels innermost."""
 
 
 def grouped() -> Iterator[tuple[str, ConvProblem]]:
     """Yield the name and problem of each entry of few channels per group, and of few filters."""
     for name, (x, w, options, kind) in GROUPED.items():
-        yield name, replace(conv_problem(x, w, dtype="bfloat16", formats=LAST, **options), kind=kind)
+        for layout in (LAST, ROWS) if name in CONTIGUOUS_RESULTS else (LAST,):
+            problem = replace(conv_problem(x, w, dtype="bfloat16", formats=layout, **options), kind=kind)
+            yield f"{name} {layout}" if layout == ROWS else name, problem
 
 
 def separables() -> Iterator[tuple[str, SeparableProblem]]:
@@ -240,8 +255,9 @@ def solver_of(problem: ConvProblem) -> Any:
 
 
 def launches(plan: Plan) -> list[Launch]:
-    """Return the launches of a plan, in order, on tensors without memory."""
-    return launches_of(plan, (conv_march, conv_collect, conv_runs, conv_runs_wgrad, conv_rows, conv_rows_wgrad))
+    """Return the launches of a plan, in order, on tensors without memory; but for copies of contiguous tensors."""
+    modules = (conv_march, conv_collect, conv_runs, conv_runs_wgrad, conv_rows, conv_rows_wgrad, turns)
+    return [one for one in launches_of(plan, modules) if one.kernel.__name__ != "_conv_turn_kernel"]
 
 
 def entries() -> dict[str, Launch]:

@@ -23,10 +23,10 @@ from gpuconv.shapes import ceil_div
 
 SOLVERS = {"fprop": RowProducts(), "dgrad": RowProducts(), "transposed": RowProducts(), "wgrad": RowGradient()}
 
-LAYOUTS = ("channels_last", "contiguous weights", "strided")
-"""Of what a launch gets; the problem is that of channels-last arrays."""
+LAYOUTS = ("channels_last", "contiguous weights", "strided", "contiguous")
+"""Of what a launch gets; the problem is that of channels-last arrays, but for the last, which is turned in parts."""
 
-SIZES = {1: (29,), 2: (7, 9)}
+SIZES = {1: (29,), 2: (7, 9), 3: (4, 5, 6)}
 
 BRANCHES: dict[str, dict[str, Any]] = {
     "plain": {"pads": (1, 1)},
@@ -83,8 +83,16 @@ class Case:
         return f"{self.kind}-{self.ndim}d-{self.layout}-{self.dtype}-{self.branch}"
 
     def option(self, name: str, default: Any) -> Any:
-        """Return what the branch says about `name`; a dict holds one value per number of dimensions."""
+        """Return what the branch says about `name`; a dict holds one value per number of dimensions.
+
+        In 3-D the first axis, of four positions at most, is as the next one.
+        """
         value = BRANCHES[self.branch].get(name, default)
+        if isinstance(value, dict) and self.ndim == 3 and 3 not in value:
+            two = value[2]
+            if not isinstance(two, tuple):
+                return two
+            return (min(two[0], 4) if name == "size" else two[0], *two)
         return value[self.ndim] if isinstance(value, dict) else value
 
     def axes(self, name: str, default: Any) -> tuple[int, ...]:
@@ -101,7 +109,7 @@ class Case:
             return False
         taps, strides, dilations = self.axes("kernel", 3), self.axes("stride", 1), self.axes("dilation", 1)
         along_w = min(taps[-1], strides[-1], dilations[-1]) > 1
-        return along_w or any(map(gcd_over_one, taps[:-1], strides[:-1], dilations[:-1]))
+        return along_w or any(map(gcd_over_one, taps[-2:-1], strides[-2:-1], dilations[-2:-1]))
 
 
 def gcd_over_one(taps: int, stride: int, dilation: int) -> bool:
@@ -113,9 +121,9 @@ def all_cases() -> list[Case]:
     """Return the cases: each (dims, layout, dtype, pass) has several branches in rotation."""
     names = list(BRANCHES)
     cases = []
-    for number, (kind, ndim, layout, dtype) in enumerate(product(SOLVERS, (1, 2), LAYOUTS, DTYPES)):
-        for step in range(5):
-            case = Case(kind, ndim, layout, dtype, names[(5 * number + number // 28 + step) % len(names)])
+    for number, (kind, ndim, layout, dtype) in enumerate(product(SOLVERS, (1, 2, 3), LAYOUTS, DTYPES)):
+        for step in range(3):
+            case = Case(kind, ndim, layout, dtype, names[(3 * number + number // 28 + step) % len(names)])
             cases += [] if case.refused else [case]
     return list(dict.fromkeys(cases))
 
@@ -138,7 +146,8 @@ class Inputs:
                 return torch.randint(-3, 4, shape, generator=generator).to(DTYPES[case.dtype])
             return torch.randn(*shape, generator=generator, dtype=torch.float64).to(DTYPES[case.dtype])
 
-        self.x = with_layout(draw(n, c * groups, *size), "channels_last")
+        layout = "contiguous" if case.layout == "contiguous" else "channels_last"
+        self.x = with_layout(draw(n, c * groups, *size), layout)
         self.w = draw(k * groups, c, *case.axes("kernel", 3))
         self.w = with_layout(self.w, "channels_last")
         self.geometry = {
@@ -146,14 +155,14 @@ class Inputs:
             "dilation": case.axes("dilation", 1), "groups": groups,
         }  # fmt: skip
         y = getattr(gpuconv, f"conv{case.ndim}d")(self.x.double(), self.w.double(), backend="numpy", **self.geometry)
-        self.y = with_layout(draw(*y.shape), "channels_last")
+        self.y = with_layout(draw(*y.shape), layout)
         of_result = {"fprop": (k * groups, y.shape), "transposed": (c * groups, self.x.shape)}
         self.epilogue: dict[str, Any] = {}
         if case.kind in of_result:
             channels, shape = of_result[case.kind]
             self.epilogue = {name: draw(channels) for name in ("bias", "scale", "shift") if case.option(name, False)}
             if case.option("residual", False):
-                self.epilogue["residual"] = with_layout(draw(*shape), "channels_last")
+                self.epilogue["residual"] = with_layout(draw(*shape), layout)
             self.epilogue["activation"] = case.option("activation", None)
 
     def call(self, backend: str | None, cast: Any = lambda tensor: tensor, explain: bool = False) -> Any:
@@ -209,6 +218,7 @@ def config_of(case: Case, problem: ConvProblem) -> dict[str, Any]:
         return config | step | {"splits": (1, 3, 4)[turn // 2 % 3]}
     parts = ceil_div(rows.inside, bc)
     packed = case.option("packed", turn // 2 % 2)
+    config["images"] = 1 if case.layout == "contiguous" else problem.n
     return config | {"steps": 2 + turn % 3, "BLOCKS": parts, "AHEAD": turn % 2, "PACKED": int(packed)}
 
 

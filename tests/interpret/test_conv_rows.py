@@ -28,12 +28,15 @@ def test_cases_are_distinct_and_cover_everything():
         assert sum(case.kind == kind for case in CASES) >= 80, kind
         taken = {branch for branch in BRANCHES if not Case(kind, 2, "channels_last", "float32", branch).refused}
         assert {case.branch for case in CASES if case.kind == kind} == taken
-    for field, values in (("ndim", (1, 2)), ("layout", LAYOUTS), ("dtype", DTYPES), ("branch", BRANCHES)):
+    for field, values in (("ndim", (1, 2, 3)), ("layout", LAYOUTS), ("dtype", DTYPES), ("branch", BRANCHES)):
         assert {getattr(case, field) for case in CASES} == set(values)
 
 
 @pytest.mark.parametrize("kind", SOLVERS)
-@pytest.mark.parametrize(("ndim", "branch"), ((1, "more out"), (2, "odd groups"), (2, "long"), (2, "stride 2, a rest")))
+@pytest.mark.parametrize(
+    ("ndim", "branch"),
+    ((1, "more out"), (2, "odd groups"), (2, "long"), (2, "stride 2, a rest"), (3, "eights"), (3, "stride 2, a rest")),
+)
 def test_small_integers_are_exact(kind, ndim, branch):
     inputs = Inputs(Case(kind, ndim, "channels_last", "bfloat16", branch), integers=True)
     expected = inputs.call("numpy", torch.Tensor.double)
@@ -58,6 +61,13 @@ SPREADING = [
     )
     for where in "xwy"
     if where != RESULTS[kind] and not Case(kind, 2, "channels_last", "float32", branch).refused
+]
+SPREADING += [
+    (Case(kind, 3, layout, "float32", branch), where)
+    for kind in SOLVERS
+    for layout, branch in (("channels_last", "odd groups"), ("contiguous", "stride 2, a rest"))
+    for where in "xwy"
+    if where != RESULTS[kind]
 ]
 
 
@@ -108,16 +118,21 @@ def by_definition(inputs: Inputs) -> torch.Tensor:
     return {"fprop": fprop, "wgrad": wgrad, "dgrad": dgrad, "transposed": dgrad}[inputs.case.kind]
 
 
-def layer(ndim: int, **options: Any) -> dict[str, gpuconv.Explanation]:
+def layer(ndim: int, last: bool = True, **options: Any) -> dict[str, gpuconv.Explanation]:
     """Explain the passes of a layer of 32 groups of 4 channels, large enough for its kernels to matter."""
-    size = {1: (4000,), 2: (56, 56)}[ndim]
-    x = torch.empty(16, *size, 128, dtype=torch.float16).movedim(-1, 1)
-    w = torch.empty(128, *(3,) * ndim, 4, dtype=torch.float16).movedim(-1, 1)
+    size = {1: (4000,), 2: (56, 56), 3: (16, 28, 28)}[ndim]
+
+    def empty(n: int, c: int, *sizes: int) -> torch.Tensor:
+        if last:
+            return torch.empty(n, *sizes, c, dtype=torch.float16).movedim(-1, 1)
+        return torch.empty(n, c, *sizes, dtype=torch.float16)
+
+    x, w = empty(16, 128, *size), empty(128, 4, *(3,) * ndim)
     given = {"padding": 1, "groups": 32, "backend": "triton", **options}
-    y = torch.nn.functional.conv1d if ndim == 1 else torch.nn.functional.conv2d
+    y = getattr(torch.nn.functional, f"conv{ndim}d")
     geometry = {name: given[name] for name in ("stride", "padding", "dilation") if name in given}
     shape = y(x[:1].float(), w.float(), groups=32, **geometry).shape[2:]
-    y = torch.empty(16, *shape, 128, dtype=torch.float16).movedim(-1, 1)
+    y = empty(16, 128, *shape)
     name = f"conv{ndim}d"
     return {
         "fprop": gpuconv.explain(getattr(gpuconv, name), x, w, **given),
@@ -126,12 +141,15 @@ def layer(ndim: int, **options: Any) -> dict[str, gpuconv.Explanation]:
     }
 
 
-@pytest.mark.parametrize("ndim", (1, 2))
-def test_dispatcher_takes_them_by_itself(ndim):
+@pytest.mark.parametrize("last", (True, False), ids=("channels last", "contiguous"))
+@pytest.mark.parametrize("ndim", (1, 2, 3))
+def test_dispatcher_takes_them_by_itself(ndim, last):
     """Of its own accord, for the forward pass and both gradients; the general solvers where they are refused."""
-    assert {kind: found.solver for kind, found in layer(ndim).items()} == {
+    assert {kind: found.solver for kind, found in layer(ndim, last).items()} == {
         kind: SOLVERS[kind].id for kind in ("fprop", "dgrad", "wgrad")
     }
+    if not last:
+        return
     strided = layer(ndim, stride=2)
     assert {kind: found.solver for kind, found in strided.items()} == {kind: SOLVERS[kind].id for kind in strided}
     dilated = layer(ndim, stride=2, dilation=2, padding=2)
@@ -155,15 +173,13 @@ def test_a_call_runs_the_default_tiles():
         ({"groups": 4, "padding_mode": "reflect", "padding": 1}, "pads with zeros alone, not reflect"),
         ({"groups": 1}, "8 channels of the result at most from 512 at most, not 16 from 64"),
         ({"groups": 1, "kernel": 9}, "keeps at most 8 taps of an axis open, not 9"),
-        ({"groups": 1, "last": False}, "reads channels side by side"),
         ({"groups": 64}, "takes 2 to 32 channels per group on each side, not 1 and 1"),
     ),
 )
 def test_refusals_name_the_reason(change, reason):
     options = dict(change)
-    groups, taps, last = options.pop("groups"), options.pop("kernel", 3), options.pop("last", True)
-    x = torch.randn(1, 64, 12, 12)
-    x = x.to(memory_format=torch.channels_last) if last else x
+    groups, taps = options.pop("groups"), options.pop("kernel", 3)
+    x = torch.randn(1, 64, 12, 12).to(memory_format=torch.channels_last)
     filters = 64 if groups == 64 else 16
     w = torch.randn(filters, 64 // groups, taps, taps)
     assert reason in str(gpuconv.explain(gpuconv.conv2d, x, w, groups=groups, backend="triton", **options))
@@ -185,6 +201,23 @@ def test_refusals_of_gradients_name_the_reason(change, reason):
     y = torch.nn.functional.conv2d(x, w, groups=4, **change).to(memory_format=torch.channels_last)
     explained = gpuconv.explain(gpuconv.conv2d_input_grad, x.shape, w, y, groups=4, backend="triton", **change)
     assert reason in str(explained)
+
+
+def test_copies_are_made_of_as_many_images_as_there_is_room_for(monkeypatch):
+    """Contiguous tensors over the limit are turned and multiplied in parts; an image over it is refused."""
+    x, w = torch.randn(5, 16, 24, 20), torch.randn(16, 4, 3, 3)
+    image = x[0].numel() * x.element_size()
+    solver = SOLVERS["fprop"]
+    expected = torch.nn.functional.conv2d(x, w, padding=1, groups=4)
+    for limit, images in ((10 * image, 5), (5 * image, 2), (2 * image, 1)):
+        monkeypatch.setenv("GPUCONV_WORKSPACE", str(limit))
+        with record_plans() as plans:
+            found = gpuconv.conv2d(x, w, padding=1, groups=4, backend=solver.id)
+        assert plans[0].config["images"] == images and plans[0].workspace <= limit
+        assert torch.allclose(found, expected, atol=1e-4)
+    monkeypatch.setenv("GPUCONV_WORKSPACE", str(image))
+    explained = gpuconv.explain(gpuconv.conv2d, x, w, padding=1, groups=4, backend="triton")
+    assert f"an image at least, over the limit of {image} bytes" in str(explained)
 
 
 class RowsAlone:

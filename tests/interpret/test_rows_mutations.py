@@ -17,6 +17,9 @@ PROBES = (
     Case("dgrad", 1, "channels_last", "float32", "more out"),
     Case("dgrad", 2, "channels_last", "float32", "unequal strides"),
     Case("transposed", 1, "channels_last", "float32", "stride 2, dilated rows"),
+    Case("fprop", 3, "channels_last", "float32", "eights"),
+    Case("fprop", 3, "contiguous", "float32", "packed"),
+    Case("dgrad", 3, "channels_last", "float32", "stride 2, epilogue"),
 )
 
 GRADIENTS = (
@@ -25,10 +28,11 @@ GRADIENTS = (
     Case("wgrad", 2, "channels_last", "float32", "eights"),
     Case("wgrad", 2, "strided", "float32", "relu"),
     Case("wgrad", 1, "channels_last", "float32", "64-bit"),
+    Case("wgrad", 3, "contiguous", "float32", "eights"),
 )
 
 MUTANTS = {
-    "left edge unmasked": ("here = lanes & within(column, source_w)", "here = lanes & (column < source_w)"),
+    "left edge unmasked": ("here = read & within(column, source_w)", "here = read & (column < source_w)"),
     "rows unmasked": ("reads = here & within(i, height)\n    if", "reads = here & (i < height)\n    if"),
     "runs of columns overlap": ("(J // (16 >> bit) * (16 >> bit) + k // BC)", "(k // BC)"),
     "block of channels skipped": ("i * row_step + b * BC * channel_step", "i * row_step"),
@@ -37,7 +41,7 @@ MUTANTS = {
     "phase forgotten": ("result_row + phase * result_row_phase", "result_row"),
     "warm-up stored": ("mine & (step >= first) & within(at", "mine & within(at"),
     "groups mixed": ("& (c // CG == o // KG) &", "&"),
-    "packed row shifted": ("i % BO, i // (BO * F) % RP,", "i % BO, (i // (BO * F) + 1) % RP,"),
+    "packed row shifted": ("        i // (BO * F) % RP, s", "        (i // (BO * F) + 1) % RP, s"),
     "padding of channels unmasked": ("channel_inside = o < PER * KG", "channel_inside = o >= 0"),
     "epilogue forgotten": (
         "total.to(result_ptr.dtype.element_ty), mask=written",
@@ -48,6 +52,11 @@ MUTANTS = {
     "padding of whole steps forgotten": ("q += pad_w // STRIDE_W", "q += 0"),
     "columns before the first stored": ("mine & within(at_column, result_w)", "mine & (at_column < result_w)"),
     "rows of a step in one place": ("(U * step + u) * result_row_pitch", "(U * step) * result_row_pitch"),
+    "one plane for every tap": ("plane_of_source(plane, t, source_d", "plane_of_source(plane, 0, source_d"),
+    "planes unmasked": ("read = lanes & there", "read = lanes"),
+    "plane of the result forgotten": ("to += plane.to(tl.int64) * ", "to += 0 * plane.to(tl.int64) * "),
+    "weights of one plane": ("+ t * w_stride_t +", "+"),
+    "packed planes side by side": ("i // (BO * F * RP * BC * J * BLOCKS) % T,", "i // (BO * F * RP * BC * J) % T,"),
 }
 
 GRADIENT_MUTANTS = {
@@ -73,6 +82,11 @@ GRADIENT_MUTANTS = {
         "tl.sum(tl.sum(sums[R], 0).reshape(V, BO), 0)",
         "tl.max(tl.sum(sums[R], 0).reshape(V, BO), 0)",
     ),
+    "one plane for every tap": ("t = split % T", "t = split % T * 0"),
+    "planes of x unmasked": ("here = here & there", "here = here"),
+    "planes of y in one place": ("+ (lane // lanes_w % y_d).to(tl.int64) * y_stride_d", ""),
+    "taps along depth overwrite each other": ("sums[tap], t * R + tap, split", "sums[tap], tap, split"),
+    "planes of w in one place": ("tap // (R * S) * w_stride_t", "0 * w_stride_t"),
 }
 
 EXACT = {

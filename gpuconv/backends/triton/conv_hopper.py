@@ -38,17 +38,15 @@ from .hopper_maps import maps_of
 from .hopper_passes import (
     aligned,
     channels_last,
-    in_runs,
     repeat,
-    turn,
-    turn_back,
     turned_elements,
     weights_pass,
     with_columns_as_channels,
 )
 from .hopper_solver import HopperSolver
-from .hopper_view import Dense, columns_as_channels, dense_of, in_order, phases_of, together
+from .hopper_view import Dense, columns_as_channels, dense_of, phases_of, together
 from .launch import launch_kernel, multiprocessors_of
+from .turns import in_order, in_runs, turn, turn_back
 
 __all__ = ["SOLVERS", "HopperConv"]
 

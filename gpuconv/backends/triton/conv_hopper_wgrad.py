@@ -19,11 +19,12 @@ from .conv_grad import wgrad_sum_arguments
 from .hopper_costs import gradient_work
 from .hopper_forms import corners_of, reached
 from .hopper_maps import im2col_map, row_map
-from .hopper_passes import aligned, in_runs, turn, turned_elements
+from .hopper_passes import aligned, turned_elements
 from .hopper_solver import HopperSolver
 from .hopper_view import Dense, dense_of, number_of
 from .hopper_wgrad_forms import GRADIENT_FORMS, gradient_configs
 from .launch import launch_kernel
+from .turns import in_runs, turn
 
 __all__ = ["SOLVERS", "HopperGradient"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...config import workspace_limit
@@ -13,7 +14,17 @@ from ...shapes import ceil_div
 from ..base import Plan, Solver
 from .common import VECTORS, Memo, TritonConv, accumulator_type, remembered, strides_of
 from .launch import launch_kernel
-from .rows_blocks import blocks_of, pack_arguments, packed_elements, refusal, rows_arguments, rows_of
+from .rows_blocks import (
+    blocks_of,
+    images_at_a_time,
+    in_turned,
+    pack_arguments,
+    packed_elements,
+    refusal,
+    rows_arguments,
+    rows_of,
+    turned_elements,
+)
 from .rows_costs import RowCosts, row_tiles
 
 __all__ = ["SOLVERS", "RowProducts"]
@@ -38,8 +49,10 @@ class RowProducts(TritonConv):
         config = self.default(problem)
         if not config:
             rows = rows_of(problem)
-            return f"has no tile for {rows.inside} to {rows.outside} channels and a window of {rows.kernel}"
+            return f"has no tile for {rows.inside} to {rows.outside} channels and a window of {problem.kernel}"
         needed, most = self.bind(problem, config).workspace, workspace_limit()
+        if turned_elements(problem) and (not images_at_a_time(problem) or needed > most):
+            return f"packs weights, and copies what it reads, an image at least, over the limit of {most} bytes"
         return f"packs weights into {needed} bytes, over the limit of {most}" if needed > most else None
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
@@ -52,27 +65,37 @@ class RowProducts(TritonConv):
 
     def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
         assert isinstance(problem, ConvProblem)
-        elements = packed_elements(rows_of(problem), config) if config["PACKED"] else 0
-        return Plan(self, problem, elements * itemsize(problem.dtype), dict(config))
+        used = sum(_parts(problem, config).values()) * itemsize(problem.dtype)
+        return Plan(self, problem, used, dict(config))
 
     def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:
-        if not plan.workspace:
-            return {}
-        return {"packed": (plan.problem.dtype, plan.workspace // itemsize(plan.problem.dtype))}
+        assert isinstance(plan.problem, ConvProblem)
+        return {name: (plan.problem.dtype, elements) for name, elements in _parts(plan.problem, plan.config).items()}
 
     def launch(
         self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo = None
     ) -> None:
-        rows, strides = rows_of(problem), strides_of(tensors)
-        pointers = {"w": tensors["w"], "packed": tensors.get("packed")}
         if config["PACKED"]:
-            arguments = remembered(memo, "pack", pack_arguments, problem, strides, config)
+            arguments = remembered(memo, "pack", pack_arguments, problem, strides_of(tensors), config)
             grid = (ceil_div(arguments["elements"], arguments["BLOCK"]),)
             kernel = KernelReference("conv.rows", "_conv_rows_pack_kernel")
+            pointers = {"w": tensors["w"], "packed": tensors["packed"]}
             launch_kernel(problem, kernel, grid, pointers, arguments, _PACK)
-        arguments = remembered(memo, "rows", rows_arguments, problem, strides, config)
+        most = config["images"]
+        for first in range(0, problem.n, most):
+            images = min(most, problem.n - first)
+            part = problem if images == problem.n else replace(problem, n=images)
+            self._part(part, in_turned(problem, tensors, first, images), config, memo)
+
+    def _part(
+        self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo
+    ) -> None:
+        """Launch the row kernel for some images."""
+        rows = rows_of(problem)
+        arguments = remembered(memo, f"rows of {problem.n}", rows_arguments, problem, strides_of(tensors), config)
         arguments["ACC_DTYPE"] = accumulator_type(problem)
         source, result = ("y", "x") if rows.grad else ("x", "y")
+        pointers = {"w": tensors["w"], "packed": tensors.get("packed")}
         pointers |= {"source": tensors[source], "result": tensors[result]}
         pointers |= {name: tensors.get(name) for name in (*VECTORS, "residual")}
         programs = blocks_of(rows, config) * arguments["tiles"] * arguments["chunks"] * rows.axis.phases
@@ -80,12 +103,20 @@ class RowProducts(TritonConv):
         launch_kernel(problem, kernel, (programs,), pointers, arguments, config)
 
 
+def _parts(problem: ConvProblem, config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the elements of each tensor of the workspace, by name."""
+    packed = {"packed": packed_elements(rows_of(problem), config)} if config["PACKED"] else {}
+    turned = turned_elements(problem).items()
+    return packed | {name: elements // problem.n * config["images"] for name, elements in turned}
+
+
 def _configs(problem: ConvProblem) -> list[dict[str, Any]]:
     """Return the configs of a problem, each tile with several heights."""
     steps = max(rows_of(problem).axis.steps, 1)  # an empty batch may have no rows
     heights = {max(ceil_div(steps, parts), 1) for parts in (1, 2, 3, 4, 6, 8, 12, 16)}
     heights = {steps, *(height for height in heights if height >= min(steps, 4))}
-    return [{**tile, "steps": height} for tile in row_tiles(problem) for height in sorted(heights)]
+    images = max(images_at_a_time(problem), 1)
+    return [{**tile, "steps": height, "images": images} for tile in row_tiles(problem) for height in sorted(heights)]
 
 
 SOLVERS: tuple[Solver, ...] = (RowProducts(),)

@@ -24,9 +24,10 @@ from .common import VECTORS, Memo, TritonConv
 from .hopper_costs import other_forms
 from .hopper_maps import image_map, map_type, phase_map
 from .hopper_passes import WeightsPass, aligned, channels_last, weights_pass
-from .hopper_view import Dense, in_order, number_of, phases_of, refusal
+from .hopper_view import Dense, number_of, phases_of, refusal
 from .launch import capability_of, launch_kernel
 from .tma_costs import tiles_of, tma_configs, tma_work
+from .turns import in_order
 
 __all__ = ["SOLVERS", "TmaConv", "tma_arguments"]
 

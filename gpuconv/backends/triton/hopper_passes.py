@@ -1,4 +1,4 @@
-"""What stands around the Hopper kernels: tensors turned to channels innermost and back, weights packed."""
+"""What stands around the Hopper kernels: tensors as maps describe them, weights packed, columns as channels."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from math import prod
 from typing import Any
 
 from ...arrays import CHANNELS_LAST, channels_last_strides
-from ...packs.identity import KernelReference
 from ...problem import ConvProblem
-from ...shapes import ceil_div
-from .hopper_view import Dense, in_order
-from .launch import launch_kernel
+from .hopper_view import Dense
+from .turns import in_order, in_runs, launch_turn, plane_strides
 
 __all__ = [
-    "WeightsPass", "aligned", "channels_last", "in_runs", "launch_turn", "repeat", "turn", "turn_back",
-    "turned_elements", "weights_pass", "with_columns_as_channels",
-]  # fmt: skip
-
-_TILE = {"BLOCK_R": 64, "BLOCK_C": 64, "num_warps": 4}
-_TURN = KernelReference("conv.layout", "_conv_turn_kernel")
-
+    "WeightsPass",
+    "aligned",
+    "channels_last",
+    "repeat",
+    "turned_elements",
+    "weights_pass",
+    "with_columns_as_channels",
+]
 
 def channels_last(tensor: Any) -> Any:
     """Return a tensor with channels innermost and nothing in between: itself, or a copy."""
@@ -51,70 +50,12 @@ def aligned(tensor: Any, dense_rows: bool = False) -> Any:
     return tensor if fits and tensor.data_ptr() % 16 == 0 else _copied(tensor)
 
 
-def launch_turn(
-    problem: ConvProblem, source: Any, result: Any, sizes: tuple[int, int, int], firsts: tuple[int, int],
-    source_strides: tuple[int, int, int], result_strides: tuple[int, int, int],
-) -> None:  # fmt: skip
-    """Copy ``[batches, rows, columns]``, both sides by strides of those axes, from an element of either side on."""
-    batches, rows, columns = sizes
-    arguments: dict[str, Any] = {"rows": rows, "columns": columns}
-    arguments |= {"source_first": firsts[0], "result_first": firsts[1]}
-    for side, strides in (("source", source_strides), ("result", result_strides)):
-        arguments |= zip((f"{side}_stride_{axis}" for axis in "brc"), strides, strict=True)
-    reached = [
-        abs(first) + sum(size * abs(step) for size, step in zip(sizes, strides, strict=True))
-        for first, strides in zip(firsts, (source_strides, result_strides), strict=True)
-    ]
-    arguments |= {"INDEX64": max(reached) >= 2**31, "BLOCK_R": _TILE["BLOCK_R"], "BLOCK_C": _TILE["BLOCK_C"]}
-    grid = (batches * ceil_div(rows, _TILE["BLOCK_R"]) * ceil_div(columns, _TILE["BLOCK_C"]),)
-    launch_kernel(problem, _TURN, grid, {"source": source, "result": result}, arguments, _TILE)
-
-
-def _plane(tensor: Any) -> tuple[int, int, int]:
-    """Return strides of image, channel and position of a tensor whose positions lie in one run."""
-    last = max((axis for axis in range(2, tensor.dim()) if tensor.shape[axis] > 1), default=None)
-    return tensor.stride(0), tensor.stride(1), 1 if last is None else tensor.stride(last)
-
-
 def with_columns_as_channels(tensor: Any, merged: int) -> Any:
     """Return a view of a tensor whose columns lie side by side, `merged` of them as the channels of one."""
     n, c, *rest = tensor.shape
     steps = list(tensor.stride())
     shape = (n, merged * c, *rest[:-1], rest[-1] // merged)
     return tensor.as_strided(shape, (*steps[:-1], merged * c))
-
-
-def in_runs(tensor: Any) -> Any:
-    """Return a tensor whose positions have one stride: itself, or a contiguous copy."""
-    step, runs = None, True
-    for axis in range(tensor.dim() - 1, 1, -1):
-        if tensor.shape[axis] > 1:
-            runs = runs and (step is None or tensor.stride(axis) == step)
-            step = (tensor.stride(axis) if step is None else step) * tensor.shape[axis]
-    return tensor if runs else tensor.contiguous()
-
-
-def turn(
-    problem: ConvProblem, tensor: Any, result: Any, first: int, n: int, channels: int, run: tuple[int, int]
-) -> None:
-    """Copy `n` images from `first` on to `result`, channels innermost: of each, a run of positions (first, number).
-
-    The positions of `tensor` have one stride, see :func:`in_runs`.
-    """
-    of_n, of_c, of_p = _plane(tensor)
-    at, positions = run
-    sides = ((of_n, of_c, of_p), (positions * channels, 1, channels))
-    launch_turn(problem, tensor, result, (n, channels, positions), (first * of_n + at * of_p, 0), *sides)
-
-
-def turn_back(
-    problem: ConvProblem, source: Any, tensor: Any, first: int, n: int, channels: int, run: tuple[int, int]
-) -> None:
-    """Copy `n` images with channels innermost to a run of positions of those from `first` on, which are contiguous."""
-    of_n, of_c, of_p = _plane(tensor)
-    at, positions = run
-    sides = ((positions * channels, channels, 1), (of_n, of_p, of_c))
-    launch_turn(problem, source, tensor, (n, positions, channels), (0, first * of_n + at * of_p), *sides)
 
 
 def repeat(problem: ConvProblem, vector: Any, result: Any, times: int) -> None:
@@ -146,7 +87,7 @@ class WeightsPass:
         """Copy w [K, C, taps] to [K, taps, C] or, `swapped`, to [C, taps, K]."""
         taps = prod(problem.kernel)
         w = in_runs(w)
-        of_k, of_c, of_t = _plane(w)
+        of_k, of_c, of_t = plane_strides(w)
         k, c = problem.k, problem.c
         if not self.swapped:
             launch_turn(problem, w, packed, (k, c, taps), (0, 0), (of_k, of_c, of_t), (taps * c, 1, c))

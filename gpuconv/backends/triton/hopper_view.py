@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd, prod
 
-from ...arrays import CHANNELS_LAST
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div, phase_size, tap_step
 from ..axes import three
+from .turns import in_order
 
-__all__ = ["Dense", "columns_as_channels", "dense_of", "in_order", "number_of", "phases_of", "refusal", "together"]
+__all__ = ["Dense", "columns_as_channels", "dense_of", "number_of", "phases_of", "refusal", "together"]
 
 _MOST_SEGMENTS = 64
 """Segments of a signal at most: pixels of a strip, which a tile of one image has of as many segments."""
@@ -266,10 +266,3 @@ def refusal(problem: ConvProblem) -> str | None:
     if max(*problem.kernel, *problem.dilation, *problem.stride) >= 2**15:
         return "counts taps and their steps in 16 bits"
     return None
-
-
-def in_order(problem: ConvProblem, letter: str) -> bool:
-    """Tell whether x, w or y lies with channels innermost."""
-    layout = {"x": problem.x_format, "w": problem.w_format, "y": problem.y_format}[letter]
-    positions = {"x": problem.input_size, "w": problem.kernel, "y": problem.output_size}[letter]
-    return layout == CHANNELS_LAST or prod(positions) == 1

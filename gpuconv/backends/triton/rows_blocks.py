@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import gcd
+from math import gcd, prod
 from typing import Any
 
-from ...arrays import CHANNELS_LAST
-from ...problem import ConvProblem
+from ...arrays import channels_last_strides
+from ...config import workspace_limit
+from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
-from ..axes import reach, two
+from ..axes import five, reach, three
 from .common import VECTORS, Strides, power_of_two
 from .march_axes import MarchAxis, forward_axis, gradient_axis
+from .turns import in_order, in_runs, turn
 from .units import in_units
 
-__all__ = ["FEW_FILTERS", "MOST_IN_GROUP", "Rows", "pack_arguments", "refusal", "rows_arguments", "rows_of"]
+__all__ = [
+    "FEW_FILTERS", "MOST_IN_GROUP", "Depth", "Rows", "images_at_a_time", "in_turned", "pack_arguments", "refusal", "rows_arguments",
+    "rows_of", "turned_elements",
+]  # fmt: skip
 
 MOST_IN_GROUP = 32
 """Channels of a group, on either side, up to which a block of whole groups feeds tensor cores well."""
@@ -28,13 +33,30 @@ _MOST_CHANNELS = 512
 """Channels of the source of an ungrouped problem at most: all their weights stay in shared memory."""
 
 _MOST_TAPS = 8
-"""Taps along either axis at most, and rows or columns that a data gradient moves on by."""
+"""Taps along any axis at most, and planes, rows or columns that a data gradient moves on by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """The first axis of a 3-D pass: planes of source and result, and the taps that lead from one to the other.
+
+    Of 1-D and 2-D problems, which are not `there`, it has one plane and one tap.
+    """
+
+    there: bool
+    source: int
+    result: int
+    taps: int
+    stride: int
+    pad: int
+    dilation: int
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A pass as a convolution of a source to a result (of wgrad, x and y): 2-D, 1-D with a first axis of one row.
+    """A pass as a convolution of a source to a result (of wgrad, x and y): 1-D with a first axis of one row.
 
+    `depth` is the first of three axes: planes of the result are images, each of which reads some of the source's.
     `inside` and `outside` are the channels of one group of the source and of the result. A data gradient of stride 1 is
     the convolution with a window that is turned round; one that `spreads` has another stride, and keeps the window.
     """
@@ -51,6 +73,7 @@ class Rows:
     pad: tuple[int, int]
     dilation: tuple[int, int]
     axis: MarchAxis
+    depth: Depth
 
     @property
     def taps(self) -> tuple[int, int]:
@@ -74,25 +97,60 @@ class Rows:
 
 @lru_cache(maxsize=1024)
 def rows_of(problem: ConvProblem) -> Rows:
-    """Return what a 1-D or 2-D problem is to the row kernels."""
+    """Return what a problem is to the row kernels."""
     grad = problem.kind in ("dgrad", "transposed")
-    kernel, stride, dilation = two(problem.kernel, 1), two(problem.stride, 1), two(problem.dilation, 1)
-    pad = two(problem.pad_lo, 0)
-    source, result = two(problem.input_size, 1), two(problem.output_size, 1)
+    kernel, stride, dilation = three(problem.kernel, 1), three(problem.stride, 1), three(problem.dilation, 1)
+    pad = three(problem.pad_lo, 0)
+    source, result = three(problem.input_size, 1), three(problem.output_size, 1)
     inside, outside = problem.c // max(problem.groups, 1), problem.k // max(problem.groups, 1)
-    spreads = grad and stride != (1, 1)
+    spreads = grad and stride != (1, 1, 1)
     if grad:
         source, result, inside, outside = result, source, outside, inside
-    along_h = dilation[0] if kernel[0] > 1 else 1
-    if spreads:
-        axis = gradient_axis(kernel[0], stride[0], along_h, pad[0], result[0])
-    else:
-        if grad:  # the convolution of y with a window that is turned round
-            pad = (dilation[0] * (kernel[0] - 1) - pad[0], dilation[1] * (kernel[1] - 1) - pad[1])
-        axis = forward_axis(kernel[0], stride[0], along_h, pad[0], result[0])
+        if not spreads:  # the convolution of y with a window that is turned round
+            pad = tuple(step * (taps - 1) - lo for step, taps, lo in zip(dilation, kernel, pad, strict=True))
+    along = gradient_axis if spreads else forward_axis
+    axis = along(kernel[1], stride[1], dilation[1] if kernel[1] > 1 else 1, pad[1], result[1])
+    depth = Depth(problem.ndim == 3, source[0], result[0], kernel[0], stride[0], pad[0], dilation[0])
     return Rows(
-        grad, spreads, problem.groups, inside, outside, source, result, kernel, stride, pad, dilation, axis
+        grad, spreads, problem.groups, inside, outside, source[1:], result[1:], kernel[1:], stride[1:], pad[1:],
+        dilation[1:], axis, depth,
     )  # fmt: skip
+
+
+def turned_elements(problem: ConvProblem) -> dict[str, int]:
+    """Return the elements of each tensor that is copied with its channels innermost, by its name in a workspace.
+
+    Rows are read with channels side by side; results are written in either format.
+    """
+    read = ("x", "y") if problem.kind == "wgrad" else ("x",) if problem.kind == "fprop" else ("y",)
+    shapes = {"x": problem.x_shape, "y": problem.y_shape}
+    return {f"{letter}_turned": prod(shapes[letter]) for letter in read if not in_order(problem, letter)}
+
+
+def images_at_a_time(problem: ConvProblem) -> int:
+    """Return of how many images copies fit into half of what workspaces may have: all, if there are none; or 0."""
+    each = sum(turned_elements(problem).values()) // max(problem.n, 1) * itemsize(problem.dtype)
+    return min(problem.n, workspace_limit() // 2 // each) if each else problem.n
+
+
+def in_turned(problem: ConvProblem, tensors: Mapping[str, Any], first: int, images: int) -> dict[str, Any]:
+    """Return `tensors` with copies in place of those that :func:`turned_elements` names, which it launches.
+
+    Copies are of `images` images from `first` on, and of other tensors of images views of those are returned.
+    """
+    found = dict(tensors)
+    turned = turned_elements(problem)
+    for letter in ("x", "y", "residual"):
+        if (tensor := tensors.get(letter)) is None:
+            continue
+        if f"{letter}_turned" not in turned:
+            found[letter] = tensor if images == problem.n else tensor.narrow(0, first, images)
+            continue
+        given, copy = in_runs(tensor), tensors[f"{letter}_turned"]
+        shape = (images, *given.shape[1:])
+        turn(problem, given, copy, first, images, shape[1], (0, prod(shape[2:])))
+        found[letter] = copy.as_strided(shape, channels_last_strides(shape))
+    return found
 
 
 def _refusal_of_strides(problem: ConvProblem) -> str | None:
@@ -104,7 +162,8 @@ def _refusal_of_strides(problem: ConvProblem) -> str | None:
     taps, stride, dilation = problem.kernel[-1], problem.stride[-1], problem.dilation[-1]
     if min(taps, stride, dilation) > 1:
         return f"takes no dilation along W with the stride of a data gradient, but {dilation} with {stride}"
-    for taps, stride, dilation in zip(problem.kernel[:-1], problem.stride[:-1], problem.dilation[:-1], strict=True):
+    rows = slice(-2, -1)  # along depth, positions of the source are looked up
+    for taps, stride, dilation in zip(problem.kernel[rows], problem.stride[rows], problem.dilation[rows], strict=True):
         if taps > 1 and gcd(stride, dilation) > 1:
             return f"takes no common divisor of stride and dilation in a data gradient, but {stride} and {dilation}"
     return None
@@ -112,26 +171,16 @@ def _refusal_of_strides(problem: ConvProblem) -> str | None:
 
 def refusal(problem: ConvProblem) -> str | None:
     """Return why the row kernels do not take a problem, with the numbers that say so; None if they do."""
-    if problem.ndim > 2:
-        return f"has kernels for 1-D and 2-D, not {problem.ndim}-D"
     if problem.padding_mode != "zeros":
         return f"pads with zeros alone, not {problem.padding_mode}"
-    if problem.kind == "wgrad" or problem.groups > 1:
-        read: tuple[str, ...] = ("x", "y")
-    else:  # few channels are written well in either format
-        read = ("y",) if problem.kind in ("dgrad", "transposed") else ("x",)
-    for name in read:
-        given = problem.x_format if name == "x" else problem.y_format
-        if given != CHANNELS_LAST:
-            return f"reads channels side by side: {name} must be {CHANNELS_LAST}, not {given}"
     reason = _refusal_of_strides(problem)
     if reason is not None:
         return reason
     if 0 in (problem.groups, problem.c, problem.k, problem.n, *problem.input_size, *problem.output_size):
         return "has nothing to compute without images, channels or positions"
     rows = rows_of(problem)
-    if max(rows.kernel) > _MOST_TAPS:
-        return f"keeps at most {_MOST_TAPS} taps of an axis open, not {max(rows.kernel)}"
+    if max(problem.kernel) > _MOST_TAPS:
+        return f"keeps at most {_MOST_TAPS} taps of an axis open, not {max(problem.kernel)}"
     if problem.groups == 1:
         if problem.kind == "wgrad" or rows.outside > FEW_FILTERS or rows.inside > _MOST_CHANNELS:
             return (
@@ -156,42 +205,41 @@ def wide(problem: ConvProblem, strides: Strides) -> bool:
         offsets.append(reach(problem.w_shape, strides["w"]))
     channels = problem.k if problem.kind in ("fprop", "wgrad") else problem.c
     offsets += [reach((channels,), strides[name]) for name in VECTORS if name in strides]
-    lanes = problem.n * (max(problem.input_size[-1], problem.output_size[-1]) + 1)
+    depth = rows_of(problem).depth
+    lanes = problem.n * depth.result * (max(problem.input_size[-1], problem.output_size[-1]) + 1)
     return max(*offsets, lanes) >= 2**31 - 2**16
 
 
 def sides(problem: ConvProblem, strides: Strides, names: tuple[str, ...], tensors: tuple[str, ...]) -> dict[str, Any]:
-    """Return strides along n, c, h and w of tensors (keys of `strides`) under other names; 0 for a tensor not there."""
+    """Return strides along n, c, d, h and w of tensors (keys of `strides`) under other names; 0 for one not there."""
     found: dict[str, Any] = {}
     for name, tensor in zip(names, tensors, strict=True):
-        given = strides.get(tensor, (0,) * (problem.ndim + 2))
-        batch, channel, *spatial = given
-        of = (batch, channel, *(0,) * (2 - problem.ndim), *spatial)
-        found |= {f"{name}_stride_{axis}": step for axis, step in zip("nchw", of, strict=True)}
+        of = five(strides.get(tensor, (0,) * (problem.ndim + 2)))
+        found |= {f"{name}_stride_{axis}": step for axis, step in zip("ncdhw", of, strict=True)}
     return found
 
 
 def _weights(problem: ConvProblem, strides: Strides) -> dict[str, int]:
-    """Return the strides of w as [G, KG, CG, R, S] of the pass: turned round, and its sides changed, in a gradient."""
+    """Return the strides of w as [G, KG, CG, T, R, S] of the pass: turned round, and its sides changed, in a gradient."""
     rows = rows_of(problem)
-    filters, channels, *spatial = strides["w"]
-    r, s = (*(0,) * (2 - problem.ndim), *spatial)
-    of_group = filters * (problem.k // problem.groups)
-    if not rows.grad:
-        return {"w_offset": 0, "w_stride_group": of_group, "w_stride_out": filters, "w_stride_in": channels,
-                "w_stride_r": r, "w_stride_s": s}  # fmt: skip
-    if rows.spreads:
-        return {"w_offset": 0, "w_stride_group": of_group, "w_stride_out": channels, "w_stride_in": filters,
-                "w_stride_r": r, "w_stride_s": s}  # fmt: skip
-    last = (rows.kernel[0] - 1) * r + (rows.kernel[1] - 1) * s
-    return {"w_offset": last, "w_stride_group": of_group, "w_stride_out": channels, "w_stride_in": filters,
-            "w_stride_r": -r, "w_stride_s": -s}  # fmt: skip
+    filters, channels, *taps = five(strides["w"])
+    if rows.grad:
+        of_out, of_in = channels, filters
+    else:
+        of_out, of_in = filters, channels
+    last = 0
+    if rows.grad and not rows.spreads:
+        last = sum((size - 1) * step for size, step in zip((rows.depth.taps, *rows.kernel), taps, strict=True))
+        taps = [-step for step in taps]
+    found = {"w_offset": last, "w_stride_group": filters * (problem.k // problem.groups), "w_stride_out": of_out,
+             "w_stride_in": of_in}  # fmt: skip
+    return found | {f"w_stride_{axis}": step for axis, step in zip("trs", taps, strict=True)}
 
 
 def _tile(rows: Rows, config: Mapping[str, Any]) -> dict[str, int]:
     """Return the constants of a tile that the kernel and the pass that packs weights share."""
     return {
-        "R": rows.kernel[0], "S": rows.kernel[1], "CG": rows.inside, "KG": rows.outside, "RP": rows.taps[0],
+        "T": rows.depth.taps, "R": rows.kernel[0], "S": rows.kernel[1], "CG": rows.inside, "KG": rows.outside, "RP": rows.taps[0],
         "J": rows.taps[1], "F": rows.columns,
         **{name: config[name] for name in ("PER", "BC", "BO", "BLOCKS")},
     }  # fmt: skip
@@ -200,7 +248,7 @@ def _tile(rows: Rows, config: Mapping[str, Any]) -> dict[str, int]:
 def packed_elements(rows: Rows, config: Mapping[str, Any]) -> int:
     """Return how many elements block-diagonal weights have."""
     r, columns = rows.taps
-    of_block = int(config["BLOCKS"]) * columns * int(config["BC"]) * r * rows.columns * int(config["BO"])
+    of_block = rows.depth.taps * int(config["BLOCKS"]) * columns * int(config["BC"]) * r * rows.columns * int(config["BO"])
     return blocks_of(rows, config) * of_block
 
 
@@ -235,7 +283,7 @@ def rows_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, 
         "groups": groups,
         "steps": config["steps"],
         "chunks": ceil_div(axis.steps, config["steps"]),
-        "tiles": ceil_div(problem.n * rows.lanes, config["BM"]),
+        "tiles": ceil_div(problem.n * rows.depth.result * rows.lanes, config["BM"]),
         "blocks": blocks_of(rows, config),
         "lanes_w": rows.lanes,
         "source_row": axis.source,
@@ -244,12 +292,16 @@ def rows_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, 
         "result_row": axis.result,
         "result_row_phase": axis.result_phase,
         "result_row_pitch": axis.result_pitch,
+        "pad_d": rows.depth.pad,
         "pad_h": rows.pad[0],
         "pad_w": rows.pad[1],
         "A": axis.reads,
         "U": axis.writes,
+        "DEEP": rows.depth.there,
+        "STRIDE_D": rows.depth.stride,
         "STRIDE_H": rows.stride[0],
         "STRIDE_W": rows.stride[1],
+        "DILATION_D": rows.depth.dilation,
         "DILATION_H": rows.dilation[0],
         "DILATION_W": rows.dilation[1],
         "EVEN": groups % per == 0 and (config["BLOCKS"] == 1 or rows.inside % bc == 0),
@@ -265,14 +317,15 @@ def rows_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, 
     found |= _tile(rows, config) | _weights(problem, strides)
     for name, size in (("source", rows.source_size), ("result", rows.result_size)):
         found |= {f"{name}_h": size[0], f"{name}_w": size[1]}
+    found |= {"source_d": rows.depth.source, "result_d": rows.depth.result}
     found |= sides(problem, strides, ("source", "result", "residual"), (*tensors, "residual"))
     channels = groups * rows.outside
     of_vector = {name: strides[name][0] if name in strides and channels > 1 else 1 for name in VECTORS}
     found |= {f"{name}_stride": step for name, step in of_vector.items()}
     written = ("result", *(("residual",) if problem.residual else ()))
     return in_units(found, {
-        "UNIT": (("source_stride_c",), [f"source_stride_{axis}" for axis in "nhw"]),
+        "UNIT": (("source_stride_c",), [f"source_stride_{axis}" for axis in "ndhw"]),
         "RESULT_UNIT": (
-            [f"{name}_stride_c" for name in written], [f"{name}_stride_{axis}" for name in written for axis in "nhw"],
+            [f"{name}_stride_c" for name in written], [f"{name}_stride_{axis}" for name in written for axis in "ndhw"],
         ),
     })  # fmt: skip

@@ -15,7 +15,8 @@ from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from .common import power_of_two
 from .march_costs import epilogue_instructions
-from .rows_blocks import rows_of
+from .rows_blocks import images_at_a_time, rows_of, turned_elements
+from .turns import in_order
 
 __all__ = ["RowCosts", "row_tiles", "warps_beside"]
 
@@ -28,6 +29,16 @@ a block of channels beside the first."""
 
 _PER_SPREAD = 2.2
 """Instructions of an element of the result of a gradient that spreads: several rows are closed together."""
+
+_PER_PLANE = 20.0
+"""Instructions of a row of another plane that a tap along depth leads to, beside loads and products."""
+
+_PER_APART, _READ_APART, _WHERE_APART = 5.0, 3.0, 3.0
+"""Instructions, and registers that tell where it lies, of an element of a result whose channels do not lie side by
+side: it is stored alone, as a residual is read."""
+
+_MOST_WHERE = 48.0
+"""Of those registers at most: of more elements the places are computed anew."""
 
 _PER_AHEAD, _PER_MMA, _PER_FMA = 2.0, 1.6, 1.25
 """Instructions of a register that is loaded ahead, of a product of a single warp with its operands, and of one without
@@ -63,7 +74,9 @@ class RowCosts:
         self.bm, self.bc, self.bo = column("BM"), column("BC"), column("BO")
         self.warps, self.steps, self.per = column("num_warps"), column("steps"), column("PER")
         self.parts, self.ahead, self.packed = column("BLOCKS"), column("AHEAD", 0), column("PACKED", 0)
+        self.parts = self.parts * rows.depth.taps  # products that are added up for a row of the source
         self.stages = column("num_stages")
+        self.apart = rows.groups > 1 and not in_order(problem, problem.result)
         self.threads = 32 * self.warps
         axis = rows.axis
         self.open, self.writes, self.columns = axis.open, axis.writes, rows.columns
@@ -79,7 +92,7 @@ class RowCosts:
         self.direct = (self.stages > 1) & (run > 1) & (self.ahead == 0)  # loads go to shared memory by themselves
         self.chunks = np.ceil(axis.steps / self.steps)
         self.blocks = np.ceil(rows.groups / self.per)
-        self.tiles = np.ceil(problem.n * rows.lanes / self.bm)
+        self.tiles = np.ceil(problem.n * rows.depth.result * rows.lanes / self.bm)
         self.programs = self.blocks * self.tiles * self.chunks * axis.phases
 
     def _side_by_side(self, config: Mapping[str, Any]) -> bool:
@@ -94,7 +107,10 @@ class RowCosts:
         pieces = np.where(self.single, used, self.products)
         found = _PER_STEP + _PER_LOAD * self.loads + _PER_PIECE * pieces / self.threads
         per_output = _PER_SPREAD if self.rows.spreads else _PER_OUTPUT
+        if self.apart:
+            per_output += _PER_APART + _READ_APART * self.problem.residual
         found = found + per_output * self.outputs / self.threads + _PER_BLOCK * axis.reads * (self.parts - 1)
+        found = found + _PER_PLANE * axis.reads * (self.rows.depth.taps - 1)
         found = found + _PER_AHEAD * self.ahead * self.tile * self.item / 4 / self.threads
         found = found + 30.0 * (self.bo < 16)  # narrower than what a product's rows hold together: they are rearranged
         found = found + 120.0 * (self.newest & ~self.single & (self.bm == 64))  # half of the lanes of tensor memory
@@ -116,6 +132,8 @@ class RowCosts:
         addresses = 3 * self.loads / (self.rows.axis.reads * self.parts)
         masked = 20.0 * (self.per * self.rows.inside < self.bc) * (self.parts == 1)
         used = 20 + (sums * words + loaded) / self.threads + addresses + masked
+        if self.apart:
+            used = used + np.minimum(_WHERE_APART * self.outputs / self.threads, _MOST_WHERE)
         used = used + self.single * self.direct * 0.3 * self.parts * self.ks * self.wide * self.item / 4 / 32  # filters
         plain = PIPES[pipe_of(self.problem)[0]].startswith("fma") and self.rows.spreads
         crowded = (
@@ -160,6 +178,8 @@ class RowCosts:
         whole = axis.reads * self.parts * self.bm * rows.taps[1] * np.minimum(self.bc, rows.inside * self.per) * item
         read = np.where(self.direct, whole, read)  # past L1, which has what lanes share
         weights = float(np.prod(problem.w_shape)) * item
+        turned = turned_elements(problem).values()
+        parts = ceil_div(problem.n, max(images_at_a_time(problem), 1))
         return Work(
             programs=self.programs,
             resident=resident,
@@ -167,13 +187,13 @@ class RowCosts:
             path=np.full(len(self.bm), PATHS.index("register" if item == 2 or factor else "fma")),
             flops=2 * factor * axis.reads * self.parts * self.bm * self.ks * self.wide * walked,
             feed=np.where(self.single, 0.9 * np.minimum(beside / 8, 1.0), np.minimum(self.wide / 64, 1.0)),
-            l2_bytes=read * walked + self.outputs * item * self.steps + packed,
+            l2_bytes=read * walked + (1 + self.apart) * self.outputs * item * self.steps + packed,
             dram_bytes=float(problem.min_bytes),
             instructions=(self.warps * (self.instructions() * walked + 150) + prologue) / np.minimum(beside / 4, 1.0),
             chain=walked * np.where(self.direct, 1 / np.maximum(self.stages - 1, 1), np.where(self.ahead > 0, 1.0, 1.2))
             + 3,
-            extra_bytes=self.packed * (weights + self.blocks * packed),
-            launches=1 + self.packed,
+            extra_bytes=self.packed * (weights + self.blocks * packed) + 2 * sum(turned) * item,
+            launches=parts * (1 + len(turned)) + self.packed,
             l1_bytes=moved + fetched,
         )
 
@@ -195,7 +215,7 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
     newest = gpu is not None and gpu.capability >= (10, 0)
     least_out = 16 if rows.groups == 1 else max(ceil_div(16, rows.taps[0] * rows.columns), 8)
     least_in = 16
-    lanes = problem.n * rows.lanes
+    lanes = problem.n * rows.depth.result * rows.lanes
     pers = sorted({max(min(side // max(rows.inside, rows.outside), rows.groups), 1) for side in (8, 16, 32, 64)})
     for per in pers:
         bo = max(power_of_two(per * rows.outside), least_out)
@@ -205,7 +225,7 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
             if bc != whole and (per > 1 or bc > whole or rows.inside <= 32):
                 continue
             parts = ceil_div(rows.inside, bc) if per == 1 else 1
-            bound = {"maxnreg": 255} if parts > 1 and newest else {}
+            bound = {"maxnreg": 255} if parts * rows.depth.taps > 1 and newest else {}
             narrow = ((16, 4), (32, 4)) if rows.spreads else ()  # whose results are several columns wide
             for bm, warps in ((16, 1), (32, 1), (32, 2), *narrow, (64, 2), (64, 4), (128, 4), (128, 8)):
                 if bm >= 2 * max(lanes, 16):

@@ -17,7 +17,7 @@ from ...costs.work import pipe_of
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from .common import power_of_two
-from .rows_blocks import rows_of
+from .rows_blocks import rows_of, turned_elements
 from .rows_costs import warps_beside
 
 __all__ = ["FOLD", "GradientCosts", "Lane", "elements_of", "gradient_tiles", "lane_of", "steps_of"]
@@ -61,7 +61,8 @@ def elements_of(problem: ConvProblem) -> int:
 
 def steps_of(problem: ConvProblem, config: Mapping[str, Any]) -> int:
     """Return how many steps of U rows all tiles of lanes have."""
-    tiles = ceil_div(problem.n * lane_of(problem, config["V"]).lanes, config["BM"])
+    planes = problem.n * rows_of(problem).depth.result
+    tiles = ceil_div(planes * lane_of(problem, config["V"]).lanes, config["BM"])
     return tiles * ceil_div(rows_of(problem).result_size[0], config["U"])
 
 
@@ -95,7 +96,7 @@ class GradientCosts:
         self.m, self.n = self.columns * self.bc, self.v * self.bo
         self.x, self.y = self.rows_of_x * self.m * self.bm, self.u * self.n * self.bm  # elements that a step loads
         self.taps = self.rows.kernel[0]
-        self.blocks = np.ceil(self.rows.groups / self.per)
+        self.blocks = np.ceil(self.rows.groups / self.per) * self.rows.depth.taps  # and taps along depth
         runs = [self._runs(config) for config in configs]
         self.run_x, self.run_y = (np.array([run[side] for run in runs], float) for side in (0, 1))
         self.loads = (self.x / self.run_x + self.y / self.run_y) / self.threads
@@ -128,7 +129,7 @@ class GradientCosts:
             self.n * self.bm / self.run_y / self.threads
         )
         found = 45 + 42 * lanes + 3 * (self.rows_of_x + self.u) + np.where(self.direct, 6.0, 12.0) * self.loads
-        found = found + 15.0 * (self.direct & (self.stages > 2))
+        found = found + 15.0 * (self.direct & (self.stages > 2)) + 100.0 * self.rows.depth.there  # planes are looked up
         if self.plain:
             found = found + 1.25 * products / self.threads
         else:
@@ -177,6 +178,7 @@ class GradientCosts:
         cached = columns * self.rows_of_x * rows.inside + self.bm * self.v * self.u * rows.outside
         read = np.where(past_l1, whole, cached) * self.per * item * walked
         sums = 8 if item == 8 else 4
+        turned = turned_elements(problem).values()
         of_block = elements_of(problem) / self.blocks * sums
         taps = self.taps * rows.kernel[1]
         own = self.warps * (350 + taps * (20 + 1.8 * self.m * self.n / self.threads))  # checks, sums of taps, stores
@@ -191,8 +193,8 @@ class GradientCosts:
             dram_bytes=float(problem.min_bytes),
             instructions=self.warps * (self.instructions() * walked + 150) / np.minimum(beside / 4, 1.0) + own,
             chain=walked / np.where(self.direct, self.stages - 1, 1.0) + 3,
-            extra_bytes=2 * self.splits * elements_of(problem) * sums,
-            launches=2.0,
+            extra_bytes=2 * self.splits * elements_of(problem) * sums + 2 * sum(turned) * item,
+            launches=2.0 + len(turned),
             l1_bytes=moved,
         )
 
@@ -235,7 +237,7 @@ def _tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
                 or (alone and u > 1)
             ):
                 continue
-            if bm >= 2 * max(problem.n * lane_of(problem, v).lanes, 16) or (bm == 64 and warps < 4):
+            if bm >= 2 * max(problem.n * rows.depth.result * lane_of(problem, v).lanes, 16) or (bm == 64 and warps < 4):
                 continue
             for number, cached in stages:
                 yield {

@@ -5,6 +5,8 @@ once, as A [BM, (s, c)] with the shifted columns of a lane side by side, and mul
 the window, B [(s, c), (r, f, k)]; the product falls apart along r into what it adds to the rows of the result that are
 open. A lane owns one column of the result, or in the gradient of a stride along W the columns f of one step of it: all
 phases of such a gradient are columns of one product, and its rows are closed as many at a time as the stride is high.
+In 3-D the planes of the result are images side by side, and each tap along depth is one more product, of the row of
+the plane that it leads to.
 A block holds whole groups: B is block-diagonal, and what it has beside the groups' weights is zero. An infinity times
 such a zero is NaN, so sums that are not finite are computed again, by groups.
 """
@@ -14,7 +16,7 @@ import triton.language as tl
 
 from ..common import epilogue
 from .lanes import within
-from .rows_exact import any_not_finite, gradient_directly, rows_directly
+from .rows_exact import any_not_finite, gradient_directly, plane_of_source, rows_directly
 
 
 @triton.jit
@@ -48,16 +50,17 @@ def _load_tile(
 @triton.jit
 def _load_tiles(
     sources, heres, channel_of, channels, row, row_pitch, height, row_step, channel_step,
-    A: tl.constexpr, BC: tl.constexpr, BLOCKS: tl.constexpr, EVEN: tl.constexpr,
+    A: tl.constexpr, BC: tl.constexpr, T: tl.constexpr, BLOCKS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Load the A rows of a step, from each of BLOCKS blocks of channels, the runs of taps one after the other."""
+    """Load the A rows of a step: of each of T planes and BLOCKS blocks of channels the runs of taps, in this order."""
+    RUNS: tl.constexpr = len(sources) // T
     tiles = ()
     for j in tl.static_range(A):
-        for b in tl.static_range(BLOCKS):
-            for c in tl.static_range(len(sources)):
+        for b in tl.static_range(T * BLOCKS):
+            for c in tl.static_range(RUNS):
                 tile = _load_tile(
-                    sources[c], heres[c], channel_of[c], channels, row + j * row_pitch, height, row_step, channel_step,
-                    b, BC, EVEN,
+                    sources[b // BLOCKS * RUNS + c], heres[b // BLOCKS * RUNS + c], channel_of[c], channels,
+                    row + j * row_pitch, height, row_step, channel_step, b % BLOCKS, BC, EVEN,
                 )  # fmt: skip
                 tiles = tiles + (tile,)
     return tiles
@@ -65,14 +68,14 @@ def _load_tiles(
 
 @triton.jit
 def _weight_places(
-    block, c, o, r, s, groups, w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s,
+    block, c, o, t, r, s, groups, w_stride_group, w_stride_out, w_stride_in, w_stride_t, w_stride_r, w_stride_s,
     R: tl.constexpr, S: tl.constexpr, CG: tl.constexpr, KG: tl.constexpr, PER: tl.constexpr,
 ):  # fmt: skip
-    """Return offsets into w, and where it has a weight, of channels `c` to `o` of a block, taps (r, s)."""
+    """Return offsets into w, and where it has a weight, of channels `c` to `o` of a block, taps (t, r, s)."""
     group = block * PER + o // KG
     inside = (group < groups) & (o < PER * KG) & (c // CG == o // KG) & (r < R) & (s < S)
-    at = group * w_stride_group + o % KG * w_stride_out + c % CG * w_stride_in + r * w_stride_r + s * w_stride_s
-    return at, inside
+    at = group * w_stride_group + o % KG * w_stride_out + c % CG * w_stride_in
+    return at + t * w_stride_t + r * w_stride_r + s * w_stride_s, inside
 
 
 @triton.jit
@@ -87,28 +90,29 @@ def _tap_along_w(j, f, S: tl.constexpr, STEP: tl.constexpr):
 
 @triton.jit
 def _load_filters(
-    w, packed, block, groups, w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s,
-    R: tl.constexpr, S: tl.constexpr, J: tl.constexpr, F: tl.constexpr, STEP: tl.constexpr, CG: tl.constexpr,
-    KG: tl.constexpr, PER: tl.constexpr, RP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, BLOCKS: tl.constexpr,
-    INDEX64: tl.constexpr,
+    w, packed, block, groups, w_stride_group, w_stride_out, w_stride_in, w_stride_t, w_stride_r, w_stride_s,
+    T: tl.constexpr, R: tl.constexpr, S: tl.constexpr, J: tl.constexpr, F: tl.constexpr, STEP: tl.constexpr,
+    CG: tl.constexpr, KG: tl.constexpr, PER: tl.constexpr, RP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr,
+    BLOCKS: tl.constexpr, INDEX64: tl.constexpr,
 ):  # fmt: skip
-    """Load the weights of a block of the result: [W * BC, RP * F * BO] of each run of W columns and each block."""
+    """Load the weights of a block of the result: [W * BC, RP * F * BO] of each run of W columns, block and plane."""
     filters = ()
     rfo = tl.arange(0, RP * F * BO)[None, :]
     if INDEX64:
         rfo = rfo.to(tl.int64)
-    for b in tl.static_range(BLOCKS):
+    for b in tl.static_range(T * BLOCKS):
         for bit in tl.static_range(4):
             if J & (8 >> bit):
                 jc = J // (16 >> bit) * (16 >> bit) * BC + tl.arange(0, (8 >> bit) * BC)[:, None]
                 if packed is not None:
-                    at = ((block * BLOCKS + b) * (J * BC) + jc) * (RP * F * BO) + rfo
+                    at = ((block * (T * BLOCKS) + b) * (J * BC) + jc) * (RP * F * BO) + rfo
                     filters = filters + (tl.load(packed + at),)
                 else:
                     s = _tap_along_w(jc // BC, rfo // BO % F, S, STEP)
                     at, inside = _weight_places(
-                        block, b * BC + jc % BC, rfo % BO, rfo // (BO * F), s, groups,
-                        w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s, R, S, CG, KG, PER,
+                        block, b % BLOCKS * BC + jc % BC, rfo % BO, b // BLOCKS, rfo // (BO * F), s, groups,
+                        w_stride_group, w_stride_out, w_stride_in, w_stride_t, w_stride_r, w_stride_s,
+                        R, S, CG, KG, PER,
                     )  # fmt: skip
                     filters = filters + (tl.load(w + at, mask=inside, other=0.0),)
     return filters
@@ -127,7 +131,8 @@ def _repr(specialization):
     c = specialization.constants
     kind = f"dgrad{c['STRIDE_H']}x{c['STRIDE_W']}" if c["SPREAD"] else "dgrad" if c["GRAD"] else "fprop"
     tile = f"{c['BM']}x{c['BC']}x{c['BLOCKS']}to{c['BO']}"
-    return f"_conv_rows_kernel_{kind}_{c['R']}x{c['S']}_{tile}_i{64 if c['INDEX64'] else 32}"
+    taps = f"{c['T']}x{c['R']}x{c['S']}" if c["DEEP"] else f"{c['R']}x{c['S']}"
+    return f"_conv_rows_kernel_{kind}_{taps}_{tile}_i{64 if c['INDEX64'] else 32}"
 
 
 @triton.jit(repr=_repr)
@@ -142,8 +147,10 @@ def _conv_rows_kernel(
     residual_ptr,
     images,
     groups,
+    source_d,
     source_h,
     source_w,
+    result_d,
     result_h,
     result_w,
     lanes_w,
@@ -157,37 +164,46 @@ def _conv_rows_kernel(
     result_row,
     result_row_phase,
     result_row_pitch,
+    pad_d,
     pad_h,
     pad_w,
     source_stride_n,
     source_stride_c,
+    source_stride_d,
     source_stride_h,
     source_stride_w,
     result_stride_n,
     result_stride_c,
+    result_stride_d,
     result_stride_h,
     result_stride_w,
     residual_stride_n,
     residual_stride_c,
+    residual_stride_d,
     residual_stride_h,
     residual_stride_w,
     w_offset,
     w_stride_group,
     w_stride_out,
     w_stride_in,
+    w_stride_t,
     w_stride_r,
     w_stride_s,
     bias_stride,
     scale_stride,
     shift_stride,
+    DEEP: tl.constexpr,
+    T: tl.constexpr,
     R: tl.constexpr,
     S: tl.constexpr,
     J: tl.constexpr,
     F: tl.constexpr,
     A: tl.constexpr,
     U: tl.constexpr,
+    STRIDE_D: tl.constexpr,
     STRIDE_H: tl.constexpr,
     STRIDE_W: tl.constexpr,
+    DILATION_D: tl.constexpr,
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
     CG: tl.constexpr,
@@ -210,22 +226,25 @@ def _conv_rows_kernel(
     BO: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """Compute result = activation((conv(source, w) + bias) * scale + shift + residual), in 2-D (1-D: one row).
+    """Compute result = activation((conv(source, w) + bias) * scale + shift + residual), in 3-D if DEEP, else in 2-D.
 
+    1-D is one row, and without DEEP there is one plane of each image, and one tap along depth.
     A data gradient of stride 1 is such a convolution of y, with weights turned round: GRAD says what padding means. One
-    of a larger stride (SPREAD) adds every row and column of y, times the weights, to several of the result.
+    of a larger stride (SPREAD) adds every row and column of y, times the weights, to several of the result. Along
+    depth both gather, whatever the stride: a plane of the result is the sum over taps of a plane of the source each.
     Of a group, KG channels of the result are sums over CG channels of the source. GEMM view: M = BM lanes of a row,
-    N = RP * F * BO with RP >= R a power of two, K = J * BC per block of channels: a lane owns F columns of the result
-    (1, or at least STRIDE_W where it spreads) and reads J of the source. A block of the result is PER whole groups,
+    N = RP * F * BO with RP >= R a power of two, K = J * BC per plane and block of channels: a lane owns F columns of
+    the result (1, or at least STRIDE_W where it spreads) and reads J of the source. A block of the result is PER whole groups,
     BO >= PER * KG channels, from BLOCKS blocks of BC channels of the source (one, unless PER is 1).
-    Tensors: source [N, G CG, H, W], result and residual [N, G KG, P, Q] and w [G, KG, CG, R, S] by strides in elements,
-    w from `w_offset`; packed [blocks, BLOCKS, J, BC, RP, F, BO] contiguous, see :func:`_conv_rows_pack_kernel`, or
-    None: weights are gathered from w then; bias, scale, shift [G KG] by a stride, or None. All of one floating type;
-    sums in ACC_DTYPE, rounded once at the store.
+    Tensors: source [N, G CG, D, H, W], result and residual [N, G KG, O, P, Q] and w [G, KG, CG, T, R, S] by strides in
+    elements, w from `w_offset`; packed [blocks, T, BLOCKS, J, BC, RP, F, BO] contiguous, see
+    :func:`_conv_rows_pack_kernel`, or None: weights are gathered from w then; bias, scale, shift [G KG] by a stride, or
+    None. All of one floating type; sums in ACC_DTYPE, rounded once at the store.
     Strides of source, but not along channels, are given divided by UNIT, those of result and residual by RESULT_UNIT.
     Rows lie in phases, in which a dilated window has no dilation; a step reads A rows of the source and closes U of the
     result, of which one is 1, see ``MarchAxis``.
-    Grid: (blocks * tiles * chunks * phases,), blocks innermost; tiles of BM lanes, of all images side by side.
+    Grid: (blocks * tiles * chunks * phases,), blocks innermost; tiles of BM lanes, of all images, and of
+    their planes, side by side.
     """
     M: tl.constexpr = (R + A - 1) // A  # rows of the result that a step adds to
     E: tl.constexpr = M if M > U else U  # and those that it closes
@@ -243,6 +262,10 @@ def _conv_rows_kernel(
     fo = tl.arange(0, F * BO)  # [F * BO]
     n = (lane // lanes_w).to(tl.int64)
     q = lane % lanes_w
+    plane = 0  # of the result, [BM, 1]
+    if DEEP:
+        plane = lane // lanes_w % result_d
+        n = (lane // lanes_w // result_d).to(tl.int64)
     lanes = n < images
     if INDEX64:
         fo = fo.to(tl.int64)
@@ -258,21 +281,28 @@ def _conv_rows_kernel(
     sources = ()
     heres = ()
     channel_of = ()
-    for bit in tl.static_range(4):  # runs of 8, 4, 2 and 1 columns, as many as J has
-        if J & (8 >> bit):
-            k = tl.arange(0, (8 >> bit) * BC)[None, :]  # [1, (j, c)]
-            beside = (J // (16 >> bit) * (16 >> bit) + k // BC) * DILATION_W
-            if SPREAD:
-                column = q - beside
-            else:
-                column = q * STRIDE_W - pad_w + beside
-            here = lanes & within(column, source_w)
-            if PER * CG < BC and BLOCKS == 1:
-                here = here & (k % BC < PER * CG)
-            of_block = (block * (PER * CG) + k % BC) * source_stride_c
-            sources = sources + (images_of_source + (column * source_stride_w * UNIT + of_block),)
-            heres = heres + (here,)
-            channel_of = channel_of + (k % BC,)
+    for t in tl.static_range(T):
+        from_plane = images_of_source
+        read = lanes
+        if DEEP:
+            z, there = plane_of_source(plane, t, source_d, pad_d, STRIDE_D, DILATION_D, SPREAD)
+            from_plane += z.to(tl.int64) * source_stride_d * UNIT
+            read = lanes & there
+        for bit in tl.static_range(4):  # runs of 8, 4, 2 and 1 columns, as many as J has
+            if J & (8 >> bit):
+                k = tl.arange(0, (8 >> bit) * BC)[None, :]  # [1, (j, c)]
+                beside = (J // (16 >> bit) * (16 >> bit) + k // BC) * DILATION_W
+                if SPREAD:
+                    column = q - beside
+                else:
+                    column = q * STRIDE_W - pad_w + beside
+                here = read & within(column, source_w)
+                if PER * CG < BC and BLOCKS == 1:
+                    here = here & (k % BC < PER * CG)
+                of_block = (block * (PER * CG) + k % BC) * source_stride_c
+                sources = sources + (from_plane + (column * source_stride_w * UNIT + of_block),)
+                heres = heres + (here,)
+                channel_of = channel_of + (k % BC,)
     channel = block * (PER * KG) + o  # [F * BO]
     channel_inside = o < PER * KG
     if not EVEN_OUT:
@@ -283,15 +313,20 @@ def _conv_rows_kernel(
         if F > STRIDE_W:
             mine = mine & (fo[None, :] // BO < STRIDE_W)
     to = n * result_stride_n * RESULT_UNIT + at_column * result_stride_w * RESULT_UNIT
+    if DEEP:
+        to += plane.to(tl.int64) * result_stride_d * RESULT_UNIT
     result = result_ptr + (to + (channel * result_stride_c)[None, :])
     residual = residual_ptr
     if residual_ptr is not None:
         from_residual = n * residual_stride_n * RESULT_UNIT + at_column * residual_stride_w * RESULT_UNIT
+        if DEEP:
+            from_residual += plane.to(tl.int64) * residual_stride_d * RESULT_UNIT
         residual = residual_ptr + (from_residual + (channel * residual_stride_c)[None, :])
 
     filters = _load_filters(  # read once: products take them from shared memory
-        w_ptr + w_offset, packed_ptr, block, groups, w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s,
-        R, S, J, F, STRIDE_W if SPREAD else 1, CG, KG, PER, RP, BC, BO, BLOCKS, INDEX64,
+        w_ptr + w_offset, packed_ptr, block, groups, w_stride_group, w_stride_out, w_stride_in,
+        w_stride_t, w_stride_r, w_stride_s,
+        T, R, S, J, F, STRIDE_W if SPREAD else 1, CG, KG, PER, RP, BC, BO, BLOCKS, INDEX64,
     )  # fmt: skip
     row = source_row + phase * source_row_phase
     if not SPREAD:
@@ -304,7 +339,7 @@ def _conv_rows_kernel(
     if AHEAD:
         next_tiles = _load_tiles(
             sources, heres, channel_of, channels, row + A * (first - WARM) * source_row_pitch, source_row_pitch,
-            source_h, source_stride_h * UNIT, source_stride_c, A, BC, BLOCKS, EVEN,
+            source_h, source_stride_h * UNIT, source_stride_c, A, BC, T, BLOCKS, EVEN,
         )  # fmt: skip
     for i in range(0, steps + WARM):
         step = first + (i - WARM)
@@ -312,21 +347,22 @@ def _conv_rows_kernel(
             tiles_now = next_tiles
             next_tiles = _load_tiles(
                 sources, heres, channel_of, channels, row + A * (step + 1) * source_row_pitch, source_row_pitch,
-                source_h, source_stride_h * UNIT, source_stride_c, A, BC, BLOCKS, EVEN,
+                source_h, source_stride_h * UNIT, source_stride_c, A, BC, T, BLOCKS, EVEN,
             )  # fmt: skip
         sums = still_open
         for _ in tl.static_range(U):
             sums = sums + (tl.zeros([BM, F * BO], ACC_DTYPE),)
         for j in tl.static_range(A):
             product = tl.zeros([BM, RP * F * BO], ACC_DTYPE)
-            for b in tl.static_range(BLOCKS):
+            for b in tl.static_range(T * BLOCKS):
                 for c in tl.static_range(RUNS):
                     if AHEAD:
-                        tile = tiles_now[(j * BLOCKS + b) * RUNS + c]
+                        tile = tiles_now[(j * (T * BLOCKS) + b) * RUNS + c]
                     else:
                         tile = _load_tile(
-                            sources[c], heres[c], channel_of[c], channels, row + (A * step + j) * source_row_pitch,
-                            source_h, source_stride_h * UNIT, source_stride_c, b, BC, EVEN,
+                            sources[b // BLOCKS * RUNS + c], heres[b // BLOCKS * RUNS + c], channel_of[c], channels,
+                            row + (A * step + j) * source_row_pitch, source_h, source_stride_h * UNIT,
+                            source_stride_c, b % BLOCKS, BC, EVEN,
                         )  # fmt: skip
                     product = tl.dot(
                         tile, filters[b * RUNS + c], product, input_precision=PRECISION, out_dtype=ACC_DTYPE
@@ -353,29 +389,32 @@ def _conv_rows_kernel(
         if SPREAD:
             gradient_directly(
                 images_of_source, w_ptr + w_offset, result, residual, bias_ptr, scale_ptr, shift_ptr,
-                bias_stride, scale_stride, shift_stride, mine, at_column, channel, block * PER + o // KG, o % KG,
-                channel_inside, U * first, U * steps, row_of_result, result_row_pitch, source_h, source_w, result_h,
-                pad_h, pad_w, source_stride_c, source_stride_h * UNIT, source_stride_w * UNIT,
-                result_stride_h * RESULT_UNIT, residual_stride_h * RESULT_UNIT,
-                w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s,
-                R, S, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, CG, ACTIVATION, ACC_DTYPE, BM, F * BO,
+                bias_stride, scale_stride, shift_stride, mine, plane, at_column, channel, block * PER + o // KG, o % KG,
+                channel_inside, U * first, U * steps, row_of_result, result_row_pitch, source_d, source_h, source_w,
+                result_h, pad_d, pad_h, pad_w, source_stride_c, source_stride_d * UNIT, source_stride_h * UNIT,
+                source_stride_w * UNIT, result_stride_h * RESULT_UNIT, residual_stride_h * RESULT_UNIT,
+                w_stride_group, w_stride_out, w_stride_in, w_stride_t, w_stride_r, w_stride_s,
+                DEEP, T, R, S, STRIDE_D, STRIDE_H, STRIDE_W, DILATION_D, DILATION_H, DILATION_W, CG,
+                ACTIVATION, ACC_DTYPE, BM, F * BO,
             )  # fmt: skip
         else:
             rows_directly(
                 images_of_source, w_ptr + w_offset, result, residual, bias_ptr, scale_ptr, shift_ptr,
-                bias_stride, scale_stride, shift_stride, mine, q, channel, block * PER + o // KG, o % KG,
-                channel_inside, first, steps, row_of_result, result_row_pitch, source_h, source_w, result_h,
-                pad_h, pad_w, source_stride_c, source_stride_h * UNIT, source_stride_w * UNIT,
-                result_stride_h * RESULT_UNIT, residual_stride_h * RESULT_UNIT,
-                w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s,
-                R, S, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, CG, GRAD, ACTIVATION, ACC_DTYPE, BM, BO,
+                bias_stride, scale_stride, shift_stride, mine, plane, q, channel, block * PER + o // KG, o % KG,
+                channel_inside, first, steps, row_of_result, result_row_pitch, source_d, source_h, source_w,
+                result_h, pad_d, pad_h, pad_w, source_stride_c, source_stride_d * UNIT, source_stride_h * UNIT,
+                source_stride_w * UNIT, result_stride_h * RESULT_UNIT, residual_stride_h * RESULT_UNIT,
+                w_stride_group, w_stride_out, w_stride_in, w_stride_t, w_stride_r, w_stride_s,
+                DEEP, T, R, S, STRIDE_D, STRIDE_H, STRIDE_W, DILATION_D, DILATION_H, DILATION_W, CG, GRAD,
+                ACTIVATION, ACC_DTYPE, BM, BO,
             )  # fmt: skip
 
 
 def _pack_repr(specialization):
     """Name the compiled kernel after what it is specialised for, so that a profiler shows it."""
     c = specialization.constants
-    return f"_conv_rows_pack_kernel_{c['R']}x{c['S']}_{c['BC']}x{c['BLOCKS']}to{c['BO']}_i{64 if c['INDEX64'] else 32}"
+    taps = f"{c['T']}x{c['R']}x{c['S']}" if c["T"] > 1 else f"{c['R']}x{c['S']}"
+    return f"_conv_rows_pack_kernel_{taps}_{c['BC']}x{c['BLOCKS']}to{c['BO']}_i{64 if c['INDEX64'] else 32}"
 
 
 @triton.jit(repr=_pack_repr)
@@ -388,8 +427,10 @@ def _conv_rows_pack_kernel(
     w_stride_group,
     w_stride_out,
     w_stride_in,
+    w_stride_t,
     w_stride_r,
     w_stride_s,
+    T: tl.constexpr,
     R: tl.constexpr,
     S: tl.constexpr,
     J: tl.constexpr,
@@ -407,8 +448,8 @@ def _conv_rows_pack_kernel(
 ):
     """Write the block-diagonal weights of `_conv_rows_kernel`, zeros beside the groups' own included.
 
-    Tensors: w [G, KG, CG, R, S] by strides in elements from `w_offset`, which may be negative; packed
-    [blocks, BLOCKS, J, BC, RP, F, BO] contiguous, `elements` in all, of the same type.
+    Tensors: w [G, KG, CG, T, R, S] by strides in elements from `w_offset`, which may be negative; packed
+    [blocks, T, BLOCKS, J, BC, RP, F, BO] contiguous, `elements` in all, of the same type.
     Grid: (cdiv(elements, BLOCK),).
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
@@ -417,8 +458,9 @@ def _conv_rows_pack_kernel(
     c = i // (BO * F * RP) % BC + i // (BO * F * RP * BC * J) % BLOCKS * BC
     s = _tap_along_w(i // (BO * F * RP * BC) % J, i // BO % F, S, STEP)
     at, inside = _weight_places(
-        i // (BO * F * RP * BC * J * BLOCKS), c, i % BO, i // (BO * F) % RP, s, groups,
-        w_stride_group, w_stride_out, w_stride_in, w_stride_r, w_stride_s, R, S, CG, KG, PER,
+        i // (BO * F * RP * BC * J * BLOCKS * T), c, i % BO, i // (BO * F * RP * BC * J * BLOCKS) % T,
+        i // (BO * F) % RP, s, groups,
+        w_stride_group, w_stride_out, w_stride_in, w_stride_t, w_stride_r, w_stride_s, R, S, CG, KG, PER,
     )  # fmt: skip
     values = tl.load(w_ptr + w_offset + at, mask=inside & (i < elements), other=0.0)
     tl.store(packed_ptr + i, values, mask=i < elements)

@@ -4,13 +4,14 @@ A lane owns V neighbouring columns of y and the XW columns of x that its taps al
 B [BM, (v, k)], and each row of x that a row r of taps leads to, A [(u, c), BM], the product A B belongs to r; it holds
 the sums of every column of x with every column of y, of which the taps along W are some. All taps of a block of whole
 groups are such sums; what a product has beside them is dropped.
+In 3-D the planes of y are images side by side, and a program has one tap along depth.
 """
 
 import triton
 import triton.language as tl
 
 from .lanes import within
-from .rows_exact import any_not_finite
+from .rows_exact import any_not_finite, plane_of_source
 
 
 @triton.jit
@@ -36,31 +37,46 @@ def _add_bias(sums, row_of_y, BIAS: tl.constexpr, ACC_DTYPE: tl.constexpr):
 @triton.jit
 def _x_places(
     lane, uc, images, x_w, lanes_w, pad_w, x_stride_n, x_stride_c, x_stride_w, of_x, first_channel,
+    t, x_d, y_d, pad_d, x_stride_d, DEEP: tl.constexpr, STRIDE_D: tl.constexpr, DILATION_D: tl.constexpr,
     V: tl.constexpr, PITCH: tl.constexpr, STRIDE_W: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Return the offsets of elements (u, c) of lanes in row 0 of x, and where x has them: broadcast of both shapes."""
+    """Return the offsets of elements (u, c) of lanes in row 0 of x, and where x has them: broadcast of both shapes.
+
+    With DEEP, t is the tap along depth.
+    """
     n = (lane // lanes_w).to(tl.int64)
     column = lane % lanes_w * (V * STRIDE_W) - pad_w + uc // BC * PITCH
-    here = (n < images) & of_x & within(column, x_w)
-    return n * x_stride_n + (column * x_stride_w + (first_channel + uc % BC) * x_stride_c), here
+    here = of_x & within(column, x_w)
+    of_plane = n * x_stride_n
+    if DEEP:
+        n = (lane // lanes_w // y_d).to(tl.int64)
+        z, there = plane_of_source(lane // lanes_w % y_d, t, x_d, pad_d, STRIDE_D, DILATION_D, False)
+        here = here & there
+        of_plane = n * x_stride_n + z.to(tl.int64) * x_stride_d
+    return of_plane + (column * x_stride_w + (first_channel + uc % BC) * x_stride_c), here & (n < images)
 
 
 @triton.jit
 def _y_places(
-    lane, vk, images, y_w, lanes_w, y_stride_n, y_stride_k, y_stride_w, of_y, first_channel, V: tl.constexpr,
-    BO: tl.constexpr,
+    lane, vk, images, y_w, lanes_w, y_stride_n, y_stride_k, y_stride_w, of_y, first_channel, y_d, y_stride_d,
+    DEEP: tl.constexpr, V: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """Return the offsets of elements (v, k) of lanes in row 0 of y, and where y has them."""
     n = (lane // lanes_w).to(tl.int64)
     q = lane % lanes_w * V + vk // BO
+    of_plane = n * y_stride_n
+    if DEEP:
+        n = (lane // lanes_w // y_d).to(tl.int64)
+        of_plane = n * y_stride_n + (lane // lanes_w % y_d).to(tl.int64) * y_stride_d
     there = (n < images) & of_y & (q < y_w)
-    return n * y_stride_n + (q * y_stride_w + (first_channel + vk % BO) * y_stride_k), there
+    return of_plane + (q * y_stride_w + (first_channel + vk % BO) * y_stride_k), there
 
 
 @triton.jit
 def _walk(
     x_ptr, y_ptr, block, begin, end, images, of_x, of_y, x_h, x_w, y_h, y_w, lanes_w, pad_h, pad_w,
     x_stride_n, x_stride_c, x_stride_h, x_stride_w, y_stride_n, y_stride_k, y_stride_h, y_stride_w,
+    t, x_d, y_d, pad_d, x_stride_d, y_stride_d, DEEP: tl.constexpr, STRIDE_D: tl.constexpr, DILATION_D: tl.constexpr,
     R: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, PITCH: tl.constexpr,
     CG: tl.constexpr, KG: tl.constexpr, PER: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
     ACC_DTYPE: tl.constexpr, INDEX64: tl.constexpr, CACHE: tl.constexpr, U: tl.constexpr, V: tl.constexpr,
@@ -81,11 +97,12 @@ def _walk(
         tile = step // of_tile
         at_x, here = _x_places(
             tile * BM + tl.arange(0, BM)[None, :], uc, images, x_w, lanes_w, pad_w, x_stride_n, x_stride_c,
-            x_stride_w, of_x, block * (PER * CG), V, PITCH, STRIDE_W, BC,
+            x_stride_w, of_x, block * (PER * CG), t, x_d, y_d, pad_d, x_stride_d, DEEP, STRIDE_D, DILATION_D,
+            V, PITCH, STRIDE_W, BC,
         )  # fmt: skip
         at_y, there = _y_places(
             tile * BM + tl.arange(0, BM)[:, None], vk, images, y_w, lanes_w, y_stride_n, y_stride_k, y_stride_w,
-            of_y, block * (PER * KG), V, BO,
+            of_y, block * (PER * KG), y_d, y_stride_d, DEEP, V, BO,
         )  # fmt: skip
         first = (step - tile * of_tile) * U
         rows_of_y = ()
@@ -109,6 +126,7 @@ def _walk(
 def _walk_exactly(
     x_ptr, y_ptr, r, block, begin, end, images, of_x, of_y, x_h, x_w, y_h, y_w, lanes_w, pad_h, pad_w,
     x_stride_n, x_stride_c, x_stride_h, x_stride_w, y_stride_n, y_stride_k, y_stride_h, y_stride_w,
+    t, x_d, y_d, pad_d, x_stride_d, y_stride_d, DEEP: tl.constexpr, STRIDE_D: tl.constexpr, DILATION_D: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, PITCH: tl.constexpr,
     CG: tl.constexpr, KG: tl.constexpr, PER: tl.constexpr, ACC_DTYPE: tl.constexpr, INDEX64: tl.constexpr,
     U: tl.constexpr, V: tl.constexpr, XW: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr,
@@ -124,10 +142,11 @@ def _walk_exactly(
     for lane in range(begin // of_tile * BM, tl.cdiv(end, of_tile) * BM):
         at_x, here = _x_places(
             lane, uc, images, x_w, lanes_w, pad_w, x_stride_n, x_stride_c, x_stride_w, of_x, block * (PER * CG),
-            V, PITCH, STRIDE_W, BC,
+            t, x_d, y_d, pad_d, x_stride_d, DEEP, STRIDE_D, DILATION_D, V, PITCH, STRIDE_W, BC,
         )  # fmt: skip
         at_y, there = _y_places(
-            lane, vk, images, y_w, lanes_w, y_stride_n, y_stride_k, y_stride_w, of_y, block * (PER * KG), V, BO,
+            lane, vk, images, y_w, lanes_w, y_stride_n, y_stride_k, y_stride_w, of_y, block * (PER * KG),
+            y_d, y_stride_d, DEEP, V, BO,
         )  # fmt: skip
         first = tl.maximum(begin - lane // BM * of_tile, 0) * U
         if INDEX64:
@@ -165,7 +184,8 @@ def _repr(specialization):
     """Name the compiled kernel after what it is specialised for, so that a profiler shows it."""
     c = specialization.constants
     tile = f"{c['BM']}x{c['XW']}x{c['BC']}to{c['V']}x{c['BO']}"
-    return f"_conv_rows_wgrad_kernel_{c['R']}x{c['S']}_{tile}_i{64 if c['INDEX64'] else 32}"
+    taps = f"{c['T']}x{c['R']}x{c['S']}" if c["DEEP"] else f"{c['R']}x{c['S']}"
+    return f"_conv_rows_wgrad_kernel_{taps}_{tile}_i{64 if c['INDEX64'] else 32}"
 
 
 @triton.jit(repr=_repr)
@@ -175,8 +195,10 @@ def _conv_rows_wgrad_kernel(
     partial_ptr,
     images,
     groups,
+    x_d,
     x_h,
     x_w,
+    y_d,
     y_h,
     y_w,
     lanes_w,
@@ -184,20 +206,27 @@ def _conv_rows_wgrad_kernel(
     steps,
     steps_per_split,
     elements,
+    pad_d,
     pad_h,
     pad_w,
     x_stride_n,
     x_stride_c,
+    x_stride_d,
     x_stride_h,
     x_stride_w,
     y_stride_n,
     y_stride_k,
+    y_stride_d,
     y_stride_h,
     y_stride_w,
+    DEEP: tl.constexpr,
+    T: tl.constexpr,
     R: tl.constexpr,
     S: tl.constexpr,
+    STRIDE_D: tl.constexpr,
     STRIDE_H: tl.constexpr,
     STRIDE_W: tl.constexpr,
+    DILATION_D: tl.constexpr,
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
     PITCH: tl.constexpr,
@@ -222,15 +251,21 @@ def _conv_rows_wgrad_kernel(
     """Compute a split of the sums of x[n, c, i STRIDE + tap DILATION - pad] y[n, k, i], all taps of a block of groups.
 
     GEMM view, of a row of taps: M = (u, c), N = (v, k), reduction over BM lanes of each row; a lane has V columns of y
-    and XW of x, which lie PITCH apart. Tensors: x [N, G CG, H, W] and y [N, G KG, P, Q] of one floating type by
+    and XW of x, which lie PITCH apart. Tensors: x [N, G CG, D, H, W] and y [N, G KG, O, P, Q] of one floating type by
     strides in elements (those of x, but not along channels, given divided by UNIT, those of y by RESULT_UNIT); partial
-    [splits, elements] contiguous, of ACC_DTYPE, in which products are summed: weights [R, S, CG, G KG] and, with
-    BIAS, sums of y [G KG]. A block is PER whole groups.
-    A step is U rows of y of one tile of BM lanes, `lanes_w` to a row, of all images side by side; a split is a run of
-    steps, down the rows of one tile after the other. Grid: (splits * blocks,), blocks innermost.
+    [splits, elements] contiguous, of ACC_DTYPE, in which products are summed: weights [T, R, S, CG, G KG] and,
+    with BIAS, sums of y [G KG]. A block is PER whole groups. Without DEEP there is one plane, and T is 1.
+    A step is U rows of y of one tile of BM lanes, `lanes_w` to a row, of all images, and their planes, side by side; a
+    split is a run of steps, down the rows of one tile after the other. Grid: (splits * T * blocks,), blocks innermost.
     """
     block = tl.program_id(0) % blocks
     split = tl.program_id(0) // blocks
+    t = 0
+    if DEEP:
+        t = split % T
+        split = split // T
+        if INDEX64:
+            t = t.to(tl.int64)
     begin = split * steps_per_split
     end = tl.maximum(tl.minimum(begin + steps_per_split, steps), begin)
     if INDEX64:
@@ -250,6 +285,7 @@ def _conv_rows_wgrad_kernel(
         x_ptr, y_ptr, block, begin, end, images, of_x, of_y, x_h, x_w, y_h, y_w, lanes_w, pad_h, pad_w,
         x_stride_n * UNIT, x_stride_c, x_stride_h * UNIT, x_stride_w * UNIT,
         y_stride_n * RESULT_UNIT, y_stride_k, y_stride_h * RESULT_UNIT, y_stride_w * RESULT_UNIT,
+        t, x_d, y_d, pad_d, x_stride_d * UNIT, y_stride_d * RESULT_UNIT, DEEP, STRIDE_D, DILATION_D,
         R, STRIDE_H, STRIDE_W, DILATION_H, PITCH, CG, KG, PER, BIAS, PRECISION, ACC_DTYPE, INDEX64, CACHE,
         U, V, XW, BM, BC, BO,
     )  # fmt: skip
@@ -262,30 +298,32 @@ def _conv_rows_wgrad_kernel(
                 x_ptr, y_ptr, r, block, begin, end, images, of_x, of_y, x_h, x_w, y_h, y_w, lanes_w, pad_h, pad_w,
                 x_stride_n * UNIT, x_stride_c, x_stride_h * UNIT, x_stride_w * UNIT,
                 y_stride_n * RESULT_UNIT, y_stride_k, y_stride_h * RESULT_UNIT, y_stride_w * RESULT_UNIT,
+                t, x_d, y_d, pad_d, x_stride_d * UNIT, y_stride_d * RESULT_UNIT, DEEP, STRIDE_D, DILATION_D,
                 STRIDE_H, STRIDE_W, DILATION_H, PITCH, CG, KG, PER, ACC_DTYPE, INDEX64, U, V, XW, BM, BC, BO,
             )  # fmt: skip
             _store(
-                partial_ptr, total, r, split, block, groups, elements, S, STRIDE_W, DILATION_W, PITCH, CG, KG, PER,
-                INDEX64, V, XW, BC, BO,
+                partial_ptr, total, t * R + r, split, block, groups, elements, S, STRIDE_W, DILATION_W, PITCH, CG,
+                KG, PER, INDEX64, V, XW, BC, BO,
             )  # fmt: skip
     else:
         for tap in tl.static_range(R):
             _store(
-                partial_ptr, sums[tap], tap, split, block, groups, elements, S, STRIDE_W, DILATION_W, PITCH, CG, KG,
-                PER, INDEX64, V, XW, BC, BO,
+                partial_ptr, sums[tap], t * R + tap, split, block, groups, elements, S, STRIDE_W, DILATION_W, PITCH,
+                CG, KG, PER, INDEX64, V, XW, BC, BO,
             )  # fmt: skip
     if BIAS:
         k = tl.arange(0, BO)
         filters = block * (PER * KG) + k
-        to = split.to(tl.int64) * elements + (R * S * CG * groups * KG + filters)
+        to = split.to(tl.int64) * elements + (T * R * S * CG * groups * KG + filters)
         of_bias = tl.sum(tl.sum(sums[R], 0).reshape(V, BO), 0)
-        tl.store(partial_ptr + to, of_bias, mask=(k < PER * KG) & (filters < groups * KG))
+        tl.store(partial_ptr + to, of_bias, mask=(k < PER * KG) & (filters < groups * KG) & (t == 0))
 
 
 def _fold_repr(specialization):
     """Name the compiled kernel after what it is specialised for, so that a profiler shows it."""
     c = specialization.constants
-    return f"_conv_rows_fold_kernel_{c['R']}x{c['S']}_{c['BLOCK_S']}x{c['BLOCK']}_i{64 if c['INDEX64'] else 32}"
+    taps = f"{c['T']}x{c['R']}x{c['S']}" if c["T"] > 1 else f"{c['R']}x{c['S']}"
+    return f"_conv_rows_fold_kernel_{taps}_{c['BLOCK_S']}x{c['BLOCK']}_i{64 if c['INDEX64'] else 32}"
 
 
 @triton.jit(repr=_fold_repr)
@@ -299,8 +337,10 @@ def _conv_rows_fold_kernel(
     weights,
     w_stride_k,
     w_stride_c,
+    w_stride_t,
     w_stride_r,
     w_stride_s,
+    T: tl.constexpr,
     R: tl.constexpr,
     S: tl.constexpr,
     CG: tl.constexpr,
@@ -310,8 +350,8 @@ def _conv_rows_fold_kernel(
 ):
     """Add the splits, BLOCK_S at a time, in an order that depends on their number alone.
 
-    Tensors: partial [splits, elements] contiguous, each `weights` weights [R, S, CG, K] and, if `bias` is not None,
-    sums of the bias [K], with `filters` = K; w [K, CG, R, S] by strides in elements and bias [K] contiguous, rounded
+    Tensors: partial [splits, elements] contiguous, each `weights` weights [T, R, S, CG, K] and, if `bias` is not None,
+    sums of the bias [K], with `filters` = K; w [K, CG, T, R, S] by strides in elements and bias [K] contiguous, rounded
     once. Grid: (cdiv(elements, BLOCK),).
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
@@ -325,7 +365,11 @@ def _conv_rows_fold_kernel(
         sums += tl.load(partial_ptr + ((first + split)[:, None] * elements + i[None, :]), mask=inside, other=0.0)
     total = tl.sum(sums, 0)
     tap = i // filters // CG
-    to = i % filters * w_stride_k + i // filters % CG * w_stride_c + tap // S * w_stride_r + tap % S * w_stride_s
+    to = i % filters * w_stride_k + i // filters % CG * w_stride_c + tap % S * w_stride_s
+    if T > 1:
+        to += tap // (R * S) * w_stride_t + tap // S % R * w_stride_r
+    else:
+        to += tap // S * w_stride_r
     tl.store(w_ptr + to, total.to(w_ptr.dtype.element_ty), mask=i < weights)
     if bias_ptr is not None:
         tl.store(bias_ptr + (i - weights), total.to(bias_ptr.dtype.element_ty), mask=(i >= weights) & (i < elements))
