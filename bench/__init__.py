@@ -1,1 +1,1 @@
-"""Measurements of this library beside torch's; a wheel has this folder as ``gpuconv.bench``, for ``gpuconv bench``."""
+"""Measurements of this library beside torch's; entered by the command line. A wheel has it as ``gpuconv.bench``."""

@@ -1,4 +1,4 @@
-"""gpuconv: convolution, transposed convolution and pooling for PyTorch, CuPy and NumPy arrays.
+"""Convolution, transposed convolution and pooling for PyTorch, CuPy and NumPy arrays; entered by everyone.
 
 The functions have the names, arguments and results of ``torch.nn.functional``. ``gpuconv.explain`` says which kernel
 a call runs and why, ``gpuconv.summarize`` describes a whole model; both know GPUs that are not here by name.
@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import functional
 from .config import VERSION, use_backend, use_tuning
-from .dispatch import Explanation, explain, record_problems
-from .dispatch.selection import TUNERS
+from .dispatch import TUNERS, Explanation, explain, record_problems
 from .errors import NoSolverError, WorkspaceWarning
 from .functional import *  # noqa: F403
 from .problem import Problem

@@ -1,1 +1,1 @@
-"""The command line, which callers enter by ``gpuconv`` or ``python -m gpuconv``; needs the ``cli`` extra."""
+"""The command line, entered by callers as ``gpuconv`` or ``python -m gpuconv``; needs the ``cli`` extra."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..dispatch import record_plans
-from ..functional.conv import conv2d
+from ..functional import conv2d
 from .demo_parts import Array, aligned, processor, public_function, timed
 
 __all__ = ["Layer", "layers", "run_resnet"]

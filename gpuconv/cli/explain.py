@@ -25,9 +25,9 @@ from rich.text import Text
 from .. import functional
 from ..arrays import channels_last_strides, contiguous_strides
 from ..config import BACKENDS, logger
-from ..costs.constants import gpu_names
+from ..costs import gpu_names
 from ..dispatch import Explanation, explain
-from ..normalize.conv import ACTIVATIONS, CONV_DTYPES, PADDING_MODES, PRECISIONS
+from ..normalize import ACTIVATIONS, CONV_DTYPES, PADDING_MODES, PRECISIONS
 
 __all__ = ["explain_app", "new_console", "parse_shape", "parse_value"]
 

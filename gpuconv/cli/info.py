@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..config import BACKENDS, VERSION
-from ..dispatch.selection import backends
-from ..packs.search import packs
+from ..dispatch import backends
+from ..packs import packs
 
 __all__ = ["info_facts", "info_json", "info_text"]
 

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..config import logger
-from ..packs.index import CudaEntry, Entry, PackError, read_cubin, read_index
+from ..packs import CudaEntry, Entry, PackError, read_cubin, read_index
 from ..problem import Problem
 from .explain import new_console
 
@@ -63,8 +63,7 @@ def _list(folder: Path) -> None:
 
 
 def _verify(folder: Path) -> None:
-    from ..packs.driver import check_parameters
-    from ..packs.identity import sources_hash
+    from ..packs import check_parameters, sources_hash
 
     index = read_index(folder)
     for hash in index.cubins:
@@ -142,7 +141,7 @@ def pack_command(
             return
         if not arch or out is None or not (problems or workload or all_workloads or cupy):
             raise typer.BadParameter("give --arch, --out, and --problems, --workload, --all-workloads or --cupy")
-        from ..dispatch.problems import from_json
+        from ..dispatch import from_json
 
         found = from_json(_json(problems), str(problems)) if problems else []
         if workload or all_workloads:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ..config import logger
-from ..costs.constants import gpu_names
+from ..costs import gpu_names
 from ..summary import Summary, summarize
 from .explain import new_console, parse_shape
 

@@ -11,9 +11,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..config import logger
+from ..costs import Constants, Gpu, constants_of_gpu, gpu_of, user_constants_path
 from ..costs import measured as cache
-from ..costs.constants import Constants, Gpu, constants_of_gpu, gpu_of, user_constants_path
-from ..dispatch.problems import from_json
+from ..dispatch import from_json
 from ..problem import Problem
 from .explain import new_console
 

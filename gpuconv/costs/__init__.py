@@ -1,1 +1,55 @@
 """How long a launch takes: what it does, a model of the GPU, and measured times; entered by backends and up."""
+
+from .constants import (
+    ELSEWHERE,
+    PATHS,
+    PIPES,
+    Constants,
+    Gpu,
+    assuming,
+    constants_of,
+    constants_of_gpu,
+    device_elsewhere,
+    device_of_name,
+    gpu_names,
+    gpu_of,
+    named_gpu,
+    on_gpu,
+    shipped,
+    user_constants_path,
+)
+from .files import locked, warn_once, write_json
+from .model import Work, concatenate, estimate, overheads, terms
+from .work import conv_gemm, conv_work, direct_work, pipe_of, roofline
+
+__all__ = [
+    "ELSEWHERE",
+    "PATHS",
+    "PIPES",
+    "Constants",
+    "Gpu",
+    "Work",
+    "assuming",
+    "concatenate",
+    "constants_of",
+    "constants_of_gpu",
+    "conv_gemm",
+    "conv_work",
+    "device_elsewhere",
+    "device_of_name",
+    "direct_work",
+    "estimate",
+    "gpu_names",
+    "gpu_of",
+    "locked",
+    "named_gpu",
+    "on_gpu",
+    "overheads",
+    "pipe_of",
+    "roofline",
+    "shipped",
+    "terms",
+    "user_constants_path",
+    "warn_once",
+    "write_json",
+]

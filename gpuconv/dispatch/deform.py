@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import forced_backend
+from ..normalize import Extras
 from ..normalize import deform as normalize_deform
-from ..normalize.conv import Extras
 from ..problem import Call, Prepared
 from .execution import explaining
 from .plan_cache import CACHE, UnkeyedError, conv_key, signatures

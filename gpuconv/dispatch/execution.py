@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from ..arrays import ArrayKind
-from ..backends.base import Plan
+from ..backends import Plan
 from ..config import forced_backend, logger
 from ..problem import Call, Problem, steps_of
 from .selection import select

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..costs.constants import device_of_name, on_gpu
+from ..costs import device_of_name, on_gpu
 from ..errors import NoSolverError
 from ..problem import Problem, placed
 from .execution import observed

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..backends.base import Plan, Solver
+from ..backends import Plan, Solver
 from ..config import BACKENDS, forced_by, workspace_limit
-from ..costs.constants import constants_of, gpu_of, named_gpu
-from ..costs.work import roofline
+from ..costs import constants_of, gpu_of, named_gpu, roofline
 from ..errors import NoSolverError
 from ..problem import Problem
 from .problems import problem_to_json

@@ -21,9 +21,9 @@ import numpy as np
 from ..arrays import is_cupy
 from ..config import forced_backend
 from ..config import settings as current_settings
-from ..costs.constants import ELSEWHERE
+from ..costs import ELSEWHERE
+from ..normalize import Extras
 from ..normalize import conv as normalize_conv
-from ..normalize.conv import Extras
 from ..problem import Call, Prepared
 from .execution import explaining
 from .selection import FORGETTERS

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import forced_backend
+from ..normalize import SCALES, Extras, ScaledExtras, is_number, scale_factors
 from ..normalize import scaled as normalize_scaled
-from ..normalize.conv import Extras
-from ..normalize.scaled import SCALES, ScaledExtras, is_number, scale_factors
 from ..problem import Call, Prepared
 from .execution import explaining
 from .plan_cache import CACHE, UnkeyedError, conv_key, signatures

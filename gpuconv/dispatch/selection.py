@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 
-from ..backends.base import Backend, Plan, Solver
+from ..backends import Backend, Plan, Solver
 from ..config import BACKENDS, tuning_mode, workspace_limit
 from ..errors import NoSolverError, WorkspaceWarning
 from ..problem import Problem, steps_of

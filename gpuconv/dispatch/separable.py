@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from ..arrays import ArrayKind
-from ..backends.base import Estimate, Plan, Solver
+from ..backends import Estimate, Plan, Solver
 from ..config import forced_backend
 from ..errors import NoSolverError
+from ..normalize import Extras
 from ..normalize import conv as normalize_conv
-from ..normalize.conv import Extras
 from ..problem import Call, ConvProblem, Prepared, Problem, SeparableProblem
 from .execution import explaining, run
 from .plan_cache import CACHE, prepared

@@ -7,8 +7,7 @@ Both functions are composed of one depthwise convolution, which the dispatcher r
 from __future__ import annotations
 
 from ..arrays import TORCH, ArrayKind
-from ..normalize.causal import Sequences, activation_of, sequence_arguments, update_arguments
-from ..normalize.conv import Extras
+from ..normalize import Extras, Sequences, activation_of, sequence_arguments, update_arguments
 from ..ops import operators
 from .compose import as_image, cast, explaining, joined, library, lines_last, masked, placeholder, zero, zeros
 from .conv import Array, _convolve

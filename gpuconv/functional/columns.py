@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..normalize.pool_forward import fold_call, unfold_call
+from ..normalize import fold_call, unfold_call
 from .launch import launch
 
 __all__ = ["fold", "unfold"]

@@ -11,8 +11,8 @@ from typing import Any
 
 from ..arrays import CHANNELS_LAST, CONTIGUOUS, TORCH, ArrayKind
 from ..dispatch import Explanation
-from ..dispatch.execution import explaining as _explaining
-from ..normalize.common import is_compiling, memory_format
+from ..dispatch import explaining as _explaining
+from ..normalize import is_compiling, memory_format
 
 __all__ = [
     "as_image",

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..dispatch import run
-from ..dispatch.plan_cache import conv_call, conv_transpose_call
-from ..normalize.conv import Extras
+from ..dispatch import conv_call, conv_transpose_call, run
+from ..normalize import Extras
 from ..ops import operators
 
 __all__ = [

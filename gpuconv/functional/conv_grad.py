@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..dispatch import run
-from ..dispatch.plan_cache import input_grad_call, weight_grad_call
-from ..normalize.conv import Extras
+from ..dispatch import input_grad_call, run, weight_grad_call
+from ..normalize import Extras
 from ..ops import operators
 from .conv import Array, Ints, Padding
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..dispatch import run
-from ..dispatch.deform import deform_call
+from ..dispatch import deform_call, run
 from ..ops import operators
 from .conv import Array, Ints, Padding
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..dispatch.plan_cache_pool import run_pool
+from ..dispatch import run_pool
 from ..ops import operators
 from ..problem import Call
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..normalize.pool_forward import avg_call, lp_call, max_call
+from ..normalize import avg_call, lp_call, max_call
 from .launch import launch
 
 __all__ = [

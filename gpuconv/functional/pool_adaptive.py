@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..normalize.pool import adaptive_call
+from ..normalize import adaptive_call
 from .launch import launch
 
 __all__ = [

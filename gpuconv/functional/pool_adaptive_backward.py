@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..normalize.pool_backward import adaptive_backward_call, fractional_backward_call, unpool_backward_call
+from ..normalize import adaptive_backward_call, fractional_backward_call, unpool_backward_call
 from .launch import launch
 
 __all__ = [

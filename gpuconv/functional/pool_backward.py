@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..normalize.pool_backward import avg_backward_call, lp_backward_call, max_backward_call
+from ..normalize import avg_backward_call, lp_backward_call, max_backward_call
 from .launch import launch
 
 __all__ = [

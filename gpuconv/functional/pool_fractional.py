@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..normalize.pool_forward import fractional_call, unpool_call
+from ..normalize import fractional_call, unpool_call
 from .launch import launch
 
 __all__ = [

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..dispatch import run
-from ..dispatch.scaled import scaled_call
-from ..normalize.scaled import ScaledExtras, dtype_name
+from ..dispatch import run, scaled_call
+from ..normalize import ScaledExtras, dtype_name
 from ..ops import operators
 from .conv import Array, Ints, Padding
 

@@ -10,9 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..arrays import ArrayKind
-from ..normalize.common import integer
-from ..normalize.conv import Extras
-from ..normalize.separable import along_axes, check_depthwise_separable, check_separable, check_separable_epilogue
+from ..normalize import (
+    Extras,
+    along_axes,
+    check_depthwise_separable,
+    check_separable,
+    check_separable_epilogue,
+    integer,
+)
 from ..ops import operators
 from .compose import explaining, result_of
 from .conv import Array, Ints, Padding, _convolve

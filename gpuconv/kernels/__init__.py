@@ -1,4 +1,4 @@
-"""Device code: Triton in `tl`, CUDA C in `cu`.
+"""Device code, Triton in `tl`, CUDA C in `cu`; entered by backends, and by packs for what it is hashed from.
 
 Both subpackages live in the repository's `kernels/` folder. An installed copy has them here; in a checkout this
 module adds that folder to its search path.

@@ -13,8 +13,7 @@ import torch.fx
 
 from ..errors import invalid
 from ..functional import causal_conv1d, causal_conv1d_update
-from ..normalize.causal import CAUSAL_ACTIVATIONS
-from ..normalize.common import integer
+from ..normalize import CAUSAL_ACTIVATIONS, integer
 from .common import check_extras
 
 __all__ = ["CausalConv1d"]

@@ -14,8 +14,7 @@ import torch
 
 from ..config import validate_backend
 from ..errors import invalid
-from ..normalize.common import pad_pairs
-from ..normalize.conv import ACTIVATIONS, PRECISIONS, ROUNDINGS, check_choice
+from ..normalize import ACTIVATIONS, PRECISIONS, ROUNDINGS, check_choice, pad_pairs
 
 __all__ = ["CONV_PADDINGS", "POOL_PADDINGS", "Extended", "check_extras", "constructor"]
 

@@ -14,7 +14,7 @@ import torch.fx
 
 from ..errors import invalid
 from ..functional import deform_conv1d, deform_conv2d, deform_conv3d
-from ..normalize.common import int_tuple, pad_pairs
+from ..normalize import int_tuple, pad_pairs
 from .common import CONV_PADDINGS, check_extras
 
 __all__ = ["DeformConv1d", "DeformConv2d", "DeformConv3d"]

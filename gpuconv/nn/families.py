@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ..normalize.conv import CONV_DTYPES, FLOATS, PADDING_MODES
+from ..normalize import CONV_DTYPES, FLOATS, PADDING_MODES
 from . import conv, lazy, pool
 
 __all__ = ["FAMILIES", "functions_in", "name_of", "torch_class", "why_not"]

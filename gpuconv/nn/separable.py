@@ -16,8 +16,7 @@ import torch.fx
 
 from ..errors import invalid
 from ..functional import depthwise_separable_conv2d, separable_conv2d
-from ..normalize.common import int_tuple, integer
-from ..normalize.separable import along_axes, check_separable_epilogue
+from ..normalize import along_axes, check_separable_epilogue, int_tuple, integer
 from .common import check_extras
 from .conv import Conv2d
 

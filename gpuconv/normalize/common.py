@@ -13,7 +13,7 @@ from operator import index
 from typing import Any
 
 from ..arrays import CHANNELS_LAST, CONTIGUOUS, ArrayKind, is_channels_last, unsqueezed_strides
-from ..costs.constants import device_elsewhere
+from ..costs import device_elsewhere
 from ..errors import invalid
 
 __all__ = [

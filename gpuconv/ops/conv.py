@@ -20,9 +20,8 @@ from typing import Any
 import torch
 
 from ..config import forced_backend
-from ..dispatch.execution import explaining, run
-from ..dispatch.plan_cache import conv_call, conv_transpose_call, input_grad_call, weight_grad_call
-from ..normalize.conv import Extras
+from ..dispatch import conv_call, conv_transpose_call, explaining, input_grad_call, run, weight_grad_call
+from ..normalize import Extras
 from ..problem import Call, ConvProblem
 from . import conv_traced, dtensor, flops, late
 from . import deform as ops_deform

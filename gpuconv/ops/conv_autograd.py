@@ -25,9 +25,8 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 from ..arrays import TORCH
-from ..dispatch import run
-from ..dispatch.plan_cache import prepared
-from ..normalize.conv import result_formats
+from ..dispatch import prepared, run
+from ..normalize import result_formats
 from ..problem import Call, ConvProblem
 from .conv_library import geometry_of, reached, run_problem
 from .conv_vmap import fold

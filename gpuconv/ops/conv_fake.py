@@ -14,8 +14,7 @@ import torch
 from .. import shapes
 from ..arrays import CHANNELS_LAST, TORCH, channels_last_strides
 from ..config import validate_backend
-from ..normalize.common import same_device
-from ..normalize.conv import (
+from ..normalize import (
     ACTIVATIONS,
     CONV_DTYPES,
     FLOATS,
@@ -27,6 +26,7 @@ from ..normalize.conv import (
     check_choice,
     check_dtypes,
     formats_of,
+    same_device,
 )
 
 __all__ = ["fake_dgrad", "fake_fprop", "fake_wgrad", "fprop_shape", "is_zero"]

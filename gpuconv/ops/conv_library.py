@@ -26,9 +26,8 @@ from torch.autograd.function import _SingleLevelFunction
 
 from .. import shapes
 from ..config import forced_backend
-from ..dispatch import run
-from ..dispatch.plan_cache import conv_call, conv_transpose_call, input_grad_call, weight_grad_call
-from ..normalize.conv import Extras
+from ..dispatch import conv_call, conv_transpose_call, input_grad_call, run, weight_grad_call
+from ..normalize import Extras
 from ..problem import ConvProblem
 from .conv_fake import fake_dgrad, fake_fprop, fake_wgrad, is_zero
 from .conv_vmap import fold

@@ -12,9 +12,9 @@ import torch
 
 from ..arrays import TORCH
 from ..config import forced_backend
-from ..costs.constants import device_elsewhere
+from ..costs import device_elsewhere
 from ..errors import invalid
-from ..normalize.conv import (
+from ..normalize import (
     ACTIVATIONS,
     PADDING_MODES,
     PRECISIONS,

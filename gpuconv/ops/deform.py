@@ -15,11 +15,9 @@ from typing import Any
 import torch
 
 from ..config import forced_backend
-from ..dispatch.deform import deform_call
-from ..dispatch.execution import explaining, run
+from ..dispatch import deform_call, explaining, run
 from ..errors import invalid
-from ..normalize.conv import Extras, check_rank, geometry_of, pads_of
-from ..normalize.deform import groups_of, offset_groups_of
+from ..normalize import Extras, check_rank, geometry_of, groups_of, offset_groups_of, pads_of
 from ..problem import Call, DeformProblem
 from . import conv_traced
 from .conv_library import autocast

@@ -16,11 +16,8 @@ import torch
 
 from .. import shapes
 from ..arrays import CONTIGUOUS, TORCH
-from ..dispatch import run
-from ..dispatch.plan_cache import prepared
-from ..normalize.common import memory_format, same_device
-from ..normalize.conv import check_dtypes, effective_precision, formats_of
-from ..normalize.deform import DEFORM_DTYPES
+from ..dispatch import prepared, run
+from ..normalize import DEFORM_DTYPES, check_dtypes, effective_precision, formats_of, memory_format, same_device
 from ..problem import Call, ConvProblem, DeformProblem
 from . import conv_fake
 from .conv_library import LIBRARY, chosen_backend

@@ -20,9 +20,8 @@ import torch
 
 from ..arrays import TORCH
 from ..config import forced_backend
-from ..dispatch.execution import explaining, run
-from ..dispatch.plan_cache import CACHE
-from ..normalize.conv import Extras
+from ..dispatch import CACHE, explaining, run
+from ..normalize import Extras
 from ..problem import Call, PoolProblem
 from . import tiers
 from .conv_library import autocast

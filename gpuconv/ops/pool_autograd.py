@@ -30,7 +30,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from ..errors import invalid
-from ..normalize.common import memory_format
+from ..normalize import memory_format
 from .conv_autograd import functionalizes, needs_operator
 from .conv_library import LIBRARY, autocast, no_autocast, records
 from .pool_fake import AS_INPUT, Form

@@ -17,9 +17,8 @@ from .. import shapes
 from ..arrays import CHANNELS_LAST, CONTIGUOUS, TORCH, channels_last_strides
 from ..config import validate_backend
 from ..errors import invalid
-from ..normalize.common import memory_format, same_device
-from ..normalize.pool import FLOATS, INTEGERS, adaptive_kernel
-from ..normalize.pool_forward import COLUMNS, lp_types
+from ..normalize import COLUMNS, INTEGERS, adaptive_kernel, lp_types, memory_format, same_device
+from ..normalize import POOL_FLOATS as FLOATS
 from ..problem import offset_dtype
 
 __all__ = ["AS_INPUT", "RESULTS", "Form", "column_windows", "fake", "input_format", "output_size", "window"]

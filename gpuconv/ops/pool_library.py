@@ -32,10 +32,8 @@ from typing import Any
 import torch
 
 from ..arrays import CONTIGUOUS, TORCH
-from ..dispatch import run
-from ..dispatch.plan_cache import prepared
-from ..normalize.common import memory_format
-from ..normalize.pool_forward import lp_types
+from ..dispatch import prepared, run
+from ..normalize import lp_types, memory_format
 from ..problem import Call, PoolProblem
 from ..shapes import pool_reads
 from .conv_library import LIBRARY, chosen_backend

@@ -14,19 +14,23 @@ from torch.autograd import forward_ad
 
 from ..arrays import TORCH
 from ..config import forced_backend
-from ..dispatch.execution import explaining, run
-from ..dispatch.scaled import keyed, scaled_call
+from ..dispatch import explaining, keyed, run, scaled_call
 from ..errors import invalid
-from ..normalize.common import same_device
-from ..normalize.conv import ACTIVATIONS, check_choice, check_rank, formats_of, geometry_of, pads_of
-from ..normalize.scaled import (
+from ..normalize import (
+    ACTIVATIONS,
     OPERANDS,
     SCALES,
     ScaledExtras,
     check_bias,
+    check_choice,
+    check_rank,
     check_scale,
+    formats_of,
+    geometry_of,
     is_number,
     out_dtype_of,
+    pads_of,
+    same_device,
 )
 from . import conv_fake, conv_traced
 from .conv_library import LIBRARY, Geometry, chosen_backend, records

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from ..arrays import TORCH
-from ..costs.constants import device_elsewhere
-from ..dispatch.execution import explaining, run
-from ..dispatch.separable import separable_call
-from ..normalize.conv import Extras
+from ..costs import device_elsewhere
+from ..dispatch import explaining, run, separable_call
+from ..normalize import Extras
 from .tiers import DIRECT, autocasts, repeated, tier_of
 
 __all__ = ["separable"]

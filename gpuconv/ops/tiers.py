@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from ..dispatch import plan_cache
-from ..dispatch.execution import OBSERVERS, without_batch
-from ..dispatch.plan_cache import CACHE, UnkeyedError, conv_key, signatures
+from ..dispatch import CACHE, OBSERVERS, UnkeyedError, conv_key, plan_cache, signatures, without_batch
 from ..launcher import native
-from ..normalize.conv import Extras
-from ..packs.search import any_packs
+from ..normalize import Extras
+from ..packs import any_packs
 from .conv_autograd import PLAIN, functionalizes
 
 __all__ = ["DIRECT", "OPERATOR", "RECORDED", "autocasts", "on_gpu", "refuse_tracing", "repeated", "tier_of"]

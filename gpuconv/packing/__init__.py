@@ -1,4 +1,4 @@
-"""From problems to a pack: plans for a GPU by name, their launches, each compiled once in processes of its own.
+"""From problems to a pack: plans for GPUs by name, their launches, each compiled once; entered by the command line.
 
 Nothing here needs a GPU. Imports torch, whose meta tensors stand for arrays, and Triton where it compiles.
 """

@@ -12,8 +12,18 @@ from typing import Any
 from ..backends.cupy.backend import BACKEND as CUPY
 from ..backends.cupy.common import OPTIONS
 from ..kernels import cu
-from ..packs.identity import cuda_key_of, sources_hash
-from ..packs.index import CudaEntry, Entry, Index, PackError, claim, read_cubin, read_index, write_pack
+from ..packs import (
+    CudaEntry,
+    Entry,
+    Index,
+    PackError,
+    claim,
+    cuda_key_of,
+    read_cubin,
+    read_index,
+    sources_hash,
+    write_pack,
+)
 from ..problem import Problem
 from . import nvrtc
 from .compile import compile_entries, compiler_versions, prepare

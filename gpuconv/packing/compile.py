@@ -9,9 +9,8 @@ import re
 import subprocess
 from typing import Any
 
-from ..launcher.maps import MapType, copies_as_told, is_map, parse_map_type
-from ..packs.identity import ALIGNMENT, CONSTANT
-from ..packs.index import Entry, arch_number
+from ..launcher import MapType, copies_as_told, is_map, parse_map_type
+from ..packs import ALIGNMENT, CONSTANT, Entry, arch_number
 from .plans import Launch
 
 __all__ = ["MOST_TENSOR_MEMORY", "compile_entries", "compiler_versions", "prepare"]

@@ -21,8 +21,7 @@ from pathlib import Path
 
 from ..backends.cupy.common import OPTIONS
 from ..kernels import cu
-from ..packs.identity import cuda_key_of
-from ..packs.index import CudaEntry, arch_number
+from ..packs import CudaEntry, arch_number, cuda_key_of
 
 __all__ = ["RELEASES", "CompileError", "Compiled", "compile_entries", "compile_source", "library", "version"]
 

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ..backends.base import Plan
+from ..backends import Plan
 from ..backends.triton.backend import BACKEND, missing_compiler_of
 from ..backends.triton.dry import launches_of_plan
 from ..config import workspace_limit
-from ..costs.constants import Gpu, assuming, shipped
-from ..packs.identity import KernelReference, key_of
+from ..costs import Gpu, assuming, shipped
+from ..packs import KernelReference, key_of
 from ..problem import Problem, placed
-from ..tuning.search import options_of
+from ..tuning import options_of
 
 __all__ = ["Launch", "Variants", "gpus_of", "launches_of", "plans_for"]
 

@@ -10,8 +10,7 @@ from math import prod
 from types import SimpleNamespace
 from typing import Any
 
-from ..launcher.layout import PORTABLE_CLUSTER, Layout, pack
-from ..launcher.maps import MapError, TensorMap, encode
+from ..launcher import PORTABLE_CLUSTER, Layout, MapError, TensorMap, encode, pack
 from .elf import parameter_sizes
 from .index import CudaEntry, Entry, PackError, read_cubin
 from .search import Found

@@ -18,7 +18,7 @@ from importlib import import_module
 from importlib.resources import files
 from typing import Any
 
-from ..launcher.maps import TensorMap
+from ..launcher import TensorMap
 
 __all__ = [
     "ALIGNMENT",

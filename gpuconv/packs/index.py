@@ -26,8 +26,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
-from ..launcher.layout import PORTABLE_CLUSTER, Layout, Parameter
-from ..launcher.maps import is_map, parse_map_type
+from ..launcher import PORTABLE_CLUSTER, Layout, Parameter, is_map, parse_map_type
 from .identity import CONSTANT, TYPES
 
 __all__ = [

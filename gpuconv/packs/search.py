@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import pack_folders
-from ..costs.files import warn_once
+from ..costs import warn_once
 from .identity import KernelReference, cuda_key_of, key_of, sources_hash
 from .index import CudaEntry, Entry, Index, PackError, arch_number, read_index
 

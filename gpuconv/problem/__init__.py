@@ -1,4 +1,4 @@
-"""Problems: frozen, hashable descriptions of one call, and the call itself.
+"""Problems: frozen, hashable descriptions of one call, and the call itself; entered by every room but shapes.
 
 Axis letters never change meaning between passes. For a convolution, input ``x`` is ``N C D H W``, filter ``w`` is
 ``K C/G T R S`` and output ``y`` is ``N K O P Q``; 1-D uses the last letter of each, 2-D the last two. A transposed

@@ -1,4 +1,4 @@
-"""Every size formula of the library, one axis at a time.
+"""Every size formula of the library, one axis at a time; entered by everyone.
 
 Reference, Triton, CuPy, fake kernels and modules all compute their sizes here and nowhere else.
 

@@ -12,12 +12,10 @@ from typing import Any
 from torch.utils.flop_counter import flop_registry
 
 from .. import functional
-from ..backends.base import Plan
+from ..backends import Plan
 from ..config import logger
-from ..costs.constants import constants_of, device_elsewhere
-from ..costs.work import roofline
-from ..dispatch.execution import observed
-from ..dispatch.selection import planned
+from ..costs import constants_of, device_elsewhere, roofline
+from ..dispatch import observed, planned
 from ..errors import NoSolverError
 from ..ops import conv as _operators  # noqa: F401  (registers the library's own operators)
 from ..ops import conv_library, pool_library

@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from ..costs.constants import constants_of, device_of_name
+from ..costs import constants_of, device_of_name
 from .report import Summary
 
 __all__ = ["summarize"]

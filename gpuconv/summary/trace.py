@@ -17,8 +17,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..arrays import CHANNELS_LAST
-from ..costs.constants import on_gpu
-from ..normalize.conv import result_formats
+from ..costs import on_gpu
+from ..normalize import result_formats
 from . import flow_library as _library_rules  # noqa: F401  (registers what the library's own operators do)
 from . import flow_views as _view_rules  # noqa: F401  (registers what views do)
 from .fields import Field

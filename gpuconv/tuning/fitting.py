@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..costs.constants import PATHS, PIPES, Constants, constants_of
-from ..costs.model import Work, concatenate, estimate
+from ..costs import PATHS, PIPES, Constants, Work, concatenate, constants_of, estimate
 from ..dispatch import solver_of
 from ..problem import Problem
 

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
-from ..backends.base import Plan, Solver
+from ..backends import Plan, Solver
 from ..backends.triton.tuned import Tunable
 from ..config import logger, workspace_limit
+from ..costs import Constants, Gpu, constants_of_gpu, gpu_of, locked, user_constants_path, warn_once, write_json
 from ..costs import measured as cache
-from ..costs.constants import Constants, Gpu, constants_of_gpu, gpu_of, user_constants_path
-from ..costs.files import locked, warn_once, write_json
-from ..dispatch import candidates
-from ..dispatch.problems import problem_from_json, problem_to_json
+from ..dispatch import candidates, problem_from_json, problem_to_json
 from ..problem import ConvProblem, PoolProblem, Problem
 from .fitting import Sample, fit
 from .trial import CudaTimer, Timer, Trial, capturing_or_compiling, context_lost, reason_of

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from ..arrays import TORCH
-from ..backends.base import Plan
+from ..backends import Plan
 from ..problem import Call, ConvProblem, PoolProblem, Prepared, Problem
 
 __all__ = ["CudaTimer", "Timer", "Trial", "capturing_or_compiling", "context_lost", "reason_of"]

@@ -1,4 +1,4 @@
-"""CUDA C++ sources, compiled at run time by the CuPy backend.
+"""CUDA C++ sources, compiled at run time; entered by the CuPy backend, and by packing.
 
 A source is one text: :func:`source` puts the folder's own headers in place of the lines that include them, so that the
 compiler needs no search path and a cache that looks at the text sees every change.

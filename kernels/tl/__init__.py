@@ -1,1 +1,4 @@
-"""Triton kernels. Importing this package imports no framework; each module imports triton itself."""
+"""Triton kernels; entered by the Triton backend.
+
+Importing this package imports no framework; each module imports triton itself.
+"""

@@ -66,12 +66,67 @@ def test_no_name_repeats_that_of_its_room():
 
 
 def test_every_room_says_what_it_is_for():
+    """In its first line, with who enters it."""
     silent = []
-    for path in (REPO / "gpuconv").rglob("__init__.py"):
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        if not first.startswith('"""') or len(first) < 20:
-            silent.append(path)
+    for folder in ("gpuconv", "kernels", "bench"):
+        for path in (REPO / folder).rglob("__init__.py"):
+            first = path.read_text(encoding="utf-8").partition("\n")[0]
+            if not first.startswith('"""') or "entered by" not in first:
+                silent.append(path)
     assert silent == []
+
+
+BEHIND_DOORS = {
+    # imports torch, which nobody waits for who has no tensors
+    ("gpuconv.backends.triton.common", "gpuconv.launcher.record"),
+    ("gpuconv.backends.triton.launch", "gpuconv.launcher.record"),
+    ("gpuconv.export.table", "gpuconv.ops.conv"),
+    ("gpuconv.nn", "gpuconv.ops.conv"),
+    ("gpuconv.ops.tiers", "gpuconv.launcher.native"),
+    ("gpuconv.summary.steps", "gpuconv.ops.conv"),
+    ("gpuconv.summary.steps", "gpuconv.ops.conv_library"),
+    ("gpuconv.summary.steps", "gpuconv.ops.pool_fake"),
+    ("gpuconv.summary.steps", "gpuconv.ops.pool_library"),
+    # a module by its name, whose functions are many, or which a test stands in for
+    ("gpuconv.backends.triton.tuned", "gpuconv.costs.constants"),
+    ("gpuconv.backends.triton.tuned", "gpuconv.costs.measured"),
+    ("gpuconv.backends.triton.tuned", "gpuconv.costs.model"),
+    ("gpuconv.backends.triton.tuned", "gpuconv.costs.work"),
+    ("gpuconv.cli.tune", "gpuconv.costs.measured"),
+    ("gpuconv.dispatch.deform", "gpuconv.normalize.deform"),
+    ("gpuconv.dispatch.plan_cache", "gpuconv.normalize.conv"),
+    ("gpuconv.dispatch.scaled", "gpuconv.normalize.scaled"),
+    ("gpuconv.dispatch.separable", "gpuconv.normalize.conv"),
+    ("gpuconv.ops.tiers", "gpuconv.dispatch.plan_cache"),
+    ("gpuconv.tuning.search", "gpuconv.costs.measured"),
+    # the command line, imported when somebody calls it; the package's own names
+    ("gpuconv", "gpuconv.summary.summarize"),
+    ("gpuconv.__main__", "gpuconv.cli.demo"),
+    ("gpuconv.__main__", "gpuconv.cli.info"),
+    ("gpuconv.__main__", "gpuconv.cli.main"),
+    ("gpuconv.cli.summarize", "gpuconv.summary.summarize"),
+    # what is compiled for packs is asked of the backend that would launch it; tuning knows what can be tuned
+    ("gpuconv.cli.demo_referee", "gpuconv.backends.numpy.teaching"),
+    ("gpuconv.packing.build", "gpuconv.backends.cupy.backend"),
+    ("gpuconv.packing.build", "gpuconv.backends.cupy.common"),
+    ("gpuconv.packing.compile", "gpuconv.backends.triton.gluon"),
+    ("gpuconv.packing.nvrtc", "gpuconv.backends.cupy.common"),
+    ("gpuconv.packing.plans", "gpuconv.backends.triton.backend"),
+    ("gpuconv.packing.plans", "gpuconv.backends.triton.dry"),
+    ("gpuconv.tuning.search", "gpuconv.backends.triton.tuned"),
+}
+"""Who enters a room of another floor by another way than its ``__init__``, and why."""
+
+
+def test_rooms_are_entered_by_the_door():
+    """What a room hands on stands in its ``__init__``; who takes it from a file behind that is known by name."""
+    found = set()
+    for name, targets in imports(REPO, ("gpuconv",)).items():
+        for target in targets:
+            door = ".".join(target.split(".")[:2])
+            if target != door and name.split(".")[:2] != door.split("."):
+                found.add((name, target))
+    assert found == BEHIND_DOORS
 
 
 needs_linter = pytest.mark.skipif(importlib.util.find_spec("importlinter") is None, reason="import-linter is missing")

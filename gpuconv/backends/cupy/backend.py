@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from ...costs.constants import named_gpu
+from ...costs import named_gpu
 from ...problem import Problem
 from ..base import Backend, Solver
 from . import conv, conv_deform, pool

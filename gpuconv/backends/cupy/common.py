@@ -14,11 +14,20 @@ from typing import Any
 import numpy as np
 
 from ...arrays import CONTIGUOUS, ArrayKind, with_memory
-from ...costs.files import warn_once
-from ...packs.driver import DriverError, PackedCuda, load
-from ...packs.index import CudaEntry, PackError
-from ...packs.origins import note, refuse_to_compile
-from ...packs.search import Found, any_packs, look_up_cuda, packs
+from ...costs import warn_once
+from ...packs import (
+    CudaEntry,
+    DriverError,
+    Found,
+    PackedCuda,
+    PackError,
+    any_packs,
+    load,
+    look_up_cuda,
+    note,
+    packs,
+    refuse_to_compile,
+)
 from ...problem import Call, Problem, itemsize
 from ..base import Plan, Solver
 

@@ -10,9 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from ...config import interpreting, packs_only
-from ...costs.constants import named_gpu
-from ...packs.identity import KernelReference
-from ...packs.search import any_packs, look_up
+from ...costs import named_gpu
+from ...packs import KernelReference, any_packs, look_up
 from ...problem import Problem, SeparableProblem
 from ..base import Backend, Plan, Solver
 from . import (

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...costs.constants import PATHS, PIPES, gpu_of
-from ...costs.model import Work
+from ...costs import PATHS, PIPES, Work, gpu_of
 from ...problem import ConvProblem, itemsize
 from .banded_blocks import TOGETHER, band_of, banded_of, packed_elements
 from .march_costs import epilogue_instructions

@@ -14,10 +14,8 @@ import numpy as np
 
 from ...arrays import CONTIGUOUS, TORCH, ArrayKind, is_cupy, with_memory
 from ...config import launcher
-from ...costs.constants import gpu_of
-from ...costs.model import Work
-from ...costs.work import conv_work
-from ...packs.identity import TypeName
+from ...costs import Work, conv_work, gpu_of
+from ...packs import TypeName
 from ...problem import Call, ConvProblem, Problem, itemsize
 from ..axes import five, reach, three
 from ..base import Plan

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ...config import workspace_limit
-from ...costs.model import Work
-from ...packs.identity import KernelReference
+from ...costs import Work
+from ...packs import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver

@@ -8,8 +8,8 @@ from typing import Any
 
 from ...arrays import CHANNELS_LAST, CONTIGUOUS
 from ...config import workspace_limit
-from ...costs.model import Work
-from ...packs.identity import KernelReference
+from ...costs import Work
+from ...packs import KernelReference
 from ...problem import Call, ConvProblem, DeformProblem, Problem
 from ...shapes import ceil_div
 from ..axes import five, reach

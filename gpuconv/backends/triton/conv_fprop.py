@@ -9,9 +9,8 @@ from typing import Any
 
 from ...arrays import CHANNELS_LAST, channels_last_strides
 from ...config import workspace_limit
-from ...costs.model import Work
-from ...costs.work import conv_gemm, conv_work
-from ...packs.identity import KernelReference
+from ...costs import Work, conv_gemm, conv_work
+from ...packs import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..axes import reach

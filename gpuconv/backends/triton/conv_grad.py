@@ -8,7 +8,7 @@ from typing import Any
 
 from ...arrays import CHANNELS_LAST
 from ...config import workspace_limit
-from ...packs.identity import KernelReference
+from ...packs import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div, map_axes, phase_size, phase_taps, tap_step
 from ..axes import three

@@ -8,9 +8,9 @@ from math import prod
 from typing import Any
 
 from ...config import workspace_limit
-from ...costs.model import Work
-from ...launcher.maps import MapType
-from ...packs.identity import KernelReference
+from ...costs import Work
+from ...launcher import MapType
+from ...packs import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver

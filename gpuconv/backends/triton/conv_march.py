@@ -7,8 +7,8 @@ from functools import lru_cache
 from math import gcd
 from typing import Any
 
-from ...costs.model import Work
-from ...packs.identity import KernelReference
+from ...costs import Work
+from ...packs import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver

@@ -7,9 +7,8 @@ from math import prod
 from typing import Any
 
 from ...arrays import CHANNELS_LAST
-from ...costs.constants import gpu_of
-from ...costs.model import Work
-from ...packs.identity import KernelReference
+from ...costs import Work, gpu_of
+from ...packs import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..axes import reach

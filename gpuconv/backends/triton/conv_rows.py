@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ...config import workspace_limit
-from ...costs.model import Work
-from ...packs.identity import KernelReference
+from ...costs import Work
+from ...packs import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver
@@ -87,9 +87,7 @@ class RowProducts(TritonConv):
             part = problem if images == problem.n else replace(problem, n=images)
             self._part(part, in_turned(problem, tensors, first, images), config, memo)
 
-    def _part(
-        self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo
-    ) -> None:
+    def _part(self, problem: ConvProblem, tensors: Mapping[str, Any], config: Mapping[str, int], memo: Memo) -> None:
         """Launch the row kernel for some images."""
         rows = rows_of(problem)
         arguments = remembered(memo, f"rows of {problem.n}", rows_arguments, problem, strides_of(tensors), config)

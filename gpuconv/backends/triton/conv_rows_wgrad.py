@@ -7,8 +7,8 @@ from math import prod
 from typing import Any
 
 from ...config import workspace_limit
-from ...costs.model import Work
-from ...packs.identity import KernelReference
+from ...costs import Work
+from ...packs import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver
@@ -82,8 +82,8 @@ class RowGradient(TritonConv):
         if not _configs(problem):
             rows = rows_of(problem)
             return (
-                f"has no tile for {rows.inside} to {rows.outside} channels and a window of {problem.kernel}, or no room "
-                f"for its sums within {workspace_limit()} bytes"
+                f"has no tile for {rows.inside} to {rows.outside} channels and a window of {problem.kernel}, "
+                f"or no room for its sums within {workspace_limit()} bytes"
             )
         return None
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from ...arrays import CHANNELS_LAST
 from ...config import workspace_limit
-from ...costs.model import Work
-from ...packs.identity import KernelReference
+from ...costs import Work
+from ...packs import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ..axes import three
 from ..base import Plan, Solver

@@ -7,8 +7,8 @@ from math import prod
 from typing import Any
 
 from ...config import workspace_limit
-from ...costs.model import Work
-from ...packs.identity import KernelReference
+from ...costs import Work
+from ...packs import KernelReference
 from ...problem import ConvProblem, Problem
 from ...shapes import ceil_div
 from ..axes import three

@@ -9,9 +9,8 @@ from typing import Any
 
 from ...arrays import CHANNELS_LAST, channels_last_strides
 from ...config import workspace_limit
-from ...costs.model import Work
-from ...costs.work import conv_gemm, conv_work
-from ...packs.identity import KernelReference, TypeName
+from ...costs import Work, conv_gemm, conv_work
+from ...packs import KernelReference, TypeName
 from ...problem import Call, ConvProblem, Problem, ScaledProblem
 from ...shapes import ceil_div
 from ..base import Estimate, Plan, Solver

@@ -13,10 +13,9 @@ from math import prod
 from typing import Any
 
 from ...config import workspace_limit
-from ...costs.constants import gpu_of
-from ...costs.model import Work
-from ...launcher.maps import MapType, TensorMap
-from ...packs.identity import KernelReference
+from ...costs import Work, gpu_of
+from ...launcher import MapType, TensorMap
+from ...packs import KernelReference
 from ...problem import ConvProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver

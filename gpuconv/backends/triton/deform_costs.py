@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays import CHANNELS_LAST
-from ...costs.constants import PATHS
-from ...costs.model import Work
-from ...costs.work import pipe_of
+from ...costs import PATHS, Work, pipe_of
 from ...problem import DeformProblem, itemsize
 from ...shapes import ceil_div
 

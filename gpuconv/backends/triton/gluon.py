@@ -6,7 +6,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ...launcher.maps import MapType, TensorMap
+from ...launcher import MapType, TensorMap
 
 __all__ = ["descriptor", "installed_triton", "layout_of_map", "plain_descriptor"]
 

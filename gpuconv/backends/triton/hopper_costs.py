@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...costs.constants import PATHS, constants_of
-from ...costs.model import Work, estimate, overheads, terms
-from ...costs.work import pipe_of
+from ...costs import PATHS, Work, constants_of, estimate, overheads, pipe_of, terms
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan

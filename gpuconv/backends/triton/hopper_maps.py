@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from ...launcher.maps import MapType, TensorMap
+from ...launcher import MapType, TensorMap
 from ...problem import ConvProblem
 from .hopper_forms import MOST_TOGETHER, Form, box_of, corners_of, split_axis
 from .hopper_view import Dense, number_of

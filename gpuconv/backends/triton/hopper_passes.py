@@ -21,6 +21,7 @@ __all__ = [
     "with_columns_as_channels",
 ]
 
+
 def channels_last(tensor: Any) -> Any:
     """Return a tensor with channels innermost and nothing in between: itself, or a copy."""
     wanted = channels_last_strides(tuple(tensor.shape))

@@ -9,14 +9,21 @@ from contextvars import ContextVar
 from typing import Any
 
 from ...config import interpreting
-from ...costs.constants import constants_of, gpu_of, named_gpu
-from ...costs.files import warn_once
-from ...launcher.maps import TensorMap
-from ...packs.driver import DriverError, PackedKernel, load
-from ...packs.identity import KernelReference, TypeName
-from ...packs.index import PackError
-from ...packs.origins import NotPackedError, note, refuse_to_compile
-from ...packs.search import any_packs, look_up
+from ...costs import constants_of, gpu_of, named_gpu, warn_once
+from ...launcher import TensorMap
+from ...packs import (
+    DriverError,
+    KernelReference,
+    NotPackedError,
+    PackedKernel,
+    PackError,
+    TypeName,
+    any_packs,
+    load,
+    look_up,
+    note,
+    refuse_to_compile,
+)
 from ...problem import Problem
 from . import common
 from .gluon import descriptor, plain_descriptor

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...costs.constants import PATHS, PIPES
-from ...costs.model import Work
+from ...costs import PATHS, PIPES, Work
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from .common import power_of_two

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...costs.model import Work
-from ...costs.work import direct_work
+from ...costs import Work, direct_work
 from ...problem import PoolProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver

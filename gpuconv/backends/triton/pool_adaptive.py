@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from ...arrays import CHANNELS_LAST
-from ...costs.model import Work
-from ...costs.work import direct_work
-from ...packs.identity import KernelReference
+from ...costs import Work, direct_work
+from ...packs import KernelReference
 from ...problem import PoolProblem, Problem, itemsize
 from ...shapes import adaptive_windows, ceil_div
 from ..axes import three

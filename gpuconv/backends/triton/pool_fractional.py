@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...packs.identity import KernelReference
+from ...packs import KernelReference
 from ...problem import PoolProblem, Problem
 from ...shapes import ceil_div
 from ..axes import three

@@ -10,9 +10,8 @@ import numpy as np
 
 from ...arrays import CHANNELS_LAST
 from ...config import workspace_limit
-from ...costs.model import Work
-from ...costs.work import direct_work
-from ...packs.identity import KernelReference
+from ...costs import Work, direct_work
+from ...packs import KernelReference
 from ...problem import PoolProblem, Problem
 from ...shapes import ceil_div
 from ..axes import three

@@ -7,7 +7,7 @@ from math import gcd, prod
 from typing import Any
 
 from ...arrays import CHANNELS_LAST
-from ...packs.identity import KernelReference
+from ...packs import KernelReference
 from ...problem import PoolProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..axes import three

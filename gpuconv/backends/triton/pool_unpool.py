@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from ...arrays import CHANNELS_LAST
-from ...costs.model import Work
-from ...costs.work import direct_work
-from ...packs.identity import KernelReference
+from ...costs import Work, direct_work
+from ...packs import KernelReference
 from ...problem import PoolProblem, Problem, itemsize
 from ...shapes import ceil_div
 from ..base import Plan, Solver

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays import CHANNELS_LAST, CONTIGUOUS, channels_last_strides, contiguous_strides
-from ...packs.identity import KernelReference
+from ...packs import KernelReference
 from ...problem import PoolProblem
 from ...shapes import ceil_div, effective_kernel
 from ..axes import three

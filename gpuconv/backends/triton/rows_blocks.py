@@ -19,8 +19,8 @@ from .turns import in_order, in_runs, turn
 from .units import in_units
 
 __all__ = [
-    "FEW_FILTERS", "MOST_IN_GROUP", "Depth", "Rows", "images_at_a_time", "in_turned", "pack_arguments", "refusal", "rows_arguments",
-    "rows_of", "turned_elements",
+    "FEW_FILTERS", "MOST_IN_GROUP", "Depth", "Rows", "images_at_a_time", "in_turned", "pack_arguments", "refusal",
+    "rows_arguments", "rows_of", "turned_elements",
 ]  # fmt: skip
 
 MOST_IN_GROUP = 32
@@ -111,9 +111,13 @@ def rows_of(problem: ConvProblem) -> Rows:
     along = gradient_axis if spreads else forward_axis
     axis = along(kernel[1], stride[1], dilation[1] if kernel[1] > 1 else 1, pad[1], result[1])
     depth = Depth(problem.ndim == 3, source[0], result[0], kernel[0], stride[0], pad[0], dilation[0])
+
+    def two(axes: tuple[int, ...]) -> tuple[int, int]:
+        return axes[1], axes[2]
+
     return Rows(
-        grad, spreads, problem.groups, inside, outside, source[1:], result[1:], kernel[1:], stride[1:], pad[1:],
-        dilation[1:], axis, depth,
+        grad, spreads, problem.groups, inside, outside, two(source), two(result), two(kernel), two(stride), two(pad),
+        two(dilation), axis, depth,
     )  # fmt: skip
 
 
@@ -220,7 +224,7 @@ def sides(problem: ConvProblem, strides: Strides, names: tuple[str, ...], tensor
 
 
 def _weights(problem: ConvProblem, strides: Strides) -> dict[str, int]:
-    """Return the strides of w as [G, KG, CG, T, R, S] of the pass: turned round, and its sides changed, in a gradient."""
+    """Return the strides of w as [G, KG, CG, T, R, S] of the pass: in a gradient turned round, its sides changed."""
     rows = rows_of(problem)
     filters, channels, *taps = five(strides["w"])
     if rows.grad:
@@ -239,8 +243,8 @@ def _weights(problem: ConvProblem, strides: Strides) -> dict[str, int]:
 def _tile(rows: Rows, config: Mapping[str, Any]) -> dict[str, int]:
     """Return the constants of a tile that the kernel and the pass that packs weights share."""
     return {
-        "T": rows.depth.taps, "R": rows.kernel[0], "S": rows.kernel[1], "CG": rows.inside, "KG": rows.outside, "RP": rows.taps[0],
-        "J": rows.taps[1], "F": rows.columns,
+        "T": rows.depth.taps, "R": rows.kernel[0], "S": rows.kernel[1], "CG": rows.inside, "KG": rows.outside,
+        "RP": rows.taps[0], "J": rows.taps[1], "F": rows.columns,
         **{name: config[name] for name in ("PER", "BC", "BO", "BLOCKS")},
     }  # fmt: skip
 
@@ -248,8 +252,8 @@ def _tile(rows: Rows, config: Mapping[str, Any]) -> dict[str, int]:
 def packed_elements(rows: Rows, config: Mapping[str, Any]) -> int:
     """Return how many elements block-diagonal weights have."""
     r, columns = rows.taps
-    of_block = rows.depth.taps * int(config["BLOCKS"]) * columns * int(config["BC"]) * r * rows.columns * int(config["BO"])
-    return blocks_of(rows, config) * of_block
+    of_block = int(config["BLOCKS"]) * columns * int(config["BC"]) * r * rows.columns * int(config["BO"])
+    return blocks_of(rows, config) * rows.depth.taps * of_block
 
 
 def pack_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str, Any]) -> dict[str, Any]:

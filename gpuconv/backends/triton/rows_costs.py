@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...costs.constants import PATHS, PIPES, gpu_of
-from ...costs.model import Work
-from ...costs.work import pipe_of
+from ...costs import PATHS, PIPES, Work, gpu_of, pipe_of
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from .common import power_of_two

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays import CHANNELS_LAST
-from ...costs.constants import PATHS, PIPES, gpu_of
-from ...costs.model import Work
-from ...costs.work import pipe_of
+from ...costs import PATHS, PIPES, Work, gpu_of, pipe_of
 from ...problem import ConvProblem, SeparableProblem, itemsize
 from ...shapes import effective_kernel
 from .common import power_of_two

@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...costs.constants import PATHS
-from ...costs.model import Work
-from ...costs.work import pipe_of
+from ...costs import PATHS, Work, pipe_of
 from ...problem import ConvProblem, itemsize
 from ...shapes import ceil_div
 from .hopper_costs import per_result, there

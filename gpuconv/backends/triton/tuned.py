@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from ...config import workspace_limit
-from ...costs import constants
+from ...costs import PIPES, constants
 from ...costs import measured as cache
 from ...costs import model as cost_model
 from ...costs import work as describe
-from ...costs.constants import PIPES
 from ...problem import ConvProblem, DeformProblem, Problem, ScaledProblem, SeparableProblem, itemsize
 from ...shapes import ceil_div
 from ..base import Estimate, Plan, Solver

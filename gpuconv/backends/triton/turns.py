@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from ...arrays import CHANNELS_LAST
-from ...packs.identity import KernelReference
+from ...packs import KernelReference
 from ...problem import ConvProblem
 from ...shapes import ceil_div
 from .launch import launch_kernel

@@ -234,8 +234,8 @@ def _conv_rows_kernel(
     depth both gather, whatever the stride: a plane of the result is the sum over taps of a plane of the source each.
     Of a group, KG channels of the result are sums over CG channels of the source. GEMM view: M = BM lanes of a row,
     N = RP * F * BO with RP >= R a power of two, K = J * BC per plane and block of channels: a lane owns F columns of
-    the result (1, or at least STRIDE_W where it spreads) and reads J of the source. A block of the result is PER whole groups,
-    BO >= PER * KG channels, from BLOCKS blocks of BC channels of the source (one, unless PER is 1).
+    the result (1, or at least STRIDE_W where it spreads) and reads J of the source. A block of the result is PER whole
+    groups, BO >= PER * KG channels, from BLOCKS blocks of BC channels of the source (one, unless PER is 1).
     Tensors: source [N, G CG, D, H, W], result and residual [N, G KG, O, P, Q] and w [G, KG, CG, T, R, S] by strides in
     elements, w from `w_offset`; packed [blocks, T, BLOCKS, J, BC, RP, F, BO] contiguous, see
     :func:`_conv_rows_pack_kernel`, or None: weights are gathered from w then; bias, scale, shift [G KG] by a stride, or

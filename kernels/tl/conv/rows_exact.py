@@ -41,8 +41,8 @@ def row_of_tap(tap, R: tl.constexpr, S: tl.constexpr, DEEP: tl.constexpr):
 def rows_directly(
     source, w, result, residual, bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride,
     inside, plane, q, channel, group, of_group, channel_inside, first, steps, row, row_pitch, depth, height, width,
-    result_height, pad_d, pad_h, pad_w, source_stride_c, source_stride_d, source_stride_h, source_stride_w, result_stride_h,
-    residual_stride_h, w_stride_group, w_stride_out, w_stride_in, w_stride_t, w_stride_r, w_stride_s,
+    result_height, pad_d, pad_h, pad_w, source_stride_c, source_stride_d, source_stride_h, source_stride_w,
+    result_stride_h, residual_stride_h, w_stride_group, w_stride_out, w_stride_in, w_stride_t, w_stride_r, w_stride_s,
     DEEP: tl.constexpr, T: tl.constexpr, R: tl.constexpr, S: tl.constexpr, STRIDE_D: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_D: tl.constexpr, DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr, CG: tl.constexpr, GRAD: tl.constexpr, ACTIVATION: tl.constexpr, ACC_DTYPE: tl.constexpr,
@@ -95,8 +95,8 @@ def rows_directly(
 def gradient_directly(
     source, w, result, residual, bias_ptr, scale_ptr, shift_ptr, bias_stride, scale_stride, shift_stride,
     inside, plane, column, channel, group, of_group, channel_inside, first, rows, row, row_pitch, depth, height, width,
-    result_height, pad_d, pad_h, pad_w, source_stride_c, source_stride_d, source_stride_h, source_stride_w, result_stride_h,
-    residual_stride_h, w_stride_group, w_stride_out, w_stride_in, w_stride_t, w_stride_r, w_stride_s,
+    result_height, pad_d, pad_h, pad_w, source_stride_c, source_stride_d, source_stride_h, source_stride_w,
+    result_stride_h, residual_stride_h, w_stride_group, w_stride_out, w_stride_in, w_stride_t, w_stride_r, w_stride_s,
     DEEP: tl.constexpr, T: tl.constexpr, R: tl.constexpr, S: tl.constexpr, STRIDE_D: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_D: tl.constexpr, DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr, CG: tl.constexpr, ACTIVATION: tl.constexpr, ACC_DTYPE: tl.constexpr, BM: tl.constexpr,

@@ -1,1 +1,1 @@
-"""Dense convolution on Hopper, in Gluon: TMA, wgmma, specialised warps. Needs Triton 3.8, or a pack."""
+"""Dense convolution on Hopper, in Gluon, which needs Triton 3.8 or a pack; entered by the Triton backend."""
