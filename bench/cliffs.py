@@ -44,6 +44,8 @@ class Ladder:
     size: str
     values: tuple[int, ...]
     bind: Callable[[int], Bound]
+    steps: Callable[[int], int] | None = None
+    """Of two functions in one call, the multiplications of both; ``explain`` tells those of the first."""
 
 
 def array(*shape: int) -> np.ndarray:
@@ -115,8 +117,61 @@ def other(kind: str, n: int = 2, c: int = 8, size: int = 32, kernel: int = 3) ->
     return gpuconv.max_unpool2d_backward, (array(*x.shape), y, indices), {}
 
 
+def composed(kind: str, n: int = 2, c: int = 8, k: int = 8, size: int = 0, kernel: int = 3) -> Bound:
+    """Return what is made of convolutions, or is one with more than its operands: `k` filters of the last one."""
+    size = max(size or (1024 if kind == "causal" else 32), kernel)
+    if kind == "causal":
+        return gpuconv.causal_conv1d, (array(n, c, size), array(c, kernel)), {}
+    x = array(n, c, size, size)
+    if kind == "deform":
+        offset = RNG.random((n, 2 * kernel * kernel, size - kernel + 1, size - kernel + 1), np.float32) - np.float32(
+            0.5
+        )
+        return gpuconv.deform_conv2d, (x, offset, array(k, c, kernel, kernel)), {}
+    if kind == "scaled":
+        x, w = ((10 * values).astype(np.int8) for values in (x, array(k, c, kernel, kernel)))
+        return gpuconv.scaled_conv2d, (x, w), {"input_scale": 0.5, "weight_scale": 0.25}
+    if kind == "depthwise separable":
+        return gpuconv.depthwise_separable_conv2d, (x, array(c, 1, kernel, kernel), array(k, c, 1, 1)), {}
+    if kind == "separable":
+        return gpuconv.separable_conv2d, (x, array(k, c, kernel, 1), array(k, k, 1, kernel)), {}
+    if kind == "fractional 3d":
+        x = array(n, c, size // 2, size // 2, size // 2)
+        return gpuconv.fractional_max_pool3d, (x, 2, size // 4), {"return_indices": True}
+    padding = {"padding": kernel // 2, "padding_mode": kind}
+    return gpuconv.conv2d, (x, array(k, c, kernel, kernel)), padding
+
+
+def steps_of(kind: str, n: int = 2, c: int = 8, k: int = 8, size: int = 32, kernel: int = 3) -> int:
+    """Return the multiplications of both convolutions of a composed function."""
+    size = max(size, kernel)
+    out = size - kernel + 1
+    if kind == "separable":
+        return n * k * kernel * (c * out * size + k * out * out)
+    return n * c * out * out * (kernel * kernel + k)
+
+
+def _composed_ladders() -> Iterator[Ladder]:
+    for kind in ("deform", "scaled", "depthwise separable", "separable", "reflect", "replicate", "circular"):
+        both = kind.endswith("separable")
+        sizes = {"n": (1, 8, 64), "c": (1, 8, 64, 256), "k": (1, 8, 64, 256), "size": (8, 32, 128), "kernel": (1, 3, 9)}
+        for size, values in sizes.items():
+
+            def work(value: int, kind=kind, size=size) -> int:  # type: ignore[no-untyped-def]
+                return steps_of(kind, **{size: value})
+
+            name = f"conv 2d {kind}" if kind in ("reflect", "replicate", "circular") else f"{kind} 2d"
+            bind = lambda value, kind=kind, size=size: composed(kind, **{size: value})  # noqa: E731
+            yield Ladder(name, size, values, bind, work if both else None)
+    for size, values in {"n": (1, 8, 64), "c": (1, 8, 64, 512), "size": LONG[1][:3], "kernel": (2, 8, 31)}.items():
+        yield Ladder("causal 1d", size, values, lambda v, size=size: composed("causal", **{size: v}))  # type: ignore[misc]
+    for size, values in {"n": (1, 8, 64), "c": (1, 8, 64), "size": (16, 32, 128)}.items():
+        yield Ladder("fractional 3d", size, values, lambda v, size=size: composed("fractional 3d", **{size: v}))  # type: ignore[misc]
+
+
 def ladders() -> Iterator[Ladder]:
     """Yield every ladder."""
+    yield from _composed_ladders()
     for ndim in (1, 2, 3):
         kernels = {1: (1, 8, 64, 512), 2: (1, 3, 9, 27), 3: (1, 3, 9)}[ndim]
         sizes: dict[str, tuple[tuple[int, ...], dict[str, int]]] = {
@@ -193,7 +248,8 @@ def climb(ladder: Ladder, spent: float) -> tuple[float, list[float]]:
     rates = []
     for value in ladder.values:
         bound = ladder.bind(value)
-        rates.append(seconds(bound, spent) / units(bound, ladder.size) * 1e9)
+        work = units(bound, ladder.size) if ladder.steps is None else ladder.steps(value)
+        rates.append(seconds(bound, spent) / work * 1e9)
     growth = max(rate / min(rates[: place + 1]) for place, rate in enumerate(rates))
     return growth, rates
 

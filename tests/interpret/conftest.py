@@ -58,7 +58,7 @@ PARTS = {
 named."""
 
 
-SHARES = dict.fromkeys(PARTS, 2) | {"test_layout": 4}
+SHARES = dict.fromkeys(PARTS, 2) | {"test_layout": 8}
 """Into how many parts lists are cut of which the full run takes one on either Triton, not the same."""
 
 OLDEST = "3.6."

@@ -56,7 +56,7 @@ MUTANTS = {
     "planes unmasked": ("read = lanes & there", "read = lanes"),
     "plane of the result forgotten": ("to += plane.to(tl.int64) * ", "to += 0 * plane.to(tl.int64) * "),
     "weights of one plane": ("+ t * w_stride_t +", "+"),
-    "packed planes side by side": ("i // (BO * F * RP * BC * J * BLOCKS) % T,", "i // (BO * F * RP * BC * J) % T,"),
+    "packed planes side by side": ("i // (BO * F * RP * BC * J * BLOCKS) % T,", "i * 0,"),
 }
 
 GRADIENT_MUTANTS = {

@@ -79,13 +79,12 @@ class RowGradient(TritonConv):
         reason = refusal(problem)
         if reason is not None:
             return reason
-        if not _configs(problem):
-            rows = rows_of(problem)
-            return (
-                f"has no tile for {rows.inside} to {rows.outside} channels and a window of {problem.kernel}, "
-                f"or no room for its sums within {workspace_limit()} bytes"
-            )
-        return None
+        if _configs(problem):
+            return None
+        if gradient_tiles(problem):
+            return f"keeps sums of a split, and copies of what is contiguous, over the limit of {workspace_limit()} bytes"
+        rows = rows_of(problem)
+        return f"has no tile for {rows.inside} to {rows.outside} channels and a window of {problem.kernel}"
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)
