@@ -82,7 +82,7 @@ class RowGradient(TritonConv):
         if _configs(problem):
             return None
         if gradient_tiles(problem):
-            return f"keeps sums of a split, and copies of what is contiguous, over the limit of {workspace_limit()} bytes"
+            return f"keeps sums of a split, and contiguous tensors turned, over the limit of {workspace_limit()} bytes"
         rows = rows_of(problem)
         return f"has no tile for {rows.inside} to {rows.outside} channels and a window of {problem.kernel}"
 

@@ -28,11 +28,11 @@ a block of channels beside the first."""
 _PER_SPREAD = 2.2
 """Instructions of an element of the result of a gradient that spreads: several rows are closed together."""
 
-_PER_PLANE, _PER_PLANE_OF_ONE = 20.0, 14.0
-"""Instructions of a row of another plane that a tap along depth leads to, beside loads and products: of products of
-four warps, and of single ones."""
+_PER_PLANE = 20.0
+"""Instructions of a row of another plane that a tap along depth leads to, forward, beside loads and products: of
+products of four warps, where those of single ones have none."""
 
-_PER_APART, _SPREAD_APART, _READ_APART, _WHERE_APART = 5.0, 4.0, 3.0, 3.0
+_PER_APART, _SPREAD_APART, _READ_APART, _WHERE_APART = 5.5, 3.0, 3.0, 3.0
 """Instructions, forward and in a gradient that spreads, and for a residual, and registers that tell where it lies, of
 an element of a result whose channels do not lie side by side: it is stored alone, and a residual read alone."""
 
@@ -110,8 +110,8 @@ class RowCosts:
             per_output += _SPREAD_APART if self.rows.spreads else _PER_APART
             per_output += _READ_APART * self.problem.residual
         found = found + per_output * self.outputs / self.threads + _PER_BLOCK * axis.reads * (self.parts - 1)
-        per_plane = np.where(self.single, _PER_PLANE_OF_ONE, _PER_PLANE)
-        found = found + per_plane * axis.reads * (self.rows.depth.taps - 1)
+        if not self.rows.spreads:
+            found = found + _PER_PLANE * ~self.single * axis.reads * (self.rows.depth.taps - 1)
         found = found + _PER_AHEAD * self.ahead * self.tile * self.item / 4 / self.threads
         found = found + 30.0 * (self.bo < 16)  # narrower than what a product's rows hold together: they are rearranged
         found = found + 120.0 * (self.newest & ~self.single & (self.bm == 64))  # half of the lanes of tensor memory
