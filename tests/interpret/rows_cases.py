@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from harness import ORDERS, Guarded, guard_input, guard_output, program_order
 
 import gpuconv
 from gpuconv import numerics
+from gpuconv.backends.triton import conv_rows
 from gpuconv.backends.triton.common import power_of_two
 from gpuconv.backends.triton.conv_rows import RowProducts
 from gpuconv.backends.triton.conv_rows_wgrad import RowGradient
@@ -52,6 +54,10 @@ BRANCHES: dict[str, dict[str, Any]] = {
     },
     "stride 2, 64-bit": {"index64": True, "stride": {1: 2, 2: (1, 2)}, "pads": (1, 0), "groups": 5, "c": 3, "k": 6},
     "long": {"kernel": {1: 7, 2: (1, 5)}, "pads": (3, 2)},
+    "depth alone": {
+        "stride": {1: 1, 2: 1, 3: (2, 1, 1)}, "dilation": {1: 1, 2: 1, 3: (2, 1, 1)},
+        "kernel": {1: 3, 2: 2, 3: (3, 2, 2)}, "pads": (1, 3),
+    },
     "tall": {"kernel": {1: 5, 2: (5, 2)}, "pads": (2, 1)},
     "few taps": {"kernel": {1: 2, 2: (1, 2)}, "stride": {1: 2, 2: (1, 2)}},
     "kernel over input": {"size": {1: 4, 2: (2, 3)}, "kernel": {1: 6, 2: (3, 4)}, "pads": (3, 2), "n": 5},
@@ -85,14 +91,14 @@ class Case:
     def option(self, name: str, default: Any) -> Any:
         """Return what the branch says about `name`; a dict holds one value per number of dimensions.
 
-        In 3-D the first axis, of four positions at most, is as the next one.
+        In 3-D the first axis, of four positions at most, is as the last one.
         """
         value = BRANCHES[self.branch].get(name, default)
         if isinstance(value, dict) and self.ndim == 3 and 3 not in value:
             two = value[2]
             if not isinstance(two, tuple):
                 return two
-            return (min(two[0], 4) if name == "size" else two[0], *two)
+            return (min(two[1], 4) if name == "size" else two[1], *two)
         return value[self.ndim] if isinstance(value, dict) else value
 
     def axes(self, name: str, default: Any) -> tuple[int, ...]:
@@ -134,7 +140,7 @@ class Inputs:
     def __init__(self, case: Case, integers: bool = False) -> None:
         self.case = case
         generator = torch.Generator().manual_seed(sum(map(ord, case.id)))
-        groups, n = case.option("groups", 6), case.option("n", 2)
+        groups, n = case.option("groups", 6), case.option("n", 3 if case.layout == "contiguous" else 2)
         c, k = case.option("c", 4), case.option("k", 4)
         if case.kind in ("dgrad", "transposed"):
             c, k = k, c
@@ -151,9 +157,11 @@ class Inputs:
         self.w = draw(k * groups, c, *case.axes("kernel", 3))
         self.w = with_layout(self.w, "channels_last")
         self.geometry = {
-            "stride": case.axes("stride", 1), "padding": tuple((lo, hi) for _ in range(case.ndim)),
+            "stride": case.axes("stride", 1), "padding": ((lo, hi),) * case.ndim,
             "dilation": case.axes("dilation", 1), "groups": groups,
         }  # fmt: skip
+        if case.ndim == 3:
+            self.geometry["padding"] = ((hi, lo), (lo, hi), (lo, hi))
         y = getattr(gpuconv, f"conv{case.ndim}d")(self.x.double(), self.w.double(), backend="numpy", **self.geometry)
         self.y = with_layout(draw(*y.shape), layout)
         of_result = {"fprop": (k * groups, y.shape), "transposed": (c * groups, self.x.shape)}
@@ -218,7 +226,6 @@ def config_of(case: Case, problem: ConvProblem) -> dict[str, Any]:
         return config | step | {"splits": (1, 3, 4)[turn // 2 % 3]}
     parts = ceil_div(rows.inside, bc)
     packed = case.option("packed", turn // 2 % 2)
-    config["images"] = 1 if case.layout == "contiguous" else problem.n
     return config | {"steps": 2 + turn % 3, "BLOCKS": parts, "AHEAD": turn % 2, "PACKED": int(packed)}
 
 
@@ -236,6 +243,8 @@ def launch(inputs: Inputs, problem: ConvProblem, order: str, config: dict[str, A
             given = with_layout(tensor, "strided")
         elif case.layout == "contiguous weights" and name == "w":
             given = tensor.contiguous()
+        elif case.layout == "contiguous" and name in ("x", "y") and len(case.id) % 2:  # rows of a wider tensor
+            given = torch.nn.functional.pad(tensor, (0, 1))[..., :-1]
         if name == written:
             guarded[name] = guard_output(given.shape, given.stride(), given.dtype)
         else:
@@ -247,7 +256,9 @@ def launch(inputs: Inputs, problem: ConvProblem, order: str, config: dict[str, A
         guarded["bias"] = guard_output((problem.k,), (1,), inputs.w.dtype)
         tensors["bias"] = guarded["bias"].tensor
         names.add("bias")
-    for name, (dtype, elements) in solver.parts(solver.bind(problem, config)).items():
+    with mock.patch.object(conv_rows, "images_at_a_time", lambda problem: min(problem.n, 2)):  # and one for the rest
+        parts = solver.parts(solver.bind(problem, config))
+    for name, (dtype, elements) in parts.items():
         guarded[name] = guard_output((elements,), (1,), getattr(torch, dtype))
         tensors[name] = guarded[name].tensor
         names.add(name)

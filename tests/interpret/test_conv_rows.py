@@ -10,6 +10,7 @@ from fprop_cases import DTYPES
 from rows_cases import BRANCHES, LAYOUTS, SOLVERS, Case, Inputs, all_cases, check_case, launch
 
 import gpuconv
+from gpuconv.backends.triton.rows_blocks import images_at_a_time
 from gpuconv.dispatch import backends, record_plans
 
 CASES = all_cases()
@@ -213,11 +214,26 @@ def test_copies_are_made_of_as_many_images_as_there_is_room_for(monkeypatch):
         monkeypatch.setenv("GPUCONV_WORKSPACE", str(limit))
         with record_plans() as plans:
             found = gpuconv.conv2d(x, w, padding=1, groups=4, backend=solver.id)
-        assert plans[0].config["images"] == images and plans[0].workspace <= limit
+        assert solver.parts(plans[0])["x_turned"][1] == images * x[0].numel() and plans[0].workspace <= limit
         assert torch.allclose(found, expected, atol=1e-4)
     monkeypatch.setenv("GPUCONV_WORKSPACE", str(image))
     explained = gpuconv.explain(gpuconv.conv2d, x, w, padding=1, groups=4, backend="triton")
-    assert f"an image at least, over the limit of {image} bytes" in str(explained)
+    assert f"an image at least, over half of the limit of {image} bytes" in str(explained)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.float32))
+@pytest.mark.parametrize("width", (4, 7, 9, 10))
+def test_results_of_every_part_begin_at_multiples_of_16_bytes(width, dtype, monkeypatch):
+    """As packed kernels, which are for such addresses alone, want them."""
+    x, w = torch.empty(40, 6, 5, width, dtype=dtype), torch.empty(6, 2, 3, 3, dtype=dtype)
+    problem = gpuconv.explain(gpuconv.conv2d, x, w, padding=1, groups=3, backend="triton").problem
+    seen = set()
+    for images in (1, 3, 8, 9, 20, 39, 40):
+        monkeypatch.setenv("GPUCONV_WORKSPACE", str(2 * images * x[0].numel() * x.element_size()))
+        found = images_at_a_time(problem)
+        seen.add(found)
+        assert found <= images and (found == 40 or found * x[0].numel() * x.element_size() % 16 == 0)
+    assert {8, 40} <= seen
 
 
 class RowsAlone:

@@ -46,14 +46,15 @@ class RowProducts(TritonConv):
         reason = refusal(problem)
         if reason is not None:
             return reason
-        config = self.default(problem)
-        if not config:
-            rows = rows_of(problem)
-            return f"has no tile for {rows.inside} to {rows.outside} channels and a window of {problem.kernel}"
-        needed, most = self.bind(problem, config).workspace, workspace_limit()
-        if turned_elements(problem) and (not images_at_a_time(problem) or needed > most):
-            return f"packs weights, and copies what it reads, an image at least, over the limit of {most} bytes"
-        return f"packs weights into {needed} bytes, over the limit of {most}" if needed > most else None
+        if not images_at_a_time(problem):
+            return f"copies what it reads, an image at least, over half of the limit of {workspace_limit()} bytes"
+        if _configs(problem):
+            return None
+        tile = next(row_tiles(problem), None)
+        if tile is not None:
+            return f"packs weights into {_bytes(problem, tile)} bytes, over the limit of {workspace_limit()}"
+        rows = rows_of(problem)
+        return f"has no tile for {rows.inside} to {rows.outside} channels and a window of {problem.kernel}"
 
     def variants(self, problem: Problem) -> Iterator[dict[str, Any]]:
         assert isinstance(problem, ConvProblem)
@@ -65,8 +66,7 @@ class RowProducts(TritonConv):
 
     def bind(self, problem: Problem, config: Mapping[str, Any]) -> Plan:
         assert isinstance(problem, ConvProblem)
-        used = sum(_parts(problem, config).values()) * itemsize(problem.dtype)
-        return Plan(self, problem, used, dict(config))
+        return Plan(self, problem, _bytes(problem, config), dict(config))
 
     def parts(self, plan: Plan) -> dict[str, tuple[str, int]]:
         assert isinstance(plan.problem, ConvProblem)
@@ -81,7 +81,9 @@ class RowProducts(TritonConv):
             kernel = KernelReference("conv.rows", "_conv_rows_pack_kernel")
             pointers = {"w": tensors["w"], "packed": tensors["packed"]}
             launch_kernel(problem, kernel, grid, pointers, arguments, _PACK)
-        most = config["images"]
+        most = problem.n
+        for name, elements in turned_elements(problem).items():
+            most = tensors[name].numel() // (elements // problem.n)
         for first in range(0, problem.n, most):
             images = min(most, problem.n - first)
             part = problem if images == problem.n else replace(problem, n=images)
@@ -104,8 +106,13 @@ class RowProducts(TritonConv):
 def _parts(problem: ConvProblem, config: Mapping[str, Any]) -> dict[str, int]:
     """Return the elements of each tensor of the workspace, by name."""
     packed = {"packed": packed_elements(rows_of(problem), config)} if config["PACKED"] else {}
-    turned = turned_elements(problem).items()
-    return packed | {name: elements // problem.n * config["images"] for name, elements in turned}
+    images, turned = images_at_a_time(problem), turned_elements(problem).items()
+    return packed | {name: elements // problem.n * images for name, elements in turned}
+
+
+def _bytes(problem: ConvProblem, config: Mapping[str, Any]) -> int:
+    """Return the bytes of the workspace."""
+    return sum(_parts(problem, config).values()) * itemsize(problem.dtype)
 
 
 def _configs(problem: ConvProblem) -> list[dict[str, Any]]:
@@ -113,8 +120,8 @@ def _configs(problem: ConvProblem) -> list[dict[str, Any]]:
     steps = max(rows_of(problem).axis.steps, 1)  # an empty batch may have no rows
     heights = {max(ceil_div(steps, parts), 1) for parts in (1, 2, 3, 4, 6, 8, 12, 16)}
     heights = {steps, *(height for height in heights if height >= min(steps, 4))}
-    images = max(images_at_a_time(problem), 1)
-    return [{**tile, "steps": height, "images": images} for tile in row_tiles(problem) for height in sorted(heights)]
+    tiles = [tile for tile in row_tiles(problem) if _bytes(problem, tile) <= workspace_limit()]
+    return [{**tile, "steps": height} for tile in tiles for height in sorted(heights)]
 
 
 SOLVERS: tuple[Solver, ...] = (RowProducts(),)

@@ -15,7 +15,7 @@ from ...shapes import ceil_div
 from ..axes import five, reach, three
 from .common import VECTORS, Strides, power_of_two
 from .march_axes import MarchAxis, forward_axis, gradient_axis
-from .turns import in_order, in_runs, turn
+from .turns import in_order, in_runs, runs, turn
 from .units import in_units
 
 __all__ = [
@@ -132,9 +132,19 @@ def turned_elements(problem: ConvProblem) -> dict[str, int]:
 
 
 def images_at_a_time(problem: ConvProblem) -> int:
-    """Return of how many images copies fit into half of what workspaces may have: all, if there are none; or 0."""
-    each = sum(turned_elements(problem).values()) // max(problem.n, 1) * itemsize(problem.dtype)
-    return min(problem.n, workspace_limit() // 2 // each) if each else problem.n
+    """Return of how many images copies fit into half of what workspaces may have: all, if there are none; or 0.
+
+    Results of the next images begin at a multiple of 16 bytes then, as those of the first do.
+    """
+    item = itemsize(problem.dtype)
+    each = sum(turned_elements(problem).values()) // max(problem.n, 1) * item
+    if not each:
+        return problem.n
+    images = workspace_limit() // 2 // each
+    if images >= problem.n:
+        return problem.n
+    of_result = prod(problem.result_shape[1:]) * item
+    return images - images % (16 // gcd(of_result, 16))
 
 
 def in_turned(problem: ConvProblem, tensors: Mapping[str, Any], first: int, images: int) -> dict[str, Any]:
@@ -150,9 +160,11 @@ def in_turned(problem: ConvProblem, tensors: Mapping[str, Any], first: int, imag
         if f"{letter}_turned" not in turned:
             found[letter] = tensor if images == problem.n else tensor.narrow(0, first, images)
             continue
-        given, copy = in_runs(tensor), tensors[f"{letter}_turned"]
-        shape = (images, *given.shape[1:])
-        turn(problem, given, copy, first, images, shape[1], (0, prod(shape[2:])))
+        copy, begin = tensors[f"{letter}_turned"], first
+        if not runs(tensor):  # a copy of a copy, of what is read next alone
+            tensor, begin = in_runs(tensor.narrow(0, first, images)), 0
+        shape = (images, *tensor.shape[1:])
+        turn(problem, tensor, copy, begin, images, shape[1], (0, prod(shape[2:])))
         found[letter] = copy.as_strided(shape, channels_last_strides(shape))
     return found
 
@@ -211,7 +223,8 @@ def wide(problem: ConvProblem, strides: Strides) -> bool:
     offsets += [reach((channels,), strides[name]) for name in VECTORS if name in strides]
     depth = rows_of(problem).depth
     lanes = problem.n * depth.result * (max(problem.input_size[-1], problem.output_size[-1]) + 1)
-    return max(*offsets, lanes) >= 2**31 - 2**16
+    batches = [abs(strides[name][0]) for name in shapes if name in strides and problem.n > 1]  # or a unit of them
+    return max(*offsets, *batches, lanes) >= 2**31 - 2**16
 
 
 def sides(problem: ConvProblem, strides: Strides, names: tuple[str, ...], tensors: tuple[str, ...]) -> dict[str, Any]:

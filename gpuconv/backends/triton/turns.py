@@ -11,7 +11,7 @@ from ...problem import ConvProblem
 from ...shapes import ceil_div
 from .launch import launch_kernel
 
-__all__ = ["in_order", "in_runs", "launch_turn", "plane_strides", "turn", "turn_back"]
+__all__ = ["in_order", "in_runs", "launch_turn", "plane_strides", "runs", "turn", "turn_back"]
 
 _TILE = {"BLOCK_R": 64, "BLOCK_C": 64, "num_warps": 4}
 _TURN = KernelReference("conv.layout", "_conv_turn_kernel")
@@ -20,8 +20,8 @@ _TURN = KernelReference("conv.layout", "_conv_turn_kernel")
 def in_order(problem: ConvProblem, letter: str) -> bool:
     """Tell whether x, w or y lies with channels innermost."""
     layout = {"x": problem.x_format, "w": problem.w_format, "y": problem.y_format}[letter]
-    positions = {"x": problem.input_size, "w": problem.kernel, "y": problem.output_size}[letter]
-    return layout == CHANNELS_LAST or prod(positions) == 1
+    _, channels, *positions = {"x": problem.x_shape, "w": problem.w_shape, "y": problem.y_shape}[letter]
+    return layout == CHANNELS_LAST or prod(positions) == 1 or channels == 1
 
 
 def launch_turn(
@@ -49,14 +49,20 @@ def plane_strides(tensor: Any) -> tuple[int, int, int]:
     return tensor.stride(0), tensor.stride(1), 1 if last is None else tensor.stride(last)
 
 
-def in_runs(tensor: Any) -> Any:
-    """Return a tensor whose positions have one stride: itself, or a contiguous copy."""
-    step, runs = None, True
+def runs(tensor: Any) -> bool:
+    """Tell whether the positions of a tensor have one stride."""
+    step = None
     for axis in range(tensor.dim() - 1, 1, -1):
         if tensor.shape[axis] > 1:
-            runs = runs and (step is None or tensor.stride(axis) == step)
+            if step is not None and tensor.stride(axis) != step:
+                return False
             step = (tensor.stride(axis) if step is None else step) * tensor.shape[axis]
-    return tensor if runs else tensor.contiguous()
+    return True
+
+
+def in_runs(tensor: Any) -> Any:
+    """Return a tensor whose positions have one stride: itself, or a contiguous copy."""
+    return tensor if runs(tensor) else tensor.contiguous()
 
 
 def turn(
