@@ -50,7 +50,7 @@ help:
 	@echo "make test       set up both environments and run every lane, of long lists a part, on either Triton another one"
 	@echo "make test-full  the same lanes with GPUCONV_TEST_FULL=1, and those of other stacks: $(MORE_LANES)"
 	@echo "                (of the codegen tables one architecture of each launch, on one Triton: make codegen ALL=--all is everything)"
-	@echo "                (long lists are interpreted one half on either Triton: GPUCONV_TEST_BOTH=1 is everything)"
+	@echo "                (long lists are interpreted or compiled in part on either Triton: GPUCONV_TEST_BOTH=1 is everything)"
 	@echo "make lint       ruff, import contracts, mypy"
 	@echo "make docs       build the documentation, run every block of it and every example; the pages go to build/docs"
 	@echo "make format     apply ruff's fixes and formatting"

@@ -33,12 +33,13 @@ def missing_gpu(item: pytest.Item) -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what the gate does not run, see ``gate.py``."""
-    if os.environ.get("GPUCONV_TEST_FULL") == "1":
+    """Leave out what the gate, or the full run, does not run, see ``gate.py``."""
+    full = os.environ.get("GPUCONV_TEST_FULL") == "1"
+    if full and os.environ.get("GPUCONV_TEST_BOTH") == "1":
         return
-    from gate import left_out
+    from gate import left_out, left_out_in_full
 
-    out = left_out(item for item in items if item.path.parent.name != "interpret")
+    out = (left_out_in_full if full else left_out)(item for item in items if item.path.parent.name != "interpret")
     items[:] = [item for item in items if item not in out]
     config.hook.pytest_deselected(items=list(out))
 

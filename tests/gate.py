@@ -1,6 +1,8 @@
 """What the gate (``make test``) runs of each list of cases: a part that is always the same, so that it stays short.
 
-``GPUCONV_TEST_FULL=1`` (``make test-full``) runs all of it. Which cases a part has is told by their names alone.
+``GPUCONV_TEST_FULL=1`` (``make test-full``) runs all of it, but for lists that take long to compile, of which either
+Triton has a part; ``GPUCONV_TEST_BOTH=1`` beside it runs everything on both. Which cases a part has is told by their
+names alone.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import pytest
 
-__all__ = ["PARTS", "left_out", "shares"]
+__all__ = ["COMPILED_IN_PARTS", "PARTS", "left_out", "left_out_in_full", "shares"]
 
 PARTS: Mapping[str, int] = {
     # tests/parity and tests/unit
@@ -125,6 +127,16 @@ PARTS: Mapping[str, int] = {
 }
 """Into how many parts the list of cases of a test is cut, of which the gate runs one."""
 
+COMPILED_IN_PARTS: Mapping[str, int] = {
+    "test_codegen_deform::test_plans_by_default_compile_without_spills_to_tensor_cores": 4,
+    "test_codegen_deform::test_the_model_counts_what_loops_have": 2,
+    "test_codegen_scaled::test_plans_by_default_compile_without_spills_to_tensor_cores": 2,
+    "test_codegen_tma::test_form": 2,
+    "test_launch::test_the_driver_is_asked_the_same": 2,
+    "test_options_launched::test_every_launch_lets_products_and_sums_fuse": 2,
+}
+"""Into how many parts a list is cut of which the full run compiles one on either Triton, not the same: an hour less."""
+
 SHARED = {"codegen", "launch"}
 """Folders of tests that run on two releases of Triton: in the gate either has a half of each list of cases.
 
@@ -159,6 +171,19 @@ def shares(items: Iterable[pytest.Item]) -> Iterator[tuple[pytest.Item, int, int
         shuffled = sorted(cases, key=lambda item: (zlib.crc32(item.name.encode()), item.name))
         for place, item in enumerate(shuffled, zlib.crc32(test.encode()) % 2):
             yield item, place, len(cases)
+
+
+def left_out_in_full(items: Iterable[pytest.Item]) -> set[pytest.Item]:
+    """Return the items that the full run leaves to the other release of Triton, or to a run of everything."""
+    found = set()
+    for item, place, _ in shares(items):
+        parts = COMPILED_IN_PARTS.get(f"{item.path.stem}::{getattr(item, 'originalname', None)}", 1)
+        if parts > 1:
+            import triton
+
+            if place % parts != int(triton.__version__.startswith("3.6.")):
+                found.add(item)
+    return found
 
 
 def left_out(items: Iterable[pytest.Item]) -> set[pytest.Item]:

@@ -2,7 +2,7 @@
 
 The gate runs each case on one of the two releases of Triton, and of the long lists of cases and mutants a part alone.
 ``GPUCONV_TEST_FULL=1`` (``make test-full``) runs all of them on both, of the long lists one half on either Triton, and
-of operands' layouts a quarter; ``GPUCONV_TEST_BOTH=1`` beside it runs everything on both.
+of operands' layouts an eighth; ``GPUCONV_TEST_BOTH=1`` beside it runs everything on both.
 """
 
 import json
