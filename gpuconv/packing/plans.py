@@ -13,7 +13,7 @@ from ..config import workspace_limit
 from ..costs import Gpu, assuming, shipped
 from ..packs import KernelReference, key_of
 from ..problem import Problem, placed
-from ..tuning import options_of
+from ..tuning.search import options_of
 
 __all__ = ["Launch", "Variants", "gpus_of", "launches_of", "plans_for"]
 

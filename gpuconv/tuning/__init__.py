@@ -2,7 +2,7 @@
 
 from ..dispatch import from_json, to_json
 from .fitting import Sample, fit
-from .search import Record, Timing, consider, fit_to_user, options_of, samples_from_json, tune
+from .search import Record, Timing, consider, fit_to_user, samples_from_json, tune
 
 __all__ = [
     "Record",
@@ -12,7 +12,6 @@ __all__ = [
     "fit",
     "fit_to_user",
     "from_json",
-    "options_of",
     "samples_from_json",
     "to_json",
     "tune",

@@ -105,7 +105,7 @@ BEHIND_DOORS = {
     ("gpuconv.__main__", "gpuconv.cli.info"),
     ("gpuconv.__main__", "gpuconv.cli.main"),
     ("gpuconv.cli.summarize", "gpuconv.summary.summarize"),
-    # what is compiled for packs is asked of the backend that would launch it; tuning knows what can be tuned
+    # what is compiled for packs is asked of the backend that would launch it, and of tuning, whose door is for users
     ("gpuconv.cli.demo_referee", "gpuconv.backends.numpy.teaching"),
     ("gpuconv.packing.build", "gpuconv.backends.cupy.backend"),
     ("gpuconv.packing.build", "gpuconv.backends.cupy.common"),
@@ -113,6 +113,7 @@ BEHIND_DOORS = {
     ("gpuconv.packing.nvrtc", "gpuconv.backends.cupy.common"),
     ("gpuconv.packing.plans", "gpuconv.backends.triton.backend"),
     ("gpuconv.packing.plans", "gpuconv.backends.triton.dry"),
+    ("gpuconv.packing.plans", "gpuconv.tuning.search"),
     ("gpuconv.tuning.search", "gpuconv.backends.triton.tuned"),
 }
 """Who enters a room of another floor by another way than its ``__init__``, and why."""
