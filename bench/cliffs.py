@@ -26,6 +26,7 @@ import numpy as np  # noqa: E402
 
 import gpuconv  # noqa: E402
 from gpuconv.problem import itemsize  # noqa: E402
+from gpuconv.shapes import conv_output_size  # noqa: E402
 
 Bound = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 BY_ELEMENT = ("stride",)
@@ -145,28 +146,29 @@ def composed(kind: str, n: int = 2, c: int = 8, k: int = 8, size: int = 0, kerne
 def steps_of(kind: str, n: int = 2, c: int = 8, k: int = 8, size: int = 32, kernel: int = 3) -> int:
     """Return the multiplications of both convolutions of a composed function."""
     size = max(size, kernel)
-    out = size - kernel + 1
+    out = conv_output_size(size, kernel)
     if kind == "separable":
         return n * k * kernel * (c * out * size + k * out * out)
     return n * c * out * out * (kernel * kernel + k)
 
 
+def _of(function: Callable[..., Any], kind: str, size: str) -> Callable[[int], Any]:
+    """Return `function` of a kind and of one size, which a ladder gives."""
+    return lambda value: function(kind, **{size: value})
+
+
 def _composed_ladders() -> Iterator[Ladder]:
-    for kind in ("deform", "scaled", "depthwise separable", "separable", "reflect", "replicate", "circular"):
-        both = kind.endswith("separable")
+    modes = ("reflect", "replicate", "circular")
+    for kind in ("deform", "scaled", "depthwise separable", "separable", *modes):
+        steps = steps_of if kind.endswith("separable") else None
         sizes = {"n": (1, 8, 64), "c": (1, 8, 64, 256), "k": (1, 8, 64, 256), "size": (8, 32, 128), "kernel": (1, 3, 9)}
         for size, values in sizes.items():
-
-            def work(value: int, kind=kind, size=size) -> int:  # type: ignore[no-untyped-def]
-                return steps_of(kind, **{size: value})
-
-            name = f"conv 2d {kind}" if kind in ("reflect", "replicate", "circular") else f"{kind} 2d"
-            bind = lambda value, kind=kind, size=size: composed(kind, **{size: value})  # noqa: E731
-            yield Ladder(name, size, values, bind, work if both else None)
+            name = f"conv 2d {kind}" if kind in modes else f"{kind} 2d"
+            yield Ladder(name, size, values, _of(composed, kind, size), steps and _of(steps, kind, size))
     for size, values in {"n": (1, 8, 64), "c": (1, 8, 64, 512), "size": LONG[1][:3], "kernel": (2, 8, 31)}.items():
-        yield Ladder("causal 1d", size, values, lambda v, size=size: composed("causal", **{size: v}))  # type: ignore[misc]
+        yield Ladder("causal 1d", size, values, _of(composed, "causal", size))
     for size, values in {"n": (1, 8, 64), "c": (1, 8, 64), "size": (16, 32, 128)}.items():
-        yield Ladder("fractional 3d", size, values, lambda v, size=size: composed("fractional 3d", **{size: v}))  # type: ignore[misc]
+        yield Ladder("fractional 3d", size, values, _of(composed, "fractional 3d", size))
 
 
 def ladders() -> Iterator[Ladder]:

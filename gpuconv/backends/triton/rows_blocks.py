@@ -112,12 +112,12 @@ def rows_of(problem: ConvProblem) -> Rows:
     axis = along(kernel[1], stride[1], dilation[1] if kernel[1] > 1 else 1, pad[1], result[1])
     depth = Depth(problem.ndim == 3, source[0], result[0], kernel[0], stride[0], pad[0], dilation[0])
 
-    def two(axes: tuple[int, ...]) -> tuple[int, int]:
+    def plane(axes: tuple[int, ...]) -> tuple[int, int]:
         return axes[1], axes[2]
 
     return Rows(
-        grad, spreads, problem.groups, inside, outside, two(source), two(result), two(kernel), two(stride), two(pad),
-        two(dilation), axis, depth,
+        grad, spreads, problem.groups, inside, outside, plane(source), plane(result), plane(kernel), plane(stride),
+        plane(pad), plane(dilation), axis, depth,
     )  # fmt: skip
 
 
