@@ -69,6 +69,19 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "one channel": {"c": 1, "multiplier": 6, "pads": (1, 1)},
 }  # fmt: skip
 
+OF_GRADIENTS: dict[str, dict[str, Any]] = {
+    "stride 2, vectors": {"stride": 2, "pads": (1, 1), "size": {1: 48, 2: (5, 24), 3: (2, 4, 16)}},
+    "stride 3, vectors": {"stride": 3, "kernel": 4, "pads": (2, 1), "size": {1: 24, 2: (6, 12), 3: (3, 5, 12)}},
+    "stride over kernel, vectors": {
+        "stride": 4, "kernel": 2, "pads": (1, 1), "size": {1: 40, 2: (6, 16), 3: (4, 5, 8)},
+    },
+    "epilogue, stride 2, vectors": {
+        "bias": True, "scale": True, "shift": True, "residual": True, "activation": "silu", "multiplier": 2, "c": 5,
+        "stride": 2, "kernel": {1: 5, 2: (3, 5), 3: 2}, "pads": (1, 1), "size": {1: 48, 2: (5, 24), 3: (2, 4, 16)},
+    },
+}  # fmt: skip
+"""Branches of contiguous gradients alone, whose lanes write vectors of the columns that phases of a stride give."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -87,7 +100,7 @@ class Case:
 
     def option(self, name: str, default: Any) -> Any:
         """Return what the branch says about `name`; a dict holds one value per number of dimensions."""
-        value = BRANCHES[self.branch].get(name, default)
+        value = (BRANCHES | OF_GRADIENTS)[self.branch].get(name, default)
         return value[self.ndim] if isinstance(value, dict) else value
 
     def axes(self, name: str, default: Any) -> tuple[int, ...]:
@@ -105,6 +118,9 @@ def all_cases() -> list[Case]:
             branch = names[(2 * number + number // 7 + step) % len(names)]
             refused = kind in ("dgrad", "transposed") and branch == "stride and dilation with a divisor"
             cases += [] if refused else [Case(kind, ndim, layout, dtype, branch)]
+    for number, (kind, ndim, branch) in enumerate(product(("dgrad", "transposed"), (1, 2, 3), OF_GRADIENTS)):
+        dtype = list(DTYPES)[(number + number // 4) % len(DTYPES)]
+        cases.append(Case(kind, ndim, "contiguous", dtype, branch))
     return list(dict.fromkeys(cases))
 
 
@@ -201,9 +217,9 @@ def config_of(case: Case, problem: ConvProblem) -> dict[str, Any]:
         wide = 1 if march.result_size[2] == 1 else columns.writes * 2
         return config | {"TQ": wide, "TT": 1 if wide == 1 else 4, "BC": (32, 16)[turn % 4 == 0]}
     plain = columns.writes == 1  # the arguments know whether columns come in vectors
-    tq = 8 if plain else 2 * columns.writes
+    tq = 8 if plain else 4 * columns.writes if case.branch in OF_GRADIENTS else 2 * columns.writes
     vec = gcd(8, tq * columns.reads, march.source_size[2]) if plain else 1
-    vo = gcd((2, 4, 8)[turn % 3], march.result_size[2]) if plain else 1
+    vo = gcd((2, 4, 8)[turn % 3], tq, march.result_size[2])
     return config | {"TQ": tq, "LANES": (64, 128)[turn % 2], "VEC": vec, "VO": vo}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from depthwise_cases import BRANCHES, SOLVERS, Case, Inputs, all_cases, check_case, config_of, launch
+from depthwise_cases import BRANCHES, OF_GRADIENTS, SOLVERS, Case, Inputs, all_cases, check_case, config_of, launch
 from fprop_cases import DTYPES, LAYOUTS
 
 import gpuconv
@@ -23,11 +23,13 @@ def test_cases_are_distinct_and_cover_everything():
     assert len(set(CASES)) == len(CASES)
     for kind in SOLVERS:
         assert sum(case.kind == kind for case in CASES) >= 80, kind
-    for field, values in (("ndim", (1, 2, 3)), ("layout", LAYOUTS), ("dtype", DTYPES), ("branch", BRANCHES)):
+    for field, values in (("ndim", (1, 2, 3)), ("layout", LAYOUTS), ("dtype", DTYPES), ("branch", (*BRANCHES, *OF_GRADIENTS))):
         assert {getattr(case, field) for case in CASES} == set(values)
     for kind in SOLVERS:
-        refused = {"stride and dilation with a divisor"} if kind in ("dgrad", "transposed") else set()
-        assert {case.branch for case in CASES if case.kind == kind} == set(BRANCHES) - refused
+        branches = set(BRANCHES)
+        if kind in ("dgrad", "transposed"):
+            branches = branches - {"stride and dilation with a divisor"} | set(OF_GRADIENTS)
+        assert {case.branch for case in CASES if case.kind == kind} == branches
 
 
 @pytest.mark.parametrize("kind", SOLVERS)

@@ -53,7 +53,10 @@ MUTANTS = {
     "window of a gradient not turned": (
         "conv/march_lanes.py", "columns[c + S - 1 - s - SHIFT]", "columns[c + s - SHIFT]", march,
     ),
-    "taps between strides": ("conv/march_lanes.py", "if (c - s) % UW == 0:", "if c % UW == 0:", march),
+    "taps between strides": ("conv/march_lanes.py", "if (c + LEAD - s) % UW == 0:", "if (c + LEAD) % UW == 0:", march),
+    "lanes of a gradient that begin at the first source column": (
+        "conv/march_lanes.py", "(c + LEAD - s) // UW - SHIFT", "(c - s) // UW - SHIFT", march,
+    ),
     "slice of the weights": (
         "conv/march_lanes.py", "tap = w + (slices[SLICES + z] + r", "tap = w + (slices[z] + r",
         march,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tuning_cases import conv
 
 from gpuconv.arrays import CONTIGUOUS
 from gpuconv.backends.conv_common import format_strides
-from gpuconv.backends.triton.march_lanes import march_arguments
+from gpuconv.backends.triton.march_lanes import march_arguments, march_of
+from gpuconv.shapes import conv_output_size
 
 
 @pytest.mark.parametrize("kind", ("fprop", "dgrad", "wgrad"))
@@ -27,3 +30,30 @@ def test_what_kernels_multiply_by_vectors_fits_where_it_was_divided(name: str, a
         for letter in "cdh":
             number = found[f"{of}_stride_{letter}"]
             assert number >= 2**31 or number * found[vector] < 2**31, (vector, letter, number)
+
+
+@pytest.mark.parametrize("kind", ("dgrad", "transposed"))
+@pytest.mark.parametrize(("stride", "taps"), ((2, 1), (2, 3), (2, 4), (3, 5), (4, 2)))
+@pytest.mark.parametrize("pad", range(5))
+def test_lanes_of_a_strided_gradient_begin_at_multiples_of_what_they_write(kind, stride, taps, pad):
+    problem = conv(2, 4, (8, 24), 4, kernel=taps, groups=4, formats=CONTIGUOUS, kind=kind, stride=stride)
+    sizes = tuple(conv_output_size(size, taps, stride, pad, pad, 1) for size in problem.input_size)
+    problem = replace(problem, pad_lo=(pad, pad), pad_hi=(pad, pad), output_size=sizes)
+    columns, written = 4 * stride, 24
+    config = {"TQ": columns, "LANES": 64, "VEC": 8, "VO": 4, "steps": 4}
+    found = march_arguments(problem, format_strides(problem), config)
+    assert (found["VO"], found["VEC"], found["result_column"]) == (4, 1, 0)
+    assert found["groups"] == -(-written // columns)  # no lane begins before the first result
+    first, last = march_of(problem).window(columns)
+    read = set()
+    for block in range(found["groups"]):
+        for c in range(columns):
+            for s in range(taps):
+                if (block * columns + c + pad - s) % stride:  # no source column
+                    assert (c + found["LEAD"] - s) % stride
+                    continue
+                at = (c + found["LEAD"] - s) // stride
+                assert first <= at < last
+                read.add(at)
+                assert found["source_column"] + block * columns // stride + at == (block * columns + c + pad - s) // stride
+    assert min(read) == first and max(read) == last - 1

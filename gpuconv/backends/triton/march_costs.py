@@ -196,10 +196,9 @@ def lane_tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
                 if warps in (1, 2, 4) and tt <= power_of_two(groups) and bc <= max(power_of_two(march.channels), 32):
                     yield {**common, "TQ": tq, "TT": tt, "BC": bc, "num_warps": warps}
         return
-    plain = columns.in_vectors
     most = 16 // itemsize(problem.dtype)
-    vec = gcd(most, march.source_size[2]) if plain else 1
-    vo = gcd(most, march.result_size[2]) if plain else 1
+    vec = gcd(most, march.source_size[2]) if columns.in_vectors else 1
+    vo = gcd(most, march.result_size[2]) if columns.results_in_vectors else 1
     wanted = {columns.writes * side for side in (1, 2, 4, 8, 16, 32)} | {columns.count}
     for tq in sorted(side for side in wanted if side % columns.writes == 0 and side <= _MOST_COLUMNS):
         wide, wide_out = gcd(vec, tq * columns.reads), gcd(vo, tq)

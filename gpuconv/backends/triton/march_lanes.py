@@ -51,7 +51,7 @@ class March:
         """Return the first source column that `columns` columns of the result read, and the one behind the last."""
         axis = self.columns
         if axis.writes > 1:
-            return -((axis.taps - 1) // axis.writes), (columns - 1) // axis.writes + 1
+            return -((axis.taps - 1 - axis.lead) // axis.writes), (columns - 1 + axis.lead) // axis.writes + 1
         return 0, axis.reads * (columns - 1) + axis.taps
 
 
@@ -82,7 +82,7 @@ def march_of(problem: ConvProblem) -> March:
         pad = _of_axis(problem.pad_lo, axis, 0)
         dilation = 1 if taps == 1 else dilation
         if grad and not (is_column and stride == 1):
-            found.append(gradient_axis(taps, stride, dilation, pad, size))
+            found.append(gradient_axis(taps, stride, dilation, pad, size, columns=is_column))
         elif grad:  # columns of a window that is turned round
             found.append(forward_axis(taps, 1, dilation, dilation * (taps - 1) - pad, size))
         else:
@@ -178,6 +178,7 @@ def march_arguments(problem: ConvProblem, strides: Strides, config: Mapping[str,
         "U": rows.writes,
         "AW": columns.reads,
         "UW": columns.writes,
+        "LEAD": columns.lead,
         "GRAD": grad,
         "DEPTH": depth is not None,
         "ACTIVATION": problem.finish,
@@ -242,7 +243,8 @@ def _position_lanes(
         if of == "source":
             channels = march.channels * march.multiples if march.grad else ceil_div(march.channels, march.multiples)
         steps = [arguments[f"{of}_stride_{axis}"] for axis in "ncdhw"]
-        most = config[name] if columns.in_vectors else 1
+        side_by_side = columns.in_vectors if of == "source" else columns.results_in_vectors
+        most = config[name] if side_by_side else 1
         vectors[name] = _vector_of(march, steps, sizes, problem.n, channels, most)
         used = [f"{of}_w", *(f"{of}_stride_{axis}" for axis in "ncdh")]
         found |= {name: vectors[name]} | {each: arguments[each] // vectors[name] for each in used}

@@ -93,6 +93,7 @@ def _conv_march_last_kernel(
     U: tl.constexpr,
     AW: tl.constexpr,
     UW: tl.constexpr,
+    LEAD: tl.constexpr,
     STRIDE_D: tl.constexpr,
     STRIDE_H: tl.constexpr,
     STRIDE_W: tl.constexpr,
@@ -199,7 +200,8 @@ def _conv_march_last_kernel(
             source_stride_h * UNIT, source_stride_w * UNIT, result_stride_h * RESULT_UNIT,
             result_stride_w * RESULT_UNIT, residual_stride_h * RESULT_UNIT, residual_stride_w * RESULT_UNIT,
             w_stride_r, w_stride_s,
-            R, S, A, U, AW, UW, TQ, SLICES, FIRST, LAST, SHIFT, GRAD, DEPTH, AHEAD, ACTIVATION, ACC_DTYPE, 1, 1, TT,
+            R, S, A, U, AW, UW, LEAD, TQ, SLICES, FIRST, LAST, SHIFT, GRAD, DEPTH, AHEAD, ACTIVATION, ACC_DTYPE,
+            1, 1, TT,
         )  # fmt: skip
 
 
@@ -270,6 +272,7 @@ def _conv_march_rows_kernel(
     U: tl.constexpr,
     AW: tl.constexpr,
     UW: tl.constexpr,
+    LEAD: tl.constexpr,
     STRIDE_D: tl.constexpr,
     STRIDE_H: tl.constexpr,
     STRIDE_W: tl.constexpr,
@@ -378,6 +381,6 @@ def _conv_march_rows_kernel(
             result_row + phase * result_row_phase, result_row_pitch, result_column_pitch,
             source_stride_h * VEC, source_stride_w, result_stride_h * VO, result_stride_w,
             residual_stride_h, residual_stride_w, w_stride_r, w_stride_s,
-            R, S, A, U, AW, UW, TQ, SLICES, FIRST, LAST, SHIFT, GRAD, DEPTH, AHEAD, ACTIVATION, ACC_DTYPE,
+            R, S, A, U, AW, UW, LEAD, TQ, SLICES, FIRST, LAST, SHIFT, GRAD, DEPTH, AHEAD, ACTIVATION, ACC_DTYPE,
             VEC, VO, LANES,
         )  # fmt: skip

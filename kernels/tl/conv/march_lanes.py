@@ -10,14 +10,18 @@ from .lanes import join_columns, load_rows, widen, within
 @triton.jit
 def _feed(
     total, columns, taps, c: tl.constexpr, r: tl.constexpr, z: tl.constexpr,
-    R: tl.constexpr, S: tl.constexpr, AW: tl.constexpr, UW: tl.constexpr, SHIFT: tl.constexpr, GRAD: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr, AW: tl.constexpr, UW: tl.constexpr, LEAD: tl.constexpr, SHIFT: tl.constexpr,
+    GRAD: tl.constexpr,
 ):  # fmt: skip
-    """Add row r of the window to column c of a row of the result; `columns` begin at SHIFT."""
+    """Add row r of the window to column c of a row of the result; `columns` begin at SHIFT.
+
+    In a gradient of stride UW, source column i adds to columns UW i + s - LEAD: LEAD is the padding modulo UW.
+    """
     if r >= 0 and r < R:
         for s in tl.static_range(S):
             if UW > 1:
-                if (c - s) % UW == 0:
-                    total += columns[(c - s) // UW - SHIFT] * taps[(z * R + r) * S + s]
+                if (c + LEAD - s) % UW == 0:
+                    total += columns[(c + LEAD - s) // UW - SHIFT] * taps[(z * R + r) * S + s]
             elif GRAD:
                 total += columns[c + S - 1 - s - SHIFT] * taps[(z * R + r) * S + s]
             else:
@@ -56,7 +60,8 @@ def march(
     result_row_pitch, result_column_pitch, source_stride_h, source_stride_w, result_stride_h, result_stride_w,
     residual_stride_h, residual_stride_w, w_stride_r, w_stride_s,
     R: tl.constexpr, S: tl.constexpr, A: tl.constexpr, U: tl.constexpr, AW: tl.constexpr, UW: tl.constexpr,
-    TQ: tl.constexpr, SLICES: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, SHIFT: tl.constexpr,
+    LEAD: tl.constexpr, TQ: tl.constexpr, SLICES: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
+    SHIFT: tl.constexpr,
     GRAD: tl.constexpr, DEPTH: tl.constexpr, AHEAD: tl.constexpr, ACTIVATION: tl.constexpr, ACC_DTYPE: tl.constexpr,
     VEC: tl.constexpr, VO: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
@@ -108,7 +113,7 @@ def march(
                     for c in tl.static_range(TQ):
                         total = _feed(
                             sums[e * TQ + c], columns, taps, c, e if GRAD else A * (M - 1 - e) + j, z,
-                            R, S, AW, UW, SHIFT, GRAD,
+                            R, S, AW, UW, LEAD, SHIFT, GRAD,
                         )  # fmt: skip
                         added = added + (total,)
                 sums = added
