@@ -23,7 +23,12 @@ def test_cases_are_distinct_and_cover_everything():
     assert len(set(CASES)) == len(CASES)
     for kind in SOLVERS:
         assert sum(case.kind == kind for case in CASES) >= 80, kind
-    for field, values in (("ndim", (1, 2, 3)), ("layout", LAYOUTS), ("dtype", DTYPES), ("branch", (*BRANCHES, *OF_GRADIENTS))):
+    for field, values in (
+        ("ndim", (1, 2, 3)),
+        ("layout", LAYOUTS),
+        ("dtype", DTYPES),
+        ("branch", BRANCHES | OF_GRADIENTS),
+    ):
         assert {getattr(case, field) for case in CASES} == set(values)
     for kind in SOLVERS:
         branches = set(BRANCHES)

@@ -49,11 +49,12 @@ def test_lanes_of_a_strided_gradient_begin_at_multiples_of_what_they_write(kind,
     for block in range(found["groups"]):
         for c in range(columns):
             for s in range(taps):
-                if (block * columns + c + pad - s) % stride:  # no source column
+                of_column = block * columns + c + pad - s
+                if of_column % stride:  # no source column
                     assert (c + found["LEAD"] - s) % stride
                     continue
                 at = (c + found["LEAD"] - s) // stride
                 assert first <= at < last
                 read.add(at)
-                assert found["source_column"] + block * columns // stride + at == (block * columns + c + pad - s) // stride
+                assert found["source_column"] + block * columns // stride + at == of_column // stride
     assert min(read) == first and max(read) == last - 1

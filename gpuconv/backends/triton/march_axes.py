@@ -17,8 +17,8 @@ class MarchAxis:
     In phase f the source position i is ``source + f * source_phase + i * source_pitch`` and the result position j is
     ``result + f * result_phase + j * result_pitch``. A step reads `reads` source positions and closes `writes` of the
     result; one of the two is 1. Forward, tap r leads from result position j to source position
-    ``reads * j + r``; in a gradient, from source position i to result position ``writes * i + r - lead``. `count` result
-    positions of a phase begin at 0.
+    ``reads * j + r``; in a gradient, from source position i to result position ``writes * i + r - lead``. `count`
+    result positions of a phase begin at 0.
     """
 
     taps: int
