@@ -30,6 +30,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "blocks",
+    "names",
     "repository",
     "public",
     "solvers",

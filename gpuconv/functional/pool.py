@@ -190,7 +190,8 @@ def avg_pool2d(
     ----------
     input
         Array of shape ``(N, C, H, W)`` or ``(C, H, W)``. Floats and int64 (whose averages are cut off towards zero,
-    as in torch). kernel_size, stride, padding, ceil_mode, backend
+        as in torch).
+    kernel_size, stride, padding, ceil_mode, backend
         As for :func:`max_pool2d`; the padding is of zeros.
     count_include_pad
         Whether the padding counts in the divisor. What ceil mode adds beyond the padding never does.
@@ -296,7 +297,8 @@ def lp_pool2d(
     ----------
     input
         Array of shape ``(N, C, H, W)`` or ``(C, H, W)``. Floats; integers as torch's powers take them (the result is
-    float32). norm_type
+        float32).
+    norm_type
         The power ``p``.
     kernel_size, stride, ceil_mode, padding, backend
         As for :func:`max_pool2d`; the padding is of zeros (-inf where `norm_type` is infinite).

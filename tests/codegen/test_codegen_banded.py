@@ -8,6 +8,7 @@ import pytest
 from aot import compile_source, report, specialise
 from banded_table import TABLE, launches, problems
 from budgets import Budget, broken, unnoticed
+from conv_launches import launches_of
 from disassembly import sass_of
 from loops import products_of, straight
 from pool_rows import ARCHITECTURES, VERSION
@@ -15,6 +16,8 @@ from problems import conv_problem
 from sample import chosen
 
 from gpuconv.arrays import CHANNELS_LAST, CONTIGUOUS
+from gpuconv.backends.triton import conv_banded
+from gpuconv.backends.triton.banded_costs import BandedCosts
 from gpuconv.costs.constants import Gpu, assuming
 
 pytestmark = pytest.mark.codegen
@@ -86,6 +89,16 @@ def test_a_whole_epilogue_of_results_one_by_one_does_not_spill(arch):
     compiled = compile_source(specialise(launch.kernel, launch.arguments), arch, launch.config)
     found = report(compiled, sass_of(compiled.asm["cubin"]))
     assert found.stack == 0 and not found.counts.keys() & {"LDL", "STL"}, launch.config
+
+
+def test_instructions_of_a_result_in_blocks_of_8_x_16():
+    """The tile of fewest instructions for 7 x 7: plans have one of half the registers, where more blocks fit."""
+    problem, solver = dict(problems())["7x7 56"], conv_banded.SOLVERS[0]
+    config = solver.plan(problem).config | {"TP": 8, "TQ": 16, "BM": 128, "BK": 64, "num_warps": 4}
+    _, launch = launches_of(solver.bind(problem, config), (conv_banded,))
+    sass = sass_of(compile_source(specialise(launch.kernel, launch.arguments), 90, launch.config).asm["cubin"])
+    steps = float(BandedCosts(problem, [config]).steps[0])
+    assert (len(products_of(sass)[0]) * steps + straight(sass)) / (8 * 16) <= 20.6
 
 
 @pytest.mark.parametrize(("size", "taps"), (((4096,), 31), ((56, 56), 13)), ids=("1-D", "2-D"))

@@ -200,7 +200,7 @@ def lane_tiles(problem: ConvProblem) -> Iterator[dict[str, int]]:
     vec = gcd(most, march.source_size[2]) if columns.in_vectors else 1
     vo = gcd(most, march.result_size[2]) if columns.results_in_vectors else 1
     wanted = {columns.writes * side for side in (1, 2, 4, 8, 16, 32)} | {columns.count}
-    for tq in sorted(side for side in wanted if side % columns.writes == 0 and side <= _MOST_COLUMNS):
+    for tq in sorted(side for side in wanted if side % columns.writes == 0 and 0 < side <= _MOST_COLUMNS):
         wide, wide_out = gcd(vec, tq * columns.reads), gcd(vo, tq)
         if tq >= 2 * max(columns.count, columns.writes) or (tq < 4 < columns.count):
             continue
