@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import zlib
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import GenericAlias
+from typing import Any
 
 import pytest
 from reasons import reasons
@@ -59,6 +63,42 @@ def test_every_public_name_has_shapes_and_errors(site):
         if not re.search(r"shape|size|array|\(N, C", section, re.IGNORECASE) or "Error" not in section:
             silent.append(f"{room}.{name}")
     assert silent == []
+
+
+def entries_of(docstring: str, section: str) -> list[str]:
+    """Return the entries of a numpydoc section, without what stands below them."""
+    lines = inspect.cleandoc(docstring).splitlines()
+    heads = [place for place, line in enumerate(lines) if line and set(line) <= {"-"}]
+    for head, following in pairwise([*heads, len(lines) + 1]):
+        if lines[head - 1] == section:
+            return [line for line in lines[head + 1 : following - 1] if line and not line.startswith(" ")]
+    return []
+
+
+def documented() -> Iterator[tuple[str, Any]]:
+    for room, name in public_names():
+        thing = getattr(importlib.import_module(room), name)
+        if callable(thing) and not isinstance(thing, GenericAlias):
+            yield f"{room}.{name}", thing
+            if isinstance(thing, type):
+                for own, method in vars(thing).items():
+                    if not own.startswith("_") and inspect.isfunction(method):
+                        yield f"{room}.{name}.{own}", method
+
+
+def test_what_stands_under_parameters_are_parameters():
+    """An entry names some of the signature; else the words of one before it have run into it."""
+    wrong, entries = [], 0
+    for name, thing in documented():
+        found = entries_of(thing.__doc__ or "", "Parameters")
+        known = set(inspect.signature(thing).parameters) if found else set()
+        for entry in found:
+            names = {one.strip().lstrip("*") for one in entry.partition(" : ")[0].split(",")}
+            if not names <= known:
+                wrong.append((name, entry))
+        entries += len(found)
+    assert entries > 100
+    assert wrong == []
 
 
 def test_no_data_is_described_as_its_type(site):
