@@ -310,7 +310,7 @@ BUDGETS = {
     "3x3 wgrad rows float64": Budget(loop=184, warps=28),
     "3x3 wgrad rows sum": Budget(loop=53, warps=48),
     "3x3 wgrad rows": Budget(loop=322, warps=16),
-    "3x3/2 dgrad rows": Budget(loop=116, warps=32),
+    "3x3/2 dgrad rows": Budget(loop=110, warps=32),
     "3x3/2 fprop last": Budget(loop=788, warps=8),
     "3x3/2 fprop rows": Budget(loop=177, warps=28),
     "3x3/2 wgrad last": Budget(loop=836, warps=8),
