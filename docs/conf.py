@@ -43,6 +43,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+napoleon_use_param = False  # else each name of an entry that several share gets the words that are of all of them
 napoleon_preprocess_types = False
 # Functions, methods and modules that a docstring names must exist; types of parameters are words there.
 nitpicky = True

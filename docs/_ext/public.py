@@ -47,8 +47,12 @@ class Public(SphinxDirective):
 
 def plain_footnotes(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Write footnotes of docstrings as numbers in brackets: one page has many docstrings, each with a first note."""
-    for place, line in enumerate(lines):
-        lines[place] = re.sub(r"\.\. \[(\d+)\]", r"[\1]", re.sub(r"\[(\d+)\]_", r"[\1]", line))
+    found: list[str] = []
+    for line in lines:
+        plain = re.sub(r"\[(\d+)\]_", r"[\1]", line)
+        note = re.sub(r"^(\s*)\.\. \[(\d+)\]", r"\1[\2]", plain)
+        found += ["", note] if note != plain else [plain]  # a paragraph of its own
+    lines[:] = found
 
 
 def words_of_data(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
@@ -67,9 +71,28 @@ def words_of_data(app: Sphinx, what: str, name: str, thing: Any, options: Any, l
                 return
 
 
+VALUES = ("attribute", "data", "property")
+WORDS: dict[str, list[str]] = {}
+"""What is said of a value, by its name, until napoleon is done with it."""
+
+
+def keep_words(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Keep the words on a value: napoleon takes what stands in front of a colon for its type."""
+    if what in VALUES and not any(line.strip("- ") == "" and "-" in line for line in lines):
+        WORDS[name] = [*lines]
+
+
+def restore_words(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Put back what was kept."""
+    if what in VALUES and name in WORDS:
+        lines[:] = WORDS.pop(name)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.add_directive("public", Public)
     app.connect("autodoc-process-docstring", words_of_data, priority=90)
     app.connect("autodoc-process-docstring", plain_footnotes, priority=100)
+    app.connect("autodoc-process-docstring", keep_words, priority=400)
+    app.connect("autodoc-process-docstring", restore_words, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -85,7 +85,7 @@ def _words(files: list[str]) -> Iterator[str]:
         if said and file.startswith("kernels/"):
             yield f"**The kernel's own words** (`{file}`):"
             yield ""
-            yield from (f"> {line}".rstrip() for line in said.replace("``", "`").splitlines())
+            yield from (f"> {line}".rstrip() for line in said.replace("``", "`").replace(":mod:", "").splitlines())
             yield ""
 
 
@@ -95,7 +95,7 @@ def _comment(text: str) -> str:
     for line in text.splitlines():
         if not line.startswith("//"):
             break
-        lines.append(line.lstrip("/ "))
+        lines.append(line.lstrip("/").removeprefix(" "))
     return "\n".join(lines)
 
 
@@ -110,7 +110,9 @@ def _table(name: str) -> dict[str, dict[str, dict[str, Any]]]:
 
 def rows_of(name: str) -> Iterator[tuple[str, str, dict[str, dict[str, Any]]]]:
     """Yield the rows of a solver in the codegen tables: table, launch, and a row for each architecture."""
-    idea = name.partition(".")[2]
+    backend, _, idea = name.partition(".")
+    if backend != "triton":
+        return
     for table in PAGES:
         rows = _table(table)
         for launch in rows["90"]:
@@ -134,10 +136,14 @@ def _compiled(names: list[str], elsewhere: str | None, depth: int) -> Iterator[s
         yield "|---|---|---:|---:|---:|---:|---:|"
         for _, launch, by in found:
             cells = [_joined(by, key) for key in ("tile", "warps", "registers", "stack", "shared", "hot_loop")]
-            yield f"| {launch.replace('|', ',')} | {' | '.join(cells)} |"
+            yield f"| {launch.replace(' | ', ', ').replace('|', ',')} | {' | '.join(cells)} |"
         yield ""
         pages = sorted({PAGES[table] for table, _, _ in found})
-        yield "The first rows of " + ", ".join(f"[{page}]({up}tests/codegen/{page})" for page in pages) + "."
+        yield (
+            "The first rows of these solvers in "
+            + ", ".join(f"[{page}]({up}tests/codegen/{page})" for page in pages)
+            + "."
+        )
     elif elsewhere and (REPO / elsewhere).suffix == ".py":
         yield f"No table: [{elsewhere}]({up}{elsewhere}) compiles the kernel and asserts what it must be."
     elif elsewhere:
@@ -162,7 +168,7 @@ def _modelled(names: list[str], depth: int) -> Iterator[str]:
     rows = [[cell.strip() for cell in line.split(" | ")] for line in lines]
     own = [row for row in rows if any(re.search(rf"(^|[ ,]){re.escape(idea)} \(", row[-1]) for idea in ideas)]
     yield f"**Modelled** ([all families]({up}model-gap.md): an H200, bfloat16, channels-last, batch 32; time over"
-    yield "roofline, so 1 is the limit):"
+    yield "roofline, so 1 is the limit; of all layers of a family, whichever solver has them):"
     yield ""
     if own:
         yield "| family | pass | layers | geometric mean | worst | solvers of the family (layers) |"
@@ -170,7 +176,8 @@ def _modelled(names: list[str], depth: int) -> Iterator[str]:
         for row in own:
             yield f"| {row[0]} | {row[1]} | {row[2]} | {row[4]} | {row[5]} | {row[6]} |"
     elif names[0].startswith("triton."):
-        yield "It is the first choice of no layer of these workloads."
+        yield "It is the first choice of no layer of these workloads: they have none of its operation, or another"
+        yield "solver is modelled faster."
     else:
         yield "The cost model describes Triton kernels alone. Estimates of this backend are rules of thumb (`guess`)."
     yield ""

@@ -82,6 +82,7 @@ def windows(
     dilation: int = 1,
     out: int | None = None,
     title: str = "",
+    starts: Sequence[int] = (),
 ) -> Figure:
     """Draw one axis: the input with its padding above, a row for each output below, with the taps that it reads."""
     from gpuconv.shapes import conv_output_size
@@ -101,7 +102,8 @@ def windows(
             **({} if real else {"hatch": "////"}),
         )
     for o in range(count):
-        taps = [o * stride + t * dilation for t in range(kernel)]
+        first = starts[o] if starts else o * stride
+        taps = [first + t * dilation for t in range(kernel)]
         axes.plot([taps[0] + 0.5, taps[-1] + 0.5], [o + 1.8] * 2, color="#b9c2d3", linewidth=1, zorder=0)
         for tap in taps:
             _cell(axes, o + 1.4, tap, "", COLOURS[o % len(COLOURS)])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .grids import COLOURS
 
@@ -111,6 +112,7 @@ def lines(x: Sequence[float], curves: Mapping[str, Sequence[float]], across: str
         axes.plot(x, curve, label=name, color=COLOURS[place % len(COLOURS)], linewidth=1.4)
     if log:
         axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=all(float(value).is_integer() for value in x)))
     axes.set_xlabel(across, fontsize=8)
     axes.set_ylabel(up, fontsize=8)
     axes.tick_params(labelsize=8)

@@ -72,26 +72,37 @@ def product(rows: str = "pixels", columns: str = "filters", inner: str = "channe
     return figure
 
 
-def gather(taps: int = 3) -> Figure:
-    """An implicit GEMM: rows of the left operand are not in memory, each element is read where the tap points."""
+def gather(taps: int = 3, columns: str = "tile of columns, in registers only", row: str = "window") -> Figure:
+    """A window and its column; of an implicit GEMM it is never in memory, each element is read where the tap points."""
     figure, axes = _canvas(20, 9)
-    for row in range(6):
-        for column in range(6):
-            _box(axes, 0.8 + column, 1.6 + row, 1, 1)
+    words = f"one row: the {row} of one pixel"
+    for place in np.ndindex(6, 6):
+        _box(axes, 0.8 + place[1], 1.6 + place[0], 1, 1)
     for index, (r, s) in enumerate(np.ndindex(taps, taps)):
-        _box(axes, 1.8 + s, 2.6 + r, 1, 1, COLOURS[index % 9])
+        if row == "window":
+            _box(axes, 1.8 + s, 2.6 + r, 1, 1, COLOURS[index % 9])
+        else:
+            at = (2.3 + s + 0.9 * np.sin(2.0 * index + 1), 3.1 + r + 0.9 * np.cos(3.0 * index))
+            axes.plot([2.3 + s, at[0]], [3.1 + r, at[1]], color="#555", linewidth=0.7)
+            axes.plot(*at, "o", color=COLOURS[index % 9], markersize=6, markeredgecolor="#333", markeredgewidth=0.6)
         _box(axes, 9.5 + index, 3.6, 1, 1, COLOURS[index % 9])
     for top in (1.6, 2.6, 4.6, 5.6, 6.6):
         for index in range(taps * taps):
             _box(axes, 9.5 + index, top, 1, 1)
     _arrow(axes, (5.1, 4.1), (9.3, 4.1))
     _note(axes, 3.8, 0.8, "input")
-    _note(axes, 14, 0.8, "tile of columns, in registers only")
-    _note(axes, 14, 8.3, "one row: the window of one pixel")
+    _note(axes, 14, 0.8, columns)
+    _note(axes, 14, 8.3, words)
     return figure
 
 
-def marching(kernel: int = 3, rows: int = 7, columns: int = 9) -> Figure:
+def marching(
+    kernel: int = 3,
+    rows: int = 7,
+    columns: int = 9,
+    source: str = "input: each row is loaded once",
+    kept: str = "result: 3 rows open, in registers",
+) -> Figure:
     """A program that goes down the rows: one row of the input serves all rows of the result that are open."""
     figure, axes = _canvas(2 * columns + 8, rows + 3)
     now, left = rows // 2 + 1, columns + 5
@@ -104,8 +115,8 @@ def marching(kernel: int = 3, rows: int = 7, columns: int = 9) -> Figure:
             _box(axes, left + column, 1.5 + row, 1, 1, colour)
     for row in range(now - kernel + 1, now + 1):
         _arrow(axes, (columns + 1.1, now + 2), (left - 0.1, row + 2))
-    _note(axes, 1 + columns / 2, 0.8, "input: each row is loaded once")
-    _note(axes, left + columns / 2, 0.8, f"result: {kernel} rows open, in registers")
+    _note(axes, 1 + columns / 2, 0.8, source)
+    _note(axes, left + columns / 2, 0.8, kept)
     return figure
 
 
@@ -139,7 +150,7 @@ def ring(
         _box(axes, 7.4, 1.2 + slot * 1.6, 4.4, 1.3, colour, f"slot {slot}: {state}")
     for place, name in enumerate(consumers):
         _box(axes, 14.2, 1.8 + 3 * place, 5.2, 1.8, "#cfe0f5", f"{name}\nsums in registers")
-        _arrow(axes, (11.9, 1.9 + 1.6 * place), (14.1, 2.7 + 3 * place))
+        _arrow(axes, (11.9, 1.9), (14.1, 2.7 + 3 * place))
     _arrow(axes, (5.7, 4.2), (7.3, 5.0))
     _note(axes, 9.6, 0.6, "shared memory")
     _note(axes, 9.6, 8.2, "two barriers a slot: full, empty")
@@ -171,12 +182,12 @@ def separable() -> Figure:
     """Two convolutions in one program: the image between them is a tile in registers."""
     figure, axes = _canvas(22, 7)
     _box(axes, 0.8, 1.5, 4.2, 4, "#cfe0f5", "input tile\nwith its border")
-    _box(axes, 8.4, 1.5, 4.2, 4, LIT, "image between:\nregisters only")
+    _box(axes, 7.9, 1.5, 5.2, 4, LIT, "image between:\nregisters only")
     _box(axes, 16.4, 1.5, 4.6, 4, "#d8efdc", "result tile")
-    _arrow(axes, (5.1, 3.5), (8.3, 3.5))
-    _arrow(axes, (12.7, 3.5), (16.3, 3.5))
-    _note(axes, 6.7, 2.9, "depthwise")
-    _note(axes, 14.5, 2.9, "1x1 product")
+    _arrow(axes, (5.1, 3.5), (7.8, 3.5))
+    _arrow(axes, (13.2, 3.5), (16.3, 3.5))
+    _note(axes, 6.4, 2.9, "depthwise")
+    _note(axes, 14.7, 2.9, "1x1 product")
     return figure
 
 
@@ -195,16 +206,16 @@ def phases(stride: int = 2, size: int = 8, kernel: int = 3) -> Figure:
     return figure
 
 
-def splits(count: int = 4) -> Figure:
+def splits(count: int = 4, what: str = "pixels", parts: str = "sums", result: str = "gradient") -> Figure:
     """A weight gradient: pixels in splits, each with sums of its own, which a second kernel adds in order."""
     figure, axes = _canvas(22, 2.1 * count + 1.6)
     for place in range(count):
         y = 1.2 + 2.1 * place
-        _box(axes, 0.8, y, 6, 1.5, COLOURS[place], f"pixels, split {place}")
-        _box(axes, 9.2, y, 4.8, 1.5, "#eef1f6", f"partial sums {place}")
+        _box(axes, 0.8, y, 6, 1.5, COLOURS[place], f"{what}, split {place}")
+        _box(axes, 9.2, y, 4.8, 1.5, "#eef1f6", f"partial {parts} {place}")
         _arrow(axes, (6.9, y + 0.75), (9.1, y + 0.75))
-        _arrow(axes, (14.1, y + 0.75), (17.1, 1.2 + 2.1 * count / 2 - 0.3))
-    _box(axes, 17.2, 2.1 * count / 2 - 0.4, 4, 2.2, LIT, "gradient:\n0 + 1 + 2 + ...")
+        _arrow(axes, (14.1, y + 0.75), (16.8, 1.2 + 2.1 * count / 2 - 0.3))
+    _box(axes, 16.9, 2.1 * count / 2 - 0.4, 4.8, 2.2, LIT, f"{result}:\n0 + 1 + 2 + ...")
     _note(axes, 11.6, 0.6, "float32, in the workspace")
     return figure
 
@@ -229,14 +240,15 @@ def fields(kernel: int = 3, stride: int = 2, outputs: int = 4) -> Figure:
 
 def bytes_of(parts: dict[str, float], unit: str = "MB") -> Figure:
     """One bar of what is read and written, in parts."""
-    figure = Figure(figsize=(5.2, 1.2))
-    axes = figure.subplots()
+    rows = -(-len(parts) // 2)
+    height = 0.65 + 0.2 * rows
+    figure = Figure(figsize=(4.6, height))
+    axes = figure.add_axes((0.03, 0.25 / height, 0.94, 0.35 / height))
     left = 0.0
     for place, (name, size) in enumerate(parts.items()):
         axes.barh([0], [size], left=left, color=COLOURS[place % 9], label=f"{name}: {size:,.3g} {unit}")
         left += size
     axes.set_yticks([])
     axes.tick_params(labelsize=8)
-    axes.legend(fontsize=7.5, frameon=False, loc="upper left", bbox_to_anchor=(0, 1.75), ncols=2)
-    figure.tight_layout(pad=0.3)
+    figure.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
     return figure

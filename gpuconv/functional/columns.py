@@ -28,6 +28,15 @@ def unfold(
     Shapes: input ``(N, C, H, W)`` or ``(C, H, W)``, result ``(N, C R S, P Q)`` or ``(C R S, P Q)``. Floats, complex
     numbers and bool.
 
+    Parameters
+    ----------
+    input
+        Image ``(N, C, H, W)`` or ``(C, H, W)``; contiguous, channels-last or any strides.
+    kernel_size, dilation, padding, stride
+        Integers, or one for each of the two axes, of the window; torch's order. Paddings are symmetric.
+    backend
+        Backend or solver id to force for this call.
+
     Raises
     ------
     RuntimeError
@@ -61,6 +70,17 @@ def fold(
 
     Shapes: input ``(N, C R S, P Q)`` or ``(C R S, P Q)``, result ``(N, C, H, W)`` or ``(C, H, W)`` with `output_size`
     ``(H, W)``. Floats, complex numbers and bool; 16-bit floats add in float32.
+
+    Parameters
+    ----------
+    input
+        Columns ``(N, C R S, L)`` or ``(C R S, L)``, with as many positions ``L`` as the window has in the image.
+    output_size
+        Size ``(H, W)`` of the image, or an integer for both.
+    kernel_size, dilation, padding, stride
+        Integers, or one for each of the two axes, of the window; torch's order. Paddings are symmetric.
+    backend
+        Backend or solver id to force for this call.
 
     Raises
     ------

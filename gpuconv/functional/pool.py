@@ -301,7 +301,7 @@ def lp_pool2d(
     norm_type
         The power ``p``.
     kernel_size, stride, ceil_mode, padding, backend
-        As for :func:`max_pool2d`; the padding is of zeros (-inf where `norm_type` is infinite).
+        As for :func:`max_pool2d`; the padding is of zeros, and left out where `norm_type` is infinite.
 
     Returns
     -------

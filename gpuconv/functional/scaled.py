@@ -105,7 +105,8 @@ def scaled_conv2d(
         What an 8-bit result is multiplied by to stand for itself: as `input_scale`. Other results have none.
     out_dtype
         Type of the result: ``"bfloat16"``, ``"float16"``, ``"float32"`` or the type of `input`, by name or as the
-        library has it; default: bfloat16 for torch tensors, float32 for other arrays. NumPy has no bfloat16.
+        library has it; default: bfloat16 for torch tensors, float32 for other arrays, which have
+        no bfloat16 here.
     activation
         As in :func:`conv2d`, before the division by `output_scale`.
     backend

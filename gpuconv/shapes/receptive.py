@@ -13,7 +13,7 @@ __all__ = [
 ]
 
 Layer: TypeAlias = tuple[Size, Size, Size, Size]
-"""One layer of `receptive_field`: ``(kernel, stride, pad_lo, dilation)``."""
+"""One layer of :func:`receptive_field`, ``(kernel, stride, pad_lo, dilation)``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ class Window:
 
     @property
     def extent(self) -> Size:
-        """From the first tap to the last, both counted: ``d (k - 1) + 1``."""
+        """Distance from the first tap to the last, both counted, ``d (k - 1) + 1``."""
         return self.dilation * (self.kernel - 1) + 1
 
 

@@ -275,7 +275,8 @@ def tune(
     RuntimeError
         While a CUDA graph is captured or a model is compiled.
     ValueError
-        If a problem is not on a GPU that is there (on the CPU, under ``TRITON_INTERPRET=1``, with a `timer`, it is).
+        If a problem is not on a GPU that is there. (With a `timer`, under ``TRITON_INTERPRET=1``, problems on the CPU
+        are tuned too.)
 
     Examples
     --------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,4 +41,4 @@ def _texts(function: ast.FunctionDef) -> Iterator[str]:
             stack += ast.iter_child_nodes(node)
             continue
         if len(text.replace("…", "").split()) > 1:
-            yield " ".join(text.split())
+            yield re.sub("…+", "…", " ".join(text.split()))

@@ -101,6 +101,18 @@ def test_what_stands_under_parameters_are_parameters():
     assert wrong == []
 
 
+def test_no_words_are_taken_for_a_type(site):
+    """Of a value: what stands in front of a colon."""
+    long, types = [], 0
+    for path in (site / "api").glob("*.html"):
+        for field in re.findall(r"<dt[^>]*>Type<.*?<dd[^>]*>(.*?)</dd>", path.read_text(), re.DOTALL):
+            types += 1
+            words = re.sub(r"<[^>]*>", "", field).split()
+            long += [(path.stem, " ".join(words))] if len(words) > 6 else []
+    assert types
+    assert long == []
+
+
 def test_no_data_is_described_as_its_type(site):
     """A tuple's own words are not those of ``tuple``."""
     page = (site / "api" / "shapes.html").read_text()
