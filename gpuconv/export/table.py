@@ -64,7 +64,7 @@ def onnx_translations() -> dict[Any, Translator]:
     The batch may be dynamic, and so may spatial sizes, of which neither a named padding nor adaptive windows other than
     a single one may then depend. ONNX has no `rounding` and no `precision`: a runtime rounds the result of every node,
     and multiplies as it is set to. A maximum of NaN is what the runtime makes of it. Deformable convolutions need opset
-    19, whose default is torch's.
+    19 or newer, which torch's exporter writes by default (2.13: opset 20).
 
     Examples
     --------

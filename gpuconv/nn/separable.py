@@ -125,8 +125,10 @@ class SeparableConv2d(torch.nn.Module):
     ----------
     in_channels, out_channels
         Channels of input and output.
-    kernel_size, stride, padding, dilation, groups, padding_mode
+    kernel_size, stride, padding, dilation
         As in :class:`gpuconv.nn.Conv2d`; of each pair the first number belongs to the columns, the second to the rows.
+    groups, padding_mode
+        Of both, as in :class:`gpuconv.nn.Conv2d`.
     bias
         Whether each of the two adds a bias.
     device, dtype
