@@ -12,7 +12,7 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-PIECE = re.compile(r".+?(?:[._(\[=,/]+|$)", re.DOTALL)
+PIECE = re.compile(r".+?(?:[._(\[=,/]+(?![)\]._(\[=,/])|$)", re.DOTALL)
 
 
 class BreakNames(SphinxPostTransform):

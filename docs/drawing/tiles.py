@@ -82,9 +82,10 @@ def gather(taps: int = 3, columns: str = "tile of columns, in registers only", r
         if row == "window":
             _box(axes, 1.8 + s, 2.6 + r, 1, 1, COLOURS[index % 9])
         else:
-            at = (2.3 + s + 0.9 * np.sin(2.0 * index + 1), 3.1 + r + 0.9 * np.cos(3.0 * index))
-            axes.plot([2.3 + s, at[0]], [3.1 + r, at[1]], color="#555", linewidth=0.7)
-            axes.plot(*at, "o", color=COLOURS[index % 9], markersize=6, markeredgecolor="#333", markeredgewidth=0.6)
+            middle = (2.3 + s, 3.1 + r)
+            at = (middle[0] + 0.6 * np.sin(2.4 * index), middle[1] + 0.6 * np.cos(2.4 * index))
+            axes.plot([middle[0], at[0]], [middle[1], at[1]], color="#555", linewidth=0.8)
+            axes.plot(*at, "o", color=COLOURS[index % 9], markersize=5, markeredgecolor="#333", markeredgewidth=0.6)
         _box(axes, 9.5 + index, 3.6, 1, 1, COLOURS[index % 9])
     for top in (1.6, 2.6, 4.6, 5.6, 6.6):
         for index in range(taps * taps):
