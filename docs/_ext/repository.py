@@ -20,6 +20,7 @@ REPO = Path(__file__).resolve().parents[2]
 DOCS = REPO / "docs"
 LANGUAGES = {".py": "python", ".cu": "cuda", ".cuh": "cuda", ".c": "c", ".json": "json", ".md": "markdown"}
 WANTED: set[str] = set()
+NAVIGATION: dict[tuple[Any, ...], str] = {}
 
 
 def page_of(path: str) -> str:
@@ -80,6 +81,20 @@ def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
             )
 
 
+def same_navigation(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Let pages of files, none of which is in the navigation, share it: all that differs is the way up to its links."""
+    if pagename.startswith("source/"):
+        written, depth = context["toctree"], pagename.count("/")
+
+        def toctree(**options: Any) -> str:
+            key = (depth, *sorted(options.items()))
+            if key not in NAVIGATION:
+                NAVIGATION[key] = written(**options)
+            return NAVIGATION[key]
+
+        context["toctree"] = toctree
+
+
 def _shown(path: Path) -> bool:
     return path.suffix in LANGUAGES and not path.name.startswith("__pycache__")
 
@@ -95,4 +110,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.add_transform(ToRepository)
     app.connect("html-collect-pages", pages)
+    app.connect("html-page-context", same_navigation, priority=400)
     return {"parallel_read_safe": False, "parallel_write_safe": True}
