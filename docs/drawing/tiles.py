@@ -75,7 +75,6 @@ def product(rows: str = "pixels", columns: str = "filters", inner: str = "channe
 def gather(taps: int = 3, columns: str = "tile of columns, in registers only", row: str = "window") -> Figure:
     """A window and its column; of an implicit GEMM it is never in memory, each element is read where the tap points."""
     figure, axes = _canvas(20, 9)
-    words = f"one row: the {row} of one pixel"
     for place in np.ndindex(6, 6):
         _box(axes, 0.8 + place[1], 1.6 + place[0], 1, 1)
     for index, (r, s) in enumerate(np.ndindex(taps, taps)):
@@ -93,7 +92,7 @@ def gather(taps: int = 3, columns: str = "tile of columns, in registers only", r
     _arrow(axes, (5.1, 4.1), (9.3, 4.1))
     _note(axes, 3.8, 0.8, "input")
     _note(axes, 14, 0.8, columns)
-    _note(axes, 14, 8.3, words)
+    _note(axes, 14, 8.3, f"one row: the {row} of one pixel")
     return figure
 
 
@@ -102,7 +101,7 @@ def marching(
     rows: int = 7,
     columns: int = 9,
     source: str = "input: each row is loaded once",
-    kept: str = "result: 3 rows open, in registers",
+    kept: str = "result: {} rows open, in registers",
 ) -> Figure:
     """A program that goes down the rows: one row of the input serves all rows of the result that are open."""
     figure, axes = _canvas(2 * columns + 8, rows + 3)
@@ -117,7 +116,7 @@ def marching(
     for row in range(now - kernel + 1, now + 1):
         _arrow(axes, (columns + 1.1, now + 2), (left - 0.1, row + 2))
     _note(axes, 1 + columns / 2, 0.8, source)
-    _note(axes, left + columns / 2, 0.8, kept)
+    _note(axes, left + columns / 2, 0.8, kept.format(kernel))
     return figure
 
 

@@ -42,7 +42,7 @@ class MarchAxis:
     @property
     def results_in_vectors(self) -> bool:
         """Whether the results of a lane lie side by side and begin at multiples of what a lane writes."""
-        return self.phases == 1 and self.result == 0
+        return self.phases == self.result_pitch == 1 and self.result == 0
 
     @property
     def open(self) -> int:
